@@ -1,0 +1,2 @@
+//! What confidential hardware allows.
+#![forbid(unsafe_code)]

@@ -1,0 +1,395 @@
+//! The calls of KVM's memory interface, as plain data: what is asked, and what came back.
+//!
+//! Everything above this crate speaks in these: the model answers a [`Call`], a real kernel executes it, a scenario
+//! file writes it down, and a repair is a list of them. Arguments are raw where the kernel takes raw values, since
+//! a wrong value is exactly what one wants to ask about.
+
+use crate::{DirtyPages, GmemId, Hva, SlotFlags, SlotKey};
+
+/// Which of the two structs a set-region call passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum RegionVersion {
+    /// `KVM_SET_USER_MEMORY_REGION`, 32 bytes.
+    #[default]
+    V1,
+    /// `KVM_SET_USER_MEMORY_REGION2`, 160 bytes, since Linux 6.8.
+    V2,
+}
+
+/// A file that is open, but no guest_memfd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum OtherFile {
+    /// `/dev/null`.
+    #[default]
+    Null,
+    /// A plain memfd.
+    Memfd,
+    /// The VM's own file.
+    Vm,
+    /// `/dev/kvm`.
+    Kvm,
+}
+
+/// What the `guest_memfd` number of a set-region call names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum FileRef {
+    /// No open file has this number.
+    NotOpen(i32),
+    /// An open file of another kind.
+    Other(OtherFile),
+    /// A guest_memfd of another VM.
+    Foreign,
+    /// A guest_memfd of this VM.
+    Gmem(GmemId),
+}
+
+impl Default for FileRef {
+    fn default() -> Self {
+        Self::NotOpen(0)
+    }
+}
+
+/// The arguments of `KVM_SET_USER_MEMORY_REGION` or `KVM_SET_USER_MEMORY_REGION2`, unchecked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Region {
+    /// Which struct is passed.
+    pub version: RegionVersion,
+    /// Address space (upper 16 bits) and slot id (lower 16).
+    pub slot: u32,
+    /// `KVM_MEM_*` bits; see [`SlotFlags`].
+    pub flags: u32,
+    /// `guest_phys_addr`, in bytes.
+    pub gpa: u64,
+    /// `memory_size`, in bytes; 0 deletes the slot.
+    pub size: u64,
+    /// `userspace_addr`.
+    pub hva: u64,
+    /// `guest_memfd`, looked at only with `KVM_MEM_GUEST_MEMFD`.
+    pub gmem: FileRef,
+    /// `guest_memfd_offset`, in bytes, looked at only with `KVM_MEM_GUEST_MEMFD`.
+    pub gmem_offset: u64,
+    /// What `pad1` and `pad2` hold; the kernel never looks.
+    pub padding: u32,
+}
+
+impl Region {
+    /// A plain slot, without flags, through the older struct.
+    pub const fn new(slot: SlotKey, gpa: u64, size: u64, hva: u64) -> Self {
+        Self {
+            version: RegionVersion::V1,
+            slot: slot.raw(),
+            flags: 0,
+            gpa,
+            size,
+            hva,
+            gmem: FileRef::NotOpen(0),
+            gmem_offset: 0,
+            padding: 0,
+        }
+    }
+
+    /// The call that deletes `slot`.
+    pub const fn delete(slot: SlotKey) -> Self {
+        Self::new(slot, 0, 0, 0)
+    }
+
+    /// The same with other flags.
+    #[must_use]
+    pub const fn with_flags(mut self, flags: SlotFlags) -> Self {
+        self.flags = flags.bits();
+        self
+    }
+
+    /// The same bound to a guest_memfd: the newer struct, with `KVM_MEM_GUEST_MEMFD` set.
+    #[must_use]
+    pub const fn with_gmem(mut self, file: GmemId, offset: u64) -> Self {
+        self.version = RegionVersion::V2;
+        self.flags |= SlotFlags::GUEST_MEMFD.bits();
+        self.gmem = FileRef::Gmem(file);
+        self.gmem_offset = offset;
+        self
+    }
+
+    /// Whether the request carries `flag`.
+    #[inline]
+    pub const fn has(&self, flag: SlotFlags) -> bool {
+        self.flags & flag.bits() != 0
+    }
+}
+
+/// A call on a guest_memfd file itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum FileCall {
+    /// Closes the last descriptor.
+    Close,
+    /// `read` of one page.
+    Read,
+    /// `write` of one page.
+    Write,
+    /// `pread` of one page at 0.
+    Pread,
+    /// `pwrite` of one page at 0.
+    Pwrite,
+    /// `lseek` to 0.
+    Lseek,
+    /// `fchmod` to 0600.
+    Chmod,
+    /// `ftruncate`.
+    Truncate {
+        /// The new length in bytes.
+        len: u64,
+    },
+    /// `fstat`, giving `st_size`.
+    Size,
+    /// `fstat`, giving `st_blocks`.
+    Blocks,
+    /// `fallocate`.
+    Fallocate {
+        /// `FALLOC_FL_*` bits.
+        mode: u32,
+        /// Start in bytes, signed in the system call.
+        offset: u64,
+        /// Length in bytes, signed in the system call.
+        len: u64,
+    },
+    /// `mmap` of the file, at an address that the kernel chooses.
+    Mmap {
+        /// Length in bytes.
+        len: u64,
+        /// `PROT_*` bits.
+        prot: u32,
+        /// `MAP_*` bits.
+        flags: u32,
+        /// Offset into the file in bytes.
+        offset: u64,
+    },
+}
+
+/// A mapping of a guest_memfd, numbered in the order of creation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(transparent)
+)]
+pub struct MapId(u32);
+
+impl MapId {
+    /// The mapping made as the `index`-th of its VM, from 0.
+    pub const fn new(index: u32) -> Self {
+        Self(index)
+    }
+
+    /// The number in the order of creation, from 0.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A call on a mapping of a guest_memfd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum MapCall {
+    /// Writes one byte; gives the number of the signal that this raises, or 0.
+    Touch {
+        /// Offset into the mapping in bytes.
+        offset: u64,
+    },
+    /// `madvise` over the whole mapping.
+    Madvise {
+        /// `MADV_*` value.
+        advice: u32,
+    },
+    /// `mprotect` over the whole mapping.
+    Mprotect {
+        /// `PROT_*` bits.
+        prot: u32,
+    },
+    /// `munmap` of the whole mapping.
+    Unmap,
+}
+
+/// Where a call's result goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Buffer {
+    /// Memory of the right size.
+    #[default]
+    Good,
+    /// A null pointer.
+    Null,
+}
+
+/// The bitmap that `KVM_CLEAR_DIRTY_LOG` passes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum ClearBits {
+    /// Every bit set.
+    All,
+    /// These 64-bit words, the first one for `first_page`; missing words count as 0.
+    Words(Vec<u64>),
+    /// A null pointer.
+    Null,
+}
+
+/// One call of KVM's memory interface.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Call {
+    /// `KVM_SET_USER_MEMORY_REGION` or `KVM_SET_USER_MEMORY_REGION2`.
+    SetRegion(Region),
+    /// `KVM_CREATE_GUEST_MEMFD`.
+    CreateGmem {
+        /// File size in bytes.
+        size: u64,
+        /// `GUEST_MEMFD_FLAG_*` bits.
+        flags: u64,
+        /// What the reserved words hold; the kernel never looks.
+        reserved: u64,
+    },
+    /// A system call on a guest_memfd.
+    File(GmemId, FileCall),
+    /// A system call on a mapping of a guest_memfd.
+    Map(MapId, MapCall),
+    /// `KVM_SET_MEMORY_ATTRIBUTES`.
+    SetAttributes {
+        /// First byte.
+        address: u64,
+        /// Length in bytes.
+        size: u64,
+        /// `KVM_MEMORY_ATTRIBUTE_*` bits.
+        attributes: u64,
+        /// Must be 0.
+        flags: u64,
+    },
+    /// `KVM_GET_DIRTY_LOG`.
+    GetDirtyLog {
+        /// Address space and slot id.
+        slot: u32,
+        /// Where the bitmap goes.
+        buffer: Buffer,
+    },
+    /// `KVM_CLEAR_DIRTY_LOG`.
+    ClearDirtyLog {
+        /// Address space and slot id.
+        slot: u32,
+        /// First page of the range, relative to the slot.
+        first_page: u64,
+        /// Pages in the range.
+        num_pages: u32,
+        /// The bits to clear.
+        bits: ClearBits,
+    },
+    /// `KVM_RESET_DIRTY_RINGS`.
+    ResetDirtyRings,
+    /// Takes every published entry out of a vCPU's dirty ring, marking it harvested.
+    HarvestDirtyRing {
+        /// Index of the vCPU.
+        vcpu: u32,
+    },
+    /// `KVM_ENABLE_CAP` on the VM.
+    EnableCap {
+        /// Capability number.
+        cap: u32,
+        /// Must be 0 for most capabilities.
+        flags: u32,
+        /// The arguments.
+        args: [u64; 4],
+    },
+    /// `KVM_CHECK_EXTENSION` on the VM.
+    CheckExtension {
+        /// Capability number.
+        cap: u32,
+    },
+    /// `KVM_CREATE_VCPU` with the next free id.
+    CreateVcpu,
+    /// `KVM_PRE_FAULT_MEMORY`.
+    PreFault {
+        /// Index of the vCPU.
+        vcpu: u32,
+        /// First byte.
+        gpa: u64,
+        /// Length in bytes.
+        size: u64,
+        /// Must be 0.
+        flags: u64,
+    },
+    /// `KVM_SET_NR_MMU_PAGES`.
+    SetNrMmuPages {
+        /// The limit of shadow pages.
+        pages: u64,
+    },
+    /// `KVM_SET_TSS_ADDR`.
+    SetTssAddr {
+        /// Guest-physical address of the three pages.
+        gpa: u64,
+    },
+    /// `KVM_SET_IDENTITY_MAP_ADDR`.
+    SetIdentityMapAddr {
+        /// Guest-physical address of the page.
+        gpa: u64,
+    },
+    /// `KVM_CREATE_IRQCHIP`.
+    CreateIrqchip,
+    /// A guest write of four bytes, by vCPU 0, at CPL 0.
+    GuestWrite {
+        /// Guest-physical address of the write; its page also holds the instruction.
+        gpa: u64,
+    },
+}
+
+/// What a guest's access came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Access {
+    /// Memory was read or written.
+    Done,
+    /// `KVM_EXIT_MMIO`.
+    Mmio,
+    /// No memory to fetch the instruction from: `KVM_EXIT_INTERNAL_ERROR`.
+    NoMemory,
+    /// `KVM_EXIT_DIRTY_RING_FULL`: the guest did not run.
+    RingFull,
+}
+
+/// What a call that succeeded gave back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Outcome {
+    /// 0, and nothing else.
+    Done,
+    /// A number: a capability's value, a count, a size, a signal.
+    Value(u64),
+    /// The new guest_memfd.
+    Gmem(GmemId),
+    /// The new mapping and where it lies; the address differs from run to run.
+    Mapped(MapId, Hva),
+    /// The bits of a dirty log.
+    Dirty(DirtyPages),
+    /// The entries taken from a dirty ring: `slot` as in the ioctls, and the page's offset in it.
+    Ring(Vec<(u32, u64)>),
+    /// What `KVM_PRE_FAULT_MEMORY` left to do.
+    Remaining {
+        /// First byte not done.
+        gpa: u64,
+        /// Bytes not done.
+        size: u64,
+    },
+    /// A guest access.
+    Access(Access),
+}
+
+impl Outcome {
+    /// Whether two machines gave the same answer; addresses of mappings are each machine's own.
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Mapped(a, _), Self::Mapped(b, _)) => a == b,
+            (a, b) => a == b,
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! What userspace asked KVM for.
+#![forbid(unsafe_code)]
+
+mod addr;
+mod call;
+mod dirty;
+mod errno;
+mod flags;
+mod id;
+mod level;
+
+pub use addr::{Gfn, GfnRange, Gpa, Hva, PAGE_SHIFT, PAGE_SIZE, Pages};
+pub use call::{
+    Access, Buffer, Call, ClearBits, FileCall, FileRef, MapCall, MapId, OtherFile, Outcome, Region,
+    RegionVersion,
+};
+pub use dirty::DirtyPages;
+pub use errno::{Errno, UnknownErrno};
+pub use flags::{Attributes, GmemFlags, ManualProtect, SlotFlags};
+pub use id::{AsId, Generation, GmemId, SlotId, SlotKey, USER_SLOTS};
+pub use level::{Level, PageSize};

@@ -1,0 +1,2 @@
+//! The limits and tables of KVM's MMU.
+#![forbid(unsafe_code)]
