@@ -65,7 +65,7 @@ reasons! {
     /// Why `KVM_PRE_FAULT_MEMORY` fails.
     pub enum PreFaultError {
         /// The kernel has no such ioctl.
-        NotBuiltIn {} = "no-pre-fault", ENOTTY, "kvm_main.c:kvm_vcpu_ioctl", "until 6.10",
+        NotBuiltIn {} = "no-pre-fault", EINVAL, "x86.c:kvm_arch_vcpu_ioctl", "until 6.10",
             "this kernel has no KVM_PRE_FAULT_MEMORY";
         /// No flag is defined.
         Flags { flags: u64 } = "pre-fault-flags", EINVAL, "kvm_main.c:kvm_vcpu_pre_fault_memory", "since 6.11",

@@ -1,0 +1,75 @@
+//! Dirty rings of a VM: enabling, harvesting, resetting.
+
+use super::DirtyRing;
+use crate::{DirtyRingError, Memory, Outcome, Refusal, VmType, cap};
+
+/// Bytes of one entry.
+const ENTRY: u64 = 16;
+/// The most a ring can have (`KVM_DIRTY_RING_MAX_ENTRIES` entries).
+pub(crate) const MAX_BYTES: u64 = 65536 * ENTRY;
+
+impl Memory {
+    /// The smallest ring that KVM takes here: its reserve, and at least a page.
+    pub fn min_ring_bytes(&self) -> u64 {
+        // A TD's own reserve is not known before the VM exists; KVM sizes by the host.
+        (u64::from(self.profile().ring_reserve(VmType::Default)) * ENTRY).max(crate::PAGE_SIZE)
+    }
+
+    /// Enabling dirty rings of `size` bytes (`kvm_vm_ioctl_enable_dirty_log_ring`).
+    pub(crate) fn check_enable_ring(&self, size: u64) -> Result<(), DirtyRingError> {
+        if !self.profile().dirty_ring.get() {
+            return Err(DirtyRingError::NotBuiltIn {});
+        }
+        if !size.is_power_of_two() {
+            return Err(DirtyRingError::NotPowerOfTwo { size });
+        }
+        let min = self.min_ring_bytes();
+        if size < min {
+            return Err(DirtyRingError::TooSmall { size, min });
+        }
+        if size > MAX_BYTES {
+            return Err(DirtyRingError::TooBig { size, max: MAX_BYTES });
+        }
+        if self.ring_bytes != 0 {
+            return Err(DirtyRingError::AlreadyEnabled { size: self.ring_bytes });
+        }
+        match self.vcpus() {
+            0 => Ok(()),
+            vcpus => Err(DirtyRingError::HasVcpu { vcpus }),
+        }
+    }
+
+    /// The ring of a new vCPU.
+    pub(crate) fn new_ring(&self) -> Option<DirtyRing> {
+        let entries = u32::try_from(self.ring_bytes / ENTRY).ok().filter(|n| *n != 0)?;
+        Some(DirtyRing::new(entries, self.profile().ring_reserve(self.vm_type())))
+    }
+
+    /// Takes every published entry out of a vCPU's ring and marks it harvested, as a VMM does through the mapping.
+    ///
+    /// # Errors
+    /// The vCPU does not exist, or has no ring.
+    pub fn harvest_dirty_ring(&mut self, vcpu: u32) -> Result<Vec<(u32, u64)>, Refusal> {
+        let ring = usize::try_from(vcpu).ok().and_then(|index| self.rings.get_mut(index));
+        let ring = ring.ok_or(DirtyRingError::NoRing { vcpu })?;
+        Ok(ring.harvest().into_iter().map(|entry| (entry.slot.raw(), entry.offset)).collect())
+    }
+
+    /// `KVM_RESET_DIRTY_RINGS`: frees the harvested entries of all vCPUs and gives their number.
+    ///
+    /// # Errors
+    /// The VM has no rings.
+    pub fn reset_dirty_rings(&mut self) -> Result<Outcome, Refusal> {
+        self.check_gate()?;
+        if !self.has_rings() {
+            return Err(DirtyRingError::NotEnabled {}.into());
+        }
+        let count: u64 = self.rings.iter_mut().map(|ring| u64::from(ring.reset().count)).sum();
+        Ok(Outcome::Value(count))
+    }
+
+    /// Whether `cap` is one of the two numbers that enable rings.
+    pub(crate) fn enables_ring(cap: u32) -> bool {
+        matches!(cap, cap::DIRTY_LOG_RING | cap::DIRTY_LOG_RING_ACQ_REL)
+    }
+}

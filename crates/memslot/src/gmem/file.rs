@@ -1,0 +1,145 @@
+//! System calls on a guest_memfd.
+
+use super::Mapping;
+use crate::{FileCall, FileError, GmemFlags, GmemId, Hva, MapId, Memory, Outcome, PAGE_SIZE, Refusal};
+
+/// `FALLOC_FL_*` modes.
+mod falloc {
+    pub(super) const KEEP_SIZE: u32 = 0x01;
+    pub(super) const PUNCH_HOLE: u32 = 0x02;
+    pub(super) const COLLAPSE_RANGE: u32 = 0x08;
+    pub(super) const ZERO_RANGE: u32 = 0x10;
+    pub(super) const INSERT_RANGE: u32 = 0x20;
+    pub(super) const UNSHARE_RANGE: u32 = 0x40;
+}
+
+/// `PROT_EXEC`.
+pub(super) const PROT_EXEC: u32 = 4;
+const MAP_SHARED: u32 = 1;
+const MAP_PRIVATE: u32 = 2;
+const MAP_SHARED_VALIDATE: u32 = 3;
+const MAP_TYPE: u32 = 0xf;
+
+/// The largest file offset.
+const MAX_OFFSET: u64 = i64::MAX.unsigned_abs();
+
+impl Memory {
+    /// A system call on a guest_memfd.
+    ///
+    /// # Errors
+    /// The first test that fails, of the VFS or of guest_memfd.
+    pub fn file_call(&mut self, id: GmemId, call: FileCall) -> Result<Outcome, Refusal> {
+        let file = self.gmem_file(id).filter(|f| f.is_open()).ok_or(FileError::Closed {})?;
+        let (size, flags) = (file.size(), file.flags());
+        match call {
+            FileCall::Close => {
+                self.close(id);
+                Ok(Outcome::Done)
+            }
+            FileCall::Read | FileCall::Write => Err(FileError::NoReadWrite {}.into()),
+            FileCall::Pread | FileCall::Pwrite | FileCall::Lseek => Err(FileError::NotSeekable {}.into()),
+            FileCall::Truncate { len } if len > MAX_OFFSET => Err(FileError::TruncateNegative { len }.into()),
+            FileCall::Truncate { .. } | FileCall::Chmod => Err(FileError::SetAttr {}.into()),
+            FileCall::Size => Ok(Outcome::Value(size)),
+            FileCall::Blocks => Ok(Outcome::Value(0)),
+            FileCall::Fallocate { mode, offset, len } => {
+                check_fallocate(mode, offset, len, size)?;
+                Ok(Outcome::Done)
+            }
+            FileCall::Mmap { len, prot, flags: map_flags, offset } => {
+                check_mmap(len, prot, map_flags, offset, flags, self.profile().user_end.get())?;
+                Ok(self.map(Mapping { file: id, len, prot, offset, live: true }))
+            }
+        }
+    }
+
+    fn close(&mut self, id: GmemId) {
+        if let Some(file) = self.gmem_file_mut(id) {
+            file.descriptor_open = false;
+        }
+        self.release_if_dead(id);
+        self.version += 1;
+    }
+
+    fn map(&mut self, mapping: Mapping) -> Outcome {
+        if let Some(file) = self.gmem_file_mut(mapping.file) {
+            file.mappings += 1;
+        }
+        let index = self.maps.len();
+        self.maps.push(mapping);
+        // Any page-aligned address will do; a real kernel chooses another one each time.
+        let address = (0x7000_0000_0000 + (index as u64) * (1 << 30)) & (self.profile().user_end.get() / 2);
+        Outcome::Mapped(MapId::new(u32::try_from(index).unwrap_or(u32::MAX)), Hva::new(address))
+    }
+}
+
+/// `vfs_fallocate`, then `kvm_gmem_fallocate`.
+fn check_fallocate(mode: u32, offset: u64, len: u64, size: u64) -> Result<(), FileError> {
+    if offset > MAX_OFFSET || len == 0 || len > MAX_OFFSET {
+        return Err(FileError::FallocateRange { offset, len });
+    }
+    if !is_valid_mode(mode) {
+        return Err(FileError::FallocateMode { mode });
+    }
+    if offset + len > MAX_OFFSET {
+        return Err(FileError::FallocateTooBig { offset, len });
+    }
+    if mode & falloc::KEEP_SIZE == 0 {
+        return Err(FileError::FallocateKeepSize { mode });
+    }
+    if mode & !(falloc::KEEP_SIZE | falloc::PUNCH_HOLE) != 0 {
+        return Err(FileError::FallocateOther { mode });
+    }
+    if offset % PAGE_SIZE != 0 || len % PAGE_SIZE != 0 {
+        return Err(FileError::FallocateUnaligned { offset, len });
+    }
+    if mode & falloc::PUNCH_HOLE == 0 && offset + len > size {
+        return Err(FileError::FallocateBeyond { offset, len, size });
+    }
+    Ok(())
+}
+
+/// Which modes the VFS lets through: one operation at a time, and for some a fixed answer to keeping the size.
+fn is_valid_mode(mode: u32) -> bool {
+    let keeps = mode & falloc::KEEP_SIZE != 0;
+    match mode & !falloc::KEEP_SIZE {
+        0 | falloc::UNSHARE_RANGE | falloc::ZERO_RANGE => true,
+        falloc::PUNCH_HOLE => keeps,
+        falloc::COLLAPSE_RANGE | falloc::INSERT_RANGE => !keeps,
+        _ => false,
+    }
+}
+
+/// `do_mmap`, then `kvm_gmem_mmap`.
+fn check_mmap(
+    len: u64,
+    prot: u32,
+    map_flags: u32,
+    offset: u64,
+    file_flags: GmemFlags,
+    user_end: u64,
+) -> Result<(), FileError> {
+    if len == 0 || offset % PAGE_SIZE != 0 {
+        return Err(FileError::MmapRange { len, offset });
+    }
+    if len > user_end {
+        return Err(FileError::MmapTooBig { len });
+    }
+    if offset / PAGE_SIZE > (MAX_OFFSET - len.next_multiple_of(PAGE_SIZE)) / PAGE_SIZE {
+        return Err(FileError::MmapOverflow { len, offset });
+    }
+    let kind = map_flags & MAP_TYPE;
+    if !matches!(kind, MAP_SHARED | MAP_PRIVATE | MAP_SHARED_VALIDATE) {
+        return Err(FileError::MmapKind { flags: map_flags });
+    }
+    if prot & PROT_EXEC != 0 {
+        return Err(FileError::MmapExec {});
+    }
+    if !file_flags.contains(GmemFlags::MMAP) {
+        return Err(FileError::MmapUnsupported {});
+    }
+    if kind == MAP_PRIVATE {
+        return Err(FileError::MmapPrivate {});
+    }
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! One memory slot.
+
+use crate::{DirtyBitmap, Gfn, GfnRange, GmemId, Hva, LpageInfo, PAGE_SHIFT, Pages, SlotFlags, SlotKey};
+
+/// The part of a guest_memfd that a slot is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// The file; cleared when its last descriptor is closed, since the VM holds no reference.
+    pub file: Option<GmemId>,
+    /// First page of the file's range.
+    pub first_page: u64,
+    /// The file can be mapped, so every guest access uses it and the host address serves KVM's own accesses only
+    /// (`KVM_MEMSLOT_GMEM_ONLY`, 6.18).
+    pub gmem_only: bool,
+}
+
+/// A memory slot (`struct kvm_memory_slot`): guest frames backed by a range of host addresses.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    pub(crate) key: SlotKey,
+    pub(crate) range: GfnRange,
+    pub(crate) hva: Hva,
+    pub(crate) flags: SlotFlags,
+    pub(crate) binding: Option<Binding>,
+    pub(crate) dirty: Option<DirtyBitmap>,
+    pub(crate) lpage: LpageInfo,
+}
+
+impl Slot {
+    /// Address space and id.
+    pub fn key(&self) -> SlotKey {
+        self.key
+    }
+
+    /// The guest frames it holds.
+    pub fn range(&self) -> GfnRange {
+        self.range
+    }
+
+    /// How many pages it holds.
+    pub fn pages(&self) -> Pages {
+        self.range.pages()
+    }
+
+    /// The host address of its first byte.
+    pub fn hva(&self) -> Hva {
+        self.hva
+    }
+
+    /// Its flags.
+    pub fn flags(&self) -> SlotFlags {
+        self.flags
+    }
+
+    /// The guest_memfd range it is bound to.
+    pub fn binding(&self) -> Option<Binding> {
+        self.binding
+    }
+
+    /// Its dirty bitmap, when the slot is logged and the VM keeps bitmaps.
+    pub fn dirty(&self) -> Option<&DirtyBitmap> {
+        self.dirty.as_ref()
+    }
+
+    /// Which huge mappings alignment and write tracking allow.
+    pub fn lpage(&self) -> &LpageInfo {
+        &self.lpage
+    }
+
+    /// Whether guest writes are logged.
+    pub fn is_logged(&self) -> bool {
+        self.flags.contains(SlotFlags::LOG_DIRTY_PAGES)
+    }
+
+    /// Whether guest writes exit as MMIO.
+    pub fn is_readonly(&self) -> bool {
+        self.flags.contains(SlotFlags::READONLY)
+    }
+
+    /// The host address of a frame that the slot holds, else `None` (`__gfn_to_hva_memslot`).
+    pub fn hva_of(&self, gfn: Gfn) -> Option<Hva> {
+        let offset = gfn.raw().checked_sub(self.range.start().raw())?;
+        self.range.contains(gfn).then(|| Hva::new(self.hva.raw() + (offset << PAGE_SHIFT)))
+    }
+
+    /// The host addresses it holds, as `[start, end)`.
+    pub(crate) fn hva_range(&self) -> (u64, u64) {
+        (self.hva.raw(), self.hva.raw() + self.pages().bytes())
+    }
+}

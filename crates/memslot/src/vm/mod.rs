@@ -1,0 +1,7 @@
+//! The calls on a VM as a whole: capabilities, attributes, pre-faulting, and what else lays memory out.
+
+mod attributes;
+mod capability;
+mod guest;
+mod layout;
+mod pre_fault;
