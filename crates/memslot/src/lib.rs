@@ -8,6 +8,8 @@ mod errno;
 mod flags;
 mod id;
 mod level;
+#[doc(hidden)]
+pub mod ordered;
 
 pub use addr::{Gfn, GfnRange, Gpa, Hva, PAGE_SHIFT, PAGE_SIZE, Pages};
 pub use call::{
