@@ -2,16 +2,20 @@
 #![forbid(unsafe_code)]
 
 mod addr;
+mod attributes;
 mod call;
 mod dirty;
 mod errno;
 mod flags;
 mod id;
 mod level;
+mod lpage;
 #[doc(hidden)]
 pub mod ordered;
+mod slot_ids;
 
 pub use addr::{Gfn, GfnRange, Gpa, Hva, PAGE_SHIFT, PAGE_SIZE, Pages};
+pub use attributes::{AttributeMap, Ranges as AttributeRanges};
 pub use call::{
     Access, Buffer, Call, ClearBits, FileCall, FileRef, MapCall, MapId, OtherFile, Outcome, Region,
     RegionVersion,
@@ -21,3 +25,5 @@ pub use errno::{Errno, UnknownErrno};
 pub use flags::{Attributes, GmemFlags, ManualProtect, SlotFlags};
 pub use id::{AsId, Generation, GmemId, SlotId, SlotKey, USER_SLOTS};
 pub use level::{Level, PageSize};
+pub use lpage::LpageInfo;
+pub use slot_ids::SlotIdAllocator;
