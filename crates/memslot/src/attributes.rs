@@ -83,8 +83,8 @@ impl AttributeMap {
     }
 
     /// `range` cut where attributes change, ascending; parts without attributes are included.
-    pub fn ranges(&self, range: GfnRange) -> Ranges<'_> {
-        Ranges {
+    pub fn ranges(&self, range: GfnRange) -> AttributeRanges<'_> {
+        AttributeRanges {
             map: self,
             rest: Some(range),
         }
@@ -202,12 +202,12 @@ impl AttributeMap {
 
 /// The parts of a range with equal attributes; made by [`AttributeMap::ranges`].
 #[derive(Clone, Debug)]
-pub struct Ranges<'a> {
+pub struct AttributeRanges<'a> {
     map: &'a AttributeMap,
     rest: Option<GfnRange>,
 }
 
-impl Iterator for Ranges<'_> {
+impl Iterator for AttributeRanges<'_> {
     type Item = (GfnRange, Attributes);
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -219,7 +219,7 @@ impl Iterator for Ranges<'_> {
     }
 }
 
-impl FusedIterator for Ranges<'_> {}
+impl FusedIterator for AttributeRanges<'_> {}
 
 #[cfg(test)]
 mod tests;

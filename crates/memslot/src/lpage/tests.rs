@@ -117,7 +117,8 @@ proptest! {
                 let gfn = Gfn::new(frame << size.level().gfn_shift());
                 prop_assert_eq!(slot.disallow(size, gfn), *word);
             }
-            prop_assert_eq!(slot.disallow(size, Gfn::new((first + dense.words[at].len() as u64) << size.level().gfn_shift())), 1);
+            let behind = (first + slot.entries(size)) << size.level().gfn_shift();
+            prop_assert_eq!(slot.disallow(size, Gfn::new(behind)), 1);
         }
     }
 }
