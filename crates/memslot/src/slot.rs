@@ -1,6 +1,8 @@
 //! One memory slot.
 
-use crate::{DirtyBitmap, Gfn, GfnRange, GmemId, Hva, LpageInfo, PAGE_SHIFT, Pages, SlotFlags, SlotKey};
+use crate::{
+    DirtyBitmap, Gfn, GfnRange, GmemId, Hva, LpageInfo, PAGE_SHIFT, Pages, SlotFlags, SlotKey,
+};
 
 /// The part of a guest_memfd that a slot is bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +82,9 @@ impl Slot {
     /// The host address of a frame that the slot holds, else `None` (`__gfn_to_hva_memslot`).
     pub fn hva_of(&self, gfn: Gfn) -> Option<Hva> {
         let offset = gfn.raw().checked_sub(self.range.start().raw())?;
-        self.range.contains(gfn).then(|| Hva::new(self.hva.raw() + (offset << PAGE_SHIFT)))
+        self.range
+            .contains(gfn)
+            .then(|| Hva::new(self.hva.raw() + (offset << PAGE_SHIFT)))
     }
 
     /// The host addresses it holds, as `[start, end)`.

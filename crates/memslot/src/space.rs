@@ -62,7 +62,9 @@ impl AddressSpace {
 
     /// The slot that holds the highest frames.
     pub fn last(&self) -> Option<&Slot> {
-        self.by_gfn.predecessor(u64::MAX).and_then(|entry| self.at(entry.value))
+        self.by_gfn
+            .predecessor(u64::MAX)
+            .and_then(|entry| self.at(entry.value))
     }
 
     /// The slot with this id (`id_to_memslot`).
@@ -75,7 +77,11 @@ impl AddressSpace {
     #[inline]
     pub fn by_gfn(&self, gfn: Gfn) -> Option<&Slot> {
         let entry = self.by_gfn.predecessor(gfn.raw())?;
-        if gfn.raw() < entry.end { self.at(entry.value) } else { None }
+        if gfn.raw() < entry.end {
+            self.at(entry.value)
+        } else {
+            None
+        }
     }
 
     /// The slots that hold a frame of `range`, by ascending frame (`kvm_for_each_memslot_in_gfn_range`).
@@ -104,7 +110,10 @@ impl AddressSpace {
 
     #[inline]
     pub(crate) fn index_of(&self, id: SlotId) -> Option<SlotIndex> {
-        self.by_id.get(usize::from(id.raw())).copied()?.checked_sub(1)
+        self.by_id
+            .get(usize::from(id.raw()))
+            .copied()?
+            .checked_sub(1)
     }
 
     #[inline]
@@ -143,7 +152,8 @@ impl AddressSpace {
             self.by_id.resize(id + 1, 0);
         }
         self.by_id[id] = index + 1;
-        self.by_gfn.insert(range.start().raw(), range.end().raw(), index);
+        self.by_gfn
+            .insert(range.start().raw(), range.end().raw(), index);
         self.by_hva.insert(hva_start, hva_end, index);
     }
 
@@ -166,5 +176,8 @@ fn frames_in(slot: &Slot, start: Hva, end: Hva) -> Option<GfnRange> {
     let to = end.raw().min(last).checked_sub(first)?;
     let base = slot.range.start().raw();
     let begin = base + (from >> crate::PAGE_SHIFT);
-    GfnRange::between(Gfn::new(begin), Gfn::new(base + to.div_ceil(crate::PAGE_SIZE)))
+    GfnRange::between(
+        Gfn::new(begin),
+        Gfn::new(base + to.div_ceil(crate::PAGE_SIZE)),
+    )
 }

@@ -1,9 +1,10 @@
 //! `KVM_GET_DIRTY_LOG` and `KVM_CLEAR_DIRTY_LOG`.
 
-use super::{DirtyBitmap, DirtyPages};
+use super::{ClearMask, DirtyBitmap, DirtyPages};
 use crate::set_region::{high_half, low_half};
 use crate::{
-    AsId, Buffer, ClearBits, DirtyLogError, ManualProtect, Memory, Outcome, Refusal, Slot, SlotId, SlotKey,
+    AsId, Buffer, ClearBits, DirtyLogError, ManualProtect, Memory, Outcome, Refusal, Slot, SlotId,
+    SlotKey,
 };
 
 impl Memory {
@@ -26,7 +27,11 @@ impl Memory {
         let key = self.check_get_dirty_log(slot)?;
         let manual = self.manual_protect().contains(ManualProtect::ENABLE);
         let bitmap = self.bitmap_mut(key)?;
-        let pages = if manual { bitmap.get() } else { bitmap.get_and_clear() };
+        let pages = if manual {
+            bitmap.get()
+        } else {
+            bitmap.get_and_clear()
+        };
         match buffer {
             Buffer::Good => Ok(pages),
             Buffer::Null => Err(DirtyLogError::Buffer {}.into()),
@@ -50,10 +55,21 @@ impl Memory {
             return Err(DirtyLogError::FirstPage { first_page }.into());
         }
         let pages = self.logged(key)?.pages().raw();
-        let rest = pages.checked_sub(first_page).filter(|rest| u64::from(num_pages) <= *rest);
-        let rest = rest.ok_or(DirtyLogError::ClearBeyond { first_page, num_pages, pages })?;
+        let rest = pages
+            .checked_sub(first_page)
+            .filter(|rest| u64::from(num_pages) <= *rest);
+        let rest = rest.ok_or(DirtyLogError::ClearBeyond {
+            first_page,
+            num_pages,
+            pages,
+        })?;
         if u64::from(num_pages) < rest && num_pages % 64 != 0 {
-            return Err(DirtyLogError::ClearPartial { first_page, num_pages, pages }.into());
+            return Err(DirtyLogError::ClearPartial {
+                first_page,
+                num_pages,
+                pages,
+            }
+            .into());
         }
         if *bits == ClearBits::Null && num_pages != 0 {
             return Err(DirtyLogError::Buffer {}.into());
@@ -74,9 +90,12 @@ impl Memory {
     ) -> Result<Outcome, Refusal> {
         let key = self.check_clear_dirty_log(slot, first_page, num_pages, bits)?;
         let bitmap = self.bitmap_mut(key)?;
+        let clear = |bitmap: &mut DirtyBitmap, mask| {
+            drop(bitmap.clear(first_page, u64::from(num_pages), mask))
+        };
         match bits {
-            ClearBits::All => bitmap.clear_range(first_page, u64::from(num_pages)),
-            ClearBits::Words(words) => bitmap.clear_words(first_page, u64::from(num_pages), words),
+            ClearBits::All => clear(bitmap, ClearMask::All),
+            ClearBits::Words(words) => clear(bitmap, ClearMask::Words(words)),
             ClearBits::Null => {}
         }
         Ok(Outcome::Done)
@@ -87,7 +106,9 @@ impl Memory {
             return Err(DirtyLogError::RingMode {});
         }
         let id = SlotId::new(low_half(slot));
-        let as_id = u8::try_from(high_half(slot)).ok().filter(|i| *i < self.address_space_count());
+        let as_id = u8::try_from(high_half(slot))
+            .ok()
+            .filter(|i| *i < self.address_space_count());
         match as_id.and_then(AsId::new) {
             Some(as_id) if id.is_user() => Ok(SlotKey { as_id, id }),
             _ => Err(DirtyLogError::Slot { slot }),
@@ -95,7 +116,10 @@ impl Memory {
     }
 
     fn logged(&self, slot: SlotKey) -> Result<&Slot, DirtyLogError> {
-        let found = self.space(slot.as_id).by_id(slot.id).ok_or(DirtyLogError::NoSlot { slot })?;
+        let found = self
+            .space(slot.as_id)
+            .by_id(slot.id)
+            .ok_or(DirtyLogError::NoSlot { slot })?;
         match found.dirty() {
             Some(_) => Ok(found),
             None => Err(DirtyLogError::NotLogged { slot }),
@@ -105,6 +129,9 @@ impl Memory {
     fn bitmap_mut(&mut self, slot: SlotKey) -> Result<&mut DirtyBitmap, DirtyLogError> {
         let found = self.space_mut(slot.as_id).by_id_mut(slot.id);
         let found = found.ok_or(DirtyLogError::NoSlot { slot })?;
-        found.dirty.as_mut().ok_or(DirtyLogError::NotLogged { slot })
+        found
+            .dirty
+            .as_mut()
+            .ok_or(DirtyLogError::NotLogged { slot })
     }
 }

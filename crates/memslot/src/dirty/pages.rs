@@ -46,6 +46,28 @@ impl DirtyPages {
         &self.words
     }
 
+    /// Adds the pages of words that have been checked to belong to the same slot.
+    pub(super) fn add_words(&mut self, words: &[u64]) {
+        for (own, other) in self.words.iter_mut().zip(words) {
+            *own |= other;
+        }
+    }
+
+    /// Makes the pages of `range` clean.
+    pub(super) fn remove_range(&mut self, range: core::ops::Range<u64>) {
+        let end = range.end.min(self.pages.raw());
+        let mut at = range.start;
+        while at < end {
+            let stop = (at / 64 + 1).saturating_mul(64).min(end);
+            let ones = u64::MAX >> (64 - (stop - at));
+            let word = usize::try_from(at / 64).ok();
+            if let Some(word) = word.and_then(|word| self.words.get_mut(word)) {
+                *word &= !(ones << (at % 64));
+            }
+            at = stop;
+        }
+    }
+
     /// How many pages are dirty.
     pub fn count(&self) -> u64 {
         self.words.iter().map(|w| u64::from(w.count_ones())).sum()

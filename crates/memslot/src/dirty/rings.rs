@@ -28,10 +28,15 @@ impl Memory {
             return Err(DirtyRingError::TooSmall { size, min });
         }
         if size > MAX_BYTES {
-            return Err(DirtyRingError::TooBig { size, max: MAX_BYTES });
+            return Err(DirtyRingError::TooBig {
+                size,
+                max: MAX_BYTES,
+            });
         }
         if self.ring_bytes != 0 {
-            return Err(DirtyRingError::AlreadyEnabled { size: self.ring_bytes });
+            return Err(DirtyRingError::AlreadyEnabled {
+                size: self.ring_bytes,
+            });
         }
         match self.vcpus() {
             0 => Ok(()),
@@ -41,8 +46,10 @@ impl Memory {
 
     /// The ring of a new vCPU.
     pub(crate) fn new_ring(&self) -> Option<DirtyRing> {
-        let entries = u32::try_from(self.ring_bytes / ENTRY).ok().filter(|n| *n != 0)?;
-        Some(DirtyRing::new(entries, self.profile().ring_reserve(self.vm_type())))
+        let entries = u32::try_from(self.ring_bytes / ENTRY)
+            .ok()
+            .filter(|n| *n != 0)?;
+        DirtyRing::new(entries, self.profile().ring_reserve(self.vm_type()))
     }
 
     /// Takes every published entry out of a vCPU's ring and marks it harvested, as a VMM does through the mapping.
@@ -50,9 +57,15 @@ impl Memory {
     /// # Errors
     /// The vCPU does not exist, or has no ring.
     pub fn harvest_dirty_ring(&mut self, vcpu: u32) -> Result<Vec<(u32, u64)>, Refusal> {
-        let ring = usize::try_from(vcpu).ok().and_then(|index| self.rings.get_mut(index));
+        let ring = usize::try_from(vcpu)
+            .ok()
+            .and_then(|index| self.rings.get_mut(index));
         let ring = ring.ok_or(DirtyRingError::NoRing { vcpu })?;
-        Ok(ring.harvest().into_iter().map(|entry| (entry.slot.raw(), entry.offset)).collect())
+        Ok(ring
+            .harvest()
+            .into_iter()
+            .map(|entry| (entry.slot, entry.offset))
+            .collect())
     }
 
     /// `KVM_RESET_DIRTY_RINGS`: frees the harvested entries of all vCPUs and gives their number.
@@ -64,7 +77,11 @@ impl Memory {
         if !self.has_rings() {
             return Err(DirtyRingError::NotEnabled {}.into());
         }
-        let count: u64 = self.rings.iter_mut().map(|ring| u64::from(ring.reset().count)).sum();
+        let count: u64 = self
+            .rings
+            .iter_mut()
+            .map(|ring| u64::from(ring.reset().count))
+            .sum();
         Ok(Outcome::Value(count))
     }
 

@@ -1,7 +1,9 @@
 //! System calls on a guest_memfd.
 
 use super::Mapping;
-use crate::{FileCall, FileError, GmemFlags, GmemId, Hva, MapId, Memory, Outcome, PAGE_SIZE, Refusal};
+use crate::{
+    FileCall, FileError, GmemFlags, GmemId, Hva, MapId, Memory, Outcome, PAGE_SIZE, Refusal,
+};
 
 /// `FALLOC_FL_*` modes.
 mod falloc {
@@ -29,7 +31,10 @@ impl Memory {
     /// # Errors
     /// The first test that fails, of the VFS or of guest_memfd.
     pub fn file_call(&mut self, id: GmemId, call: FileCall) -> Result<Outcome, Refusal> {
-        let file = self.gmem_file(id).filter(|f| f.is_open()).ok_or(FileError::Closed {})?;
+        let file = self
+            .gmem_file(id)
+            .filter(|f| f.is_open())
+            .ok_or(FileError::Closed {})?;
         let (size, flags) = (file.size(), file.flags());
         match call {
             FileCall::Close => {
@@ -37,8 +42,12 @@ impl Memory {
                 Ok(Outcome::Done)
             }
             FileCall::Read | FileCall::Write => Err(FileError::NoReadWrite {}.into()),
-            FileCall::Pread | FileCall::Pwrite | FileCall::Lseek => Err(FileError::NotSeekable {}.into()),
-            FileCall::Truncate { len } if len > MAX_OFFSET => Err(FileError::TruncateNegative { len }.into()),
+            FileCall::Pread | FileCall::Pwrite | FileCall::Lseek => {
+                Err(FileError::NotSeekable {}.into())
+            }
+            FileCall::Truncate { len } if len > MAX_OFFSET => {
+                Err(FileError::TruncateNegative { len }.into())
+            }
             FileCall::Truncate { .. } | FileCall::Chmod => Err(FileError::SetAttr {}.into()),
             FileCall::Size => Ok(Outcome::Value(size)),
             FileCall::Blocks => Ok(Outcome::Value(0)),
@@ -46,9 +55,27 @@ impl Memory {
                 check_fallocate(mode, offset, len, size)?;
                 Ok(Outcome::Done)
             }
-            FileCall::Mmap { len, prot, flags: map_flags, offset } => {
-                check_mmap(len, prot, map_flags, offset, flags, self.profile().user_end.get())?;
-                Ok(self.map(Mapping { file: id, len, prot, offset, live: true }))
+            FileCall::Mmap {
+                len,
+                prot,
+                flags: map_flags,
+                offset,
+            } => {
+                check_mmap(
+                    len,
+                    prot,
+                    map_flags,
+                    offset,
+                    flags,
+                    self.profile().user_end.get(),
+                )?;
+                Ok(self.map(Mapping {
+                    file: id,
+                    len,
+                    prot,
+                    offset,
+                    live: true,
+                }))
             }
         }
     }
@@ -68,8 +95,12 @@ impl Memory {
         let index = self.maps.len();
         self.maps.push(mapping);
         // Any page-aligned address will do; a real kernel chooses another one each time.
-        let address = (0x7000_0000_0000 + (index as u64) * (1 << 30)) & (self.profile().user_end.get() / 2);
-        Outcome::Mapped(MapId::new(u32::try_from(index).unwrap_or(u32::MAX)), Hva::new(address))
+        let address =
+            (0x7000_0000_0000 + (index as u64) * (1 << 30)) & (self.profile().user_end.get() / 2);
+        Outcome::Mapped(
+            MapId::new(u32::try_from(index).unwrap_or(u32::MAX)),
+            Hva::new(address),
+        )
     }
 }
 

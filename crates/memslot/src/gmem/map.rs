@@ -29,7 +29,12 @@ impl Memory {
     /// # Errors
     /// The first test that fails.
     pub fn map_call(&mut self, id: MapId, call: MapCall) -> Result<Outcome, Refusal> {
-        let mapping = self.maps.get(id.index()).filter(|m| m.live).copied().ok_or(MapError::NotMapped {})?;
+        let mapping = self
+            .maps
+            .get(id.index())
+            .filter(|m| m.live)
+            .copied()
+            .ok_or(MapError::NotMapped {})?;
         match call {
             MapCall::Touch { offset } => Ok(Outcome::Value(self.touch(&mapping, offset))),
             MapCall::Madvise { advice } if ADVICES.contains(&advice) => Ok(Outcome::Done),
@@ -44,11 +49,15 @@ impl Memory {
 
     /// The signal that writing one byte raises, or 0.
     fn touch(&self, mapping: &Mapping, offset: u64) -> u64 {
-        let Some(file) = self.gmem_file(mapping.file) else { return SIGSEGV };
+        let Some(file) = self.gmem_file(mapping.file) else {
+            return SIGSEGV;
+        };
         let mapped = mapping.len.next_multiple_of(crate::PAGE_SIZE);
         if offset >= mapped || mapping.prot & PROT_WRITE == 0 {
             SIGSEGV
-        } else if mapping.offset + offset >= file.size() || !file.flags().contains(GmemFlags::INIT_SHARED) {
+        } else if mapping.offset + offset >= file.size()
+            || !file.flags().contains(GmemFlags::INIT_SHARED)
+        {
             SIGBUS
         } else {
             0
@@ -69,7 +78,9 @@ impl Memory {
     }
 
     fn unmap(&mut self, id: MapId) {
-        let Some(mapping) = self.maps.get_mut(id.index()) else { return };
+        let Some(mapping) = self.maps.get_mut(id.index()) else {
+            return;
+        };
         mapping.live = false;
         let file = mapping.file;
         if let Some(file) = self.gmem_file_mut(file) {

@@ -22,7 +22,13 @@ pub struct GmemFile {
 
 impl GmemFile {
     fn new(size: u64, flags: GmemFlags) -> Self {
-        Self { size, flags, descriptor_open: true, mappings: 0, bindings: BTreeMap::new() }
+        Self {
+            size,
+            flags,
+            descriptor_open: true,
+            mappings: 0,
+            bindings: BTreeMap::new(),
+        }
     }
 
     /// The size in bytes, fixed at creation.
@@ -47,7 +53,9 @@ impl GmemFile {
 
     /// The bound ranges: first page, page behind the end, slot.
     pub fn bindings(&self) -> impl Iterator<Item = (u64, u64, SlotKey)> + '_ {
-        self.bindings.iter().map(|(first, (end, slot))| (*first, *end, *slot))
+        self.bindings
+            .iter()
+            .map(|(first, (end, slot))| (*first, *end, *slot))
     }
 
     /// A slot that holds some of the `pages` pages from `first`.
@@ -77,7 +85,11 @@ impl Memory {
         }
         let supported = self.profile().gmem_flags_for(self.vm_type()).bits();
         if flags & !supported != 0 {
-            return Err(GmemError::Flags { unsupported: flags & !supported, supported }.into());
+            return Err(GmemError::Flags {
+                unsupported: flags & !supported,
+                supported,
+            }
+            .into());
         }
         if size == 0 || size > i64::MAX.unsigned_abs() {
             return Err(GmemError::Size { size }.into());
@@ -95,19 +107,25 @@ impl Memory {
     pub fn create_gmem(&mut self, size: u64, flags: u64) -> Result<GmemId, Refusal> {
         self.check_create_gmem(size, flags)?;
         let id = GmemId::new(u32::try_from(self.files.len()).unwrap_or(u32::MAX));
-        self.files.push(GmemFile::new(size, GmemFlags::from_bits_truncate(flags)));
+        self.files
+            .push(GmemFile::new(size, GmemFlags::from_bits_truncate(flags)));
         self.version += 1;
         Ok(id)
     }
 
     /// The last reference to a file goes: bound slots stay, but lose the file (`kvm_gmem_release`).
     fn release_if_dead(&mut self, id: GmemId) {
-        let Some(file) = self.gmem_file_mut(id) else { return };
+        let Some(file) = self.gmem_file_mut(id) else {
+            return;
+        };
         if file.is_alive() {
             return;
         }
         for (_, slot) in core::mem::take(&mut file.bindings).into_values() {
-            let bound = self.space_mut(slot.as_id).by_id_mut(slot.id).and_then(|s| s.binding.as_mut());
+            let bound = self
+                .space_mut(slot.as_id)
+                .by_id_mut(slot.id)
+                .and_then(|s| s.binding.as_mut());
             if let Some(binding) = bound {
                 binding.file = None;
             }

@@ -15,16 +15,28 @@ impl Memory {
     pub fn call(&mut self, call: &Call) -> CallResult {
         match call {
             Call::SetRegion(request) => self.set_region(request).map(|_effects| Outcome::Done),
-            Call::CreateGmem { size, flags, .. } => self.create_gmem(*size, *flags).map(Outcome::Gmem),
+            Call::CreateGmem { size, flags, .. } => {
+                self.create_gmem(*size, *flags).map(Outcome::Gmem)
+            }
             Call::File(file, call) => self.file_call(*file, *call),
             Call::Map(map, call) => self.map_call(*map, *call),
-            Call::SetAttributes { address, size, attributes, flags } => {
-                self.set_attributes(*address, *size, *attributes, *flags).map(|_changed| Outcome::Done)
+            Call::SetAttributes {
+                address,
+                size,
+                attributes,
+                flags,
+            } => self
+                .set_attributes(*address, *size, *attributes, *flags)
+                .map(|_changed| Outcome::Done),
+            Call::GetDirtyLog { slot, buffer } => {
+                self.get_dirty_log(*slot, *buffer).map(Outcome::Dirty)
             }
-            Call::GetDirtyLog { slot, buffer } => self.get_dirty_log(*slot, *buffer).map(Outcome::Dirty),
-            Call::ClearDirtyLog { slot, first_page, num_pages, bits } => {
-                self.clear_dirty_log(*slot, *first_page, *num_pages, bits)
-            }
+            Call::ClearDirtyLog {
+                slot,
+                first_page,
+                num_pages,
+                bits,
+            } => self.clear_dirty_log(*slot, *first_page, *num_pages, bits),
             Call::ResetDirtyRings => self.reset_dirty_rings(),
             Call::HarvestDirtyRing { vcpu } => self.harvest_dirty_ring(*vcpu).map(Outcome::Ring),
             Call::EnableCap { cap, flags, args } => {
@@ -35,8 +47,15 @@ impl Memory {
                 value.ok_or_else(|| CapError::Unknown { cap: *cap }.into())
             }
             Call::CreateVcpu => self.create_vcpu(),
-            Call::PreFault { vcpu, gpa, size, flags } => self.pre_fault(*vcpu, *gpa, *size, *flags),
-            Call::SetNrMmuPages { pages } => self.check_nr_mmu_pages(*pages).map(|()| Outcome::Done),
+            Call::PreFault {
+                vcpu,
+                gpa,
+                size,
+                flags,
+            } => self.pre_fault(*vcpu, *gpa, *size, *flags),
+            Call::SetNrMmuPages { pages } => {
+                self.check_nr_mmu_pages(*pages).map(|()| Outcome::Done)
+            }
             Call::SetTssAddr { gpa } => self.set_tss_addr(*gpa),
             Call::SetIdentityMapAddr { gpa } => self.set_identity_map_addr(*gpa),
             Call::CreateIrqchip => self.create_irqchip(),

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use crate::{
-    AddressSpace, AsId, AttributeMap, Attributes, DirtyRing, Effects, GateError, Gfn, GfnRange, GmemFile, GmemId, Gpa, Hva,
-    ManualProtect, PageSize, Pages, Profile, Quirks, Reason, SlotKey, VmType,
+    AddressSpace, AsId, AttributeMap, Attributes, DirtyRing, Effects, GateError, Gfn, GfnRange,
+    GmemFile, GmemId, Gpa, Hva, ManualProtect, PageSize, Pages, Profile, Quirks, Reason, SlotKey,
+    VmType,
 };
 
 mod call;
@@ -34,7 +35,10 @@ impl Refusal {
 impl<E: Into<Reason>> From<E> for Refusal {
     #[inline]
     fn from(reason: E) -> Self {
-        Self { reason: reason.into(), effects: None }
+        Self {
+            reason: reason.into(),
+            effects: None,
+        }
     }
 }
 
@@ -98,7 +102,10 @@ impl Memory {
         Self {
             vm_type,
             gate: Gate::Open,
-            spaces: [AddressSpace::new(AsId::NORMAL), AddressSpace::new(AsId::SMM)],
+            spaces: [
+                AddressSpace::new(AsId::NORMAL),
+                AddressSpace::new(AsId::SMM),
+            ],
             files: Vec::new(),
             maps: Vec::new(),
             attributes: AttributeMap::default(),
@@ -145,7 +152,9 @@ impl Memory {
 
     /// The address space that the upper half of an ioctl's `slot` names, the normal one when it names none.
     pub(crate) fn space_of(&self, slot: u32) -> AsId {
-        let index = u8::try_from(slot >> 16).ok().filter(|index| *index < self.address_space_count());
+        let index = u8::try_from(slot >> 16)
+            .ok()
+            .filter(|index| *index < self.address_space_count());
         index.and_then(AsId::new).unwrap_or(AsId::NORMAL)
     }
 
@@ -193,7 +202,9 @@ impl Memory {
     /// Whether a huge page at `gfn` may be mapped: alignment, write tracking and uniform attributes allow it
     /// (`lpage_info` is 0).
     pub fn allows_huge(&self, slot: SlotKey, size: PageSize, gfn: Gfn) -> bool {
-        let Some(slot) = self.space(slot.as_id).by_id(slot.id) else { return false };
+        let Some(slot) = self.space(slot.as_id).by_id(slot.id) else {
+            return false;
+        };
         slot.lpage().allows(size, gfn)
             && !(self.vm_type.has_private_memory() && self.is_mixed(slot.range(), size, gfn))
     }
@@ -201,7 +212,7 @@ impl Memory {
     /// Whether the huge page at `gfn` lies inside `slot` and holds more than one kind of page
     /// (`hugepage_test_mixed`).
     pub fn is_mixed(&self, slot: GfnRange, size: PageSize, gfn: Gfn) -> bool {
-        crate::attributes::is_mixed(&self.attributes, slot, size, gfn)
+        self.attributes.is_mixed(slot, size, gfn)
     }
 
     /// The quirks that are off.

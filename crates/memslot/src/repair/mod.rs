@@ -31,12 +31,18 @@ pub enum Repair {
 impl Repair {
     /// The changed call alone.
     fn edit(call: Call) -> Self {
-        Self::Calls { first: Vec::new(), call }
+        Self::Calls {
+            first: Vec::new(),
+            call,
+        }
     }
 
     /// The same call after another one.
     fn after(first: Call, call: Call) -> Self {
-        Self::Calls { first: vec![first], call }
+        Self::Calls {
+            first: vec![first],
+            call,
+        }
     }
 }
 
@@ -68,14 +74,22 @@ impl Memory {
     /// The smallest change that takes `reason` away from `call`, in the VM's present state.
     pub fn repair(&self, call: &Call, reason: &Reason) -> Repair {
         match (reason, call) {
-            (Reason::Region(reason), Call::SetRegion(request)) => self.repair_region(request, reason),
-            (Reason::Region(_) | Reason::Gate(_), _) => {
-                Repair::Impossible { why: "the VM itself is in the way" }
+            (Reason::Region(reason), Call::SetRegion(request)) => {
+                self.repair_region(request, reason)
             }
+            (Reason::Region(_) | Reason::Gate(_), _) => Repair::Impossible {
+                why: "the VM itself is in the way",
+            },
             (Reason::Gmem(reason), _) => self.repair_create_gmem(call, reason),
-            (Reason::File(reason), Call::File(file, request)) => self.repair_file(*file, *request, reason),
-            (Reason::Map(reason), Call::Map(map, request)) => file::repair_map(*map, *request, reason),
-            (Reason::File(_) | Reason::Map(_), _) => Repair::Impossible { why: "the file is gone" },
+            (Reason::File(reason), Call::File(file, request)) => {
+                self.repair_file(*file, *request, reason)
+            }
+            (Reason::Map(reason), Call::Map(map, request)) => {
+                file::repair_map(*map, *request, reason)
+            }
+            (Reason::File(_) | Reason::Map(_), _) => Repair::Impossible {
+                why: "the file is gone",
+            },
             (Reason::Attributes(reason), _) => self.repair_attributes(call, reason),
             (Reason::DirtyLog(reason), _) => self.repair_dirty_log(call, reason),
             (Reason::DirtyRing(reason), _) => self.repair_dirty_ring(call, reason),
@@ -100,7 +114,10 @@ impl Memory {
                     prepared.then(|| call.clone())
                 }
             };
-            chain.push(RepairStep { reason: refusal.reason, repair });
+            chain.push(RepairStep {
+                reason: refusal.reason,
+                repair,
+            });
             match next {
                 Some(next) => call = next,
                 None => break,
@@ -115,7 +132,8 @@ impl Memory {
         let top = self.profile().max_gfn() + 1;
         let top = self.shared_bit().map_or(top, |bit| top.min(bit));
         let space = self.space(slot.as_id);
-        let fits = |start: Gfn| GfnRange::new(start, pages).filter(|range| range.end().raw() <= top);
+        let fits =
+            |start: Gfn| GfnRange::new(start, pages).filter(|range| range.end().raw() <= top);
         let behind = space.last().map_or(Gfn::new(0), |last| last.range().end());
         if let Some(range) = fits(behind) {
             return Some(range);

@@ -3,7 +3,8 @@
 use super::Repair;
 use crate::set_region::{MAX_PAGES, low_half};
 use crate::{
-    Call, FileRef, GmemId, Memory, PAGE_SIZE, Pages, Region, RegionError, RegionVersion, SlotFlags, SlotId, SlotKey,
+    Call, FileRef, GmemId, Memory, PAGE_SIZE, Pages, Region, RegionError, RegionVersion, SlotFlags,
+    SlotId, SlotKey,
 };
 
 const V1_FLAGS: u32 = SlotFlags::LOG_DIRTY_PAGES.union(SlotFlags::READONLY).bits();
@@ -12,62 +13,103 @@ impl Memory {
     pub(super) fn repair_region(&self, request: &Region, reason: &RegionError) -> Repair {
         let request = *request;
         let edited = |edit: Region| Repair::edit(Call::SetRegion(edit));
-        let without = |flag: SlotFlags| edited(Region { flags: request.flags & !flag.bits(), ..request });
-        let toggled = |flag: SlotFlags| edited(Region { flags: request.flags ^ flag.bits(), ..request });
+        let without = |flag: SlotFlags| {
+            edited(Region {
+                flags: request.flags & !flag.bits(),
+                ..request
+            })
+        };
+        let toggled = |flag: SlotFlags| {
+            edited(Region {
+                flags: request.flags ^ flag.bits(),
+                ..request
+            })
+        };
         match *reason {
-            RegionError::NoRegion2 {} => {
-                edited(Region { version: RegionVersion::V1, flags: request.flags & V1_FLAGS, ..request })
-            }
-            RegionError::FlagsOfV2 { .. } if self.profile().region2.get() => {
-                edited(Region { version: RegionVersion::V2, ..request })
-            }
-            RegionError::FlagsOfV2 { .. } => edited(Region { flags: request.flags & V1_FLAGS, ..request }),
+            RegionError::NoRegion2 {} => edited(Region {
+                version: RegionVersion::V1,
+                flags: request.flags & V1_FLAGS,
+                ..request
+            }),
+            RegionError::FlagsOfV2 { .. } if self.profile().region2.get() => edited(Region {
+                version: RegionVersion::V2,
+                ..request
+            }),
+            RegionError::FlagsOfV2 { .. } => edited(Region {
+                flags: request.flags & V1_FLAGS,
+                ..request
+            }),
             RegionError::SlotId { .. } => self.with_free_id(request),
-            RegionError::UnknownFlags { unknown } => {
-                edited(Region { flags: request.flags & !unknown, ..request })
-            }
+            RegionError::UnknownFlags { unknown } => edited(Region {
+                flags: request.flags & !unknown,
+                ..request
+            }),
             RegionError::GmemUnsupported { .. } => without(SlotFlags::GUEST_MEMFD),
             RegionError::LogWithGmem {} => without(SlotFlags::LOG_DIRTY_PAGES),
             RegionError::ReadonlyWithGmem {} | RegionError::ReadonlyProtected { .. } => {
                 without(SlotFlags::READONLY)
             }
-            RegionError::SizeUnaligned { size } => edited(Region { size: round_up(size), ..request }),
-            RegionError::GpaUnaligned { gpa } => edited(Region { gpa: round_down(gpa), ..request }),
-            RegionError::HvaUnaligned { hva } => edited(Region { hva: round_down(hva), ..request }),
+            RegionError::SizeUnaligned { size } => edited(Region {
+                size: round_up(size),
+                ..request
+            }),
+            RegionError::GpaUnaligned { gpa } => edited(Region {
+                gpa: round_down(gpa),
+                ..request
+            }),
+            RegionError::HvaUnaligned { hva } => edited(Region {
+                hva: round_down(hva),
+                ..request
+            }),
             RegionError::HvaNotUser { limit, .. } => edited(into_user_space(request, limit)),
-            RegionError::GmemOffsetUnaligned { offset } => {
-                edited(Region { gmem_offset: round_down(offset), ..request })
-            }
-            RegionError::GmemOffsetWraps { .. } => edited(Region { gmem_offset: 0, ..request }),
-            RegionError::AddressSpace { .. } => {
-                edited(Region { slot: u32::from(low_half(request.slot)), ..request })
-            }
+            RegionError::GmemOffsetUnaligned { offset } => edited(Region {
+                gmem_offset: round_down(offset),
+                ..request
+            }),
+            RegionError::GmemOffsetWraps { .. } => edited(Region {
+                gmem_offset: 0,
+                ..request
+            }),
+            RegionError::AddressSpace { .. } => edited(Region {
+                slot: u32::from(low_half(request.slot)),
+                ..request
+            }),
             RegionError::GpaWraps { .. } => edited(Region { gpa: 0, ..request }),
-            RegionError::TooManyPages { .. } => {
-                edited(Region { size: Pages::new(MAX_PAGES).bytes(), ..request })
-            }
+            RegionError::TooManyPages { .. } => edited(Region {
+                size: Pages::new(MAX_PAGES).bytes(),
+                ..request
+            }),
             RegionError::DeleteAbsent { slot } => self.create_first(slot, request),
             RegionError::GmemOnLiveSlot { slot } | RegionError::GmemSlotImmutable { slot } => {
-                Repair::after(Call::SetRegion(Region::delete(slot)), Call::SetRegion(request))
+                Repair::after(
+                    Call::SetRegion(Region::delete(slot)),
+                    Call::SetRegion(request),
+                )
             }
-            RegionError::HvaChanged { old, .. } => edited(Region { hva: old, ..request }),
-            RegionError::SizeChanged { old, .. } => edited(Region { size: old, ..request }),
+            RegionError::HvaChanged { old, .. } => edited(Region {
+                hva: old,
+                ..request
+            }),
+            RegionError::SizeChanged { old, .. } => edited(Region {
+                size: old,
+                ..request
+            }),
             RegionError::ReadonlyChanged { .. } => toggled(SlotFlags::READONLY),
             RegionError::ZapLeafsChanged { .. } | RegionError::ZapLeafsRequired {} => {
                 toggled(SlotFlags::ZAP_LEAFS_ONLY)
             }
             RegionError::ZapLeafsNeedsTdpMmu {} => without(SlotFlags::ZAP_LEAFS_ONLY),
-            RegionError::Overlap { .. } | RegionError::GfnTooHigh { .. } | RegionError::GfnShared { .. } => {
-                self.elsewhere(request)
-            }
+            RegionError::Overlap { .. }
+            | RegionError::GfnTooHigh { .. }
+            | RegionError::GfnShared { .. } => self.elsewhere(request),
             RegionError::GmemNotOpen { .. }
             | RegionError::GmemOtherFile { .. }
             | RegionError::GmemForeign {}
             | RegionError::GmemBound { .. } => self.with_new_file(request),
             RegionError::GmemBeyondFile { file_size, .. } => edited(into_file(request, file_size)),
-            RegionError::MoveTracked { .. } => {
-                Repair::Impossible { why: "detach the external page-track user (KVMGT), or delete and create" }
-            }
+            RegionError::MoveTracked { .. } => Repair::Impossible {
+                why: "detach the external page-track user (KVMGT), or delete and create",
+            },
         }
     }
 
@@ -80,7 +122,9 @@ impl Memory {
                 let slot = request.slot & !0xffff | u32::from(id);
                 Repair::edit(Call::SetRegion(Region { slot, ..request }))
             }
-            None => Repair::Impossible { why: "all slot ids are in use" },
+            None => Repair::Impossible {
+                why: "all slot ids are in use",
+            },
         }
     }
 
@@ -91,18 +135,26 @@ impl Memory {
                 let create = Region::new(slot, range.start().gpa().raw(), PAGE_SIZE, 0);
                 Repair::after(Call::SetRegion(create), Call::SetRegion(request))
             }
-            None => Repair::Impossible { why: "there is no such slot, and no room to make one" },
+            None => Repair::Impossible {
+                why: "there is no such slot, and no room to make one",
+            },
         }
     }
 
     /// The same slot where nothing is in its way.
     fn elsewhere(&self, request: Region) -> Repair {
-        let slot = SlotKey { as_id: self.space_of(request.slot), id: SlotId::new(low_half(request.slot)) };
+        let slot = SlotKey {
+            as_id: self.space_of(request.slot),
+            id: SlotId::new(low_half(request.slot)),
+        };
         match self.free_range(slot, Pages::in_bytes(request.size)) {
-            Some(range) => {
-                Repair::edit(Call::SetRegion(Region { gpa: range.start().gpa().raw(), ..request }))
-            }
-            None => Repair::Impossible { why: "no gap between the slots is large enough" },
+            Some(range) => Repair::edit(Call::SetRegion(Region {
+                gpa: range.start().gpa().raw(),
+                ..request
+            })),
+            None => Repair::Impossible {
+                why: "no gap between the slots is large enough",
+            },
         }
     }
 
@@ -110,12 +162,20 @@ impl Memory {
     fn with_new_file(&self, request: Region) -> Repair {
         let end = request.gmem_offset.saturating_add(request.size);
         if i64::try_from(end).is_err() {
-            return Repair::Impossible { why: "no file is as long as guest_memfd_offset + memory_size" };
+            return Repair::Impossible {
+                why: "no file is as long as guest_memfd_offset + memory_size",
+            };
         }
         let Ok(index) = u32::try_from(self.files.len()) else {
-            return Repair::Impossible { why: "there are too many files" };
+            return Repair::Impossible {
+                why: "there are too many files",
+            };
         };
-        let create = Call::CreateGmem { size: end, flags: 0, reserved: 0 };
+        let create = Call::CreateGmem {
+            size: end,
+            flags: 0,
+            reserved: 0,
+        };
         let gmem = FileRef::Gmem(GmemId::new(index));
         Repair::after(create, Call::SetRegion(Region { gmem, ..request }))
     }
@@ -137,15 +197,29 @@ pub(super) const fn round_up(value: u64) -> u64 {
 fn into_user_space(request: Region, limit: u64) -> Region {
     match limit.checked_sub(request.size) {
         Some(hva) => Region { hva, ..request },
-        None if request.hva < limit => Region { size: limit - request.hva, ..request },
-        None => Region { hva: 0, size: limit, ..request },
+        None if request.hva < limit => Region {
+            size: limit - request.hva,
+            ..request
+        },
+        None => Region {
+            hva: 0,
+            size: limit,
+            ..request
+        },
     }
 }
 
 /// A range that ends beyond its file, moved back to the file's end; one larger than the file, cut.
 fn into_file(request: Region, file_size: u64) -> Region {
     match file_size.checked_sub(request.size) {
-        Some(gmem_offset) => Region { gmem_offset, ..request },
-        None => Region { gmem_offset: 0, size: file_size, ..request },
+        Some(gmem_offset) => Region {
+            gmem_offset,
+            ..request
+        },
+        None => Region {
+            gmem_offset: 0,
+            size: file_size,
+            ..request
+        },
     }
 }

@@ -55,10 +55,14 @@ pub enum ZapRule {
 impl fmt::Display for ZapRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::KernelBeforeQuirk => f.write_str("this kernel is older than the quirk SLOT_ZAP_ALL"),
+            Self::KernelBeforeQuirk => {
+                f.write_str("this kernel is older than the quirk SLOT_ZAP_ALL")
+            }
             Self::DefaultVm => f.write_str("a default VM with the quirk SLOT_ZAP_ALL on"),
             Self::QuirkDisabled => f.write_str("the quirk SLOT_ZAP_ALL is disabled"),
-            Self::VmType(vm_type) => write!(f, "VM type {vm_type}, to which the quirk does not apply"),
+            Self::VmType(vm_type) => {
+                write!(f, "VM type {vm_type}, to which the quirk does not apply")
+            }
             Self::Flag => f.write_str("the slot's flag KVM_MEM_ZAP_LEAFS_ONLY (experiment)"),
             Self::NoFlag => f.write_str("the slot lacks KVM_MEM_ZAP_LEAFS_ONLY (experiment)"),
             Self::MmioGenerationWrap => f.write_str("the MMIO generation wraps"),
@@ -96,7 +100,11 @@ impl fmt::Display for Zap {
         match self.reach {
             ZapReach::AllRoots => write!(f, "all roots of the VM ({})", self.rule),
             ZapReach::Leafs { as_id, range } => {
-                write!(f, "leaves of guest frames {range} in the roots of {as_id:?} ({})", self.rule)
+                write!(
+                    f,
+                    "leaves of guest frames {range} in the roots of {as_id:?} ({})",
+                    self.rule
+                )
             }
         }
     }
@@ -157,14 +165,21 @@ impl fmt::Display for Change {
         if let Some(log) = self.log {
             let what = match log {
                 LogSwitch::On => "on: mappings are split and write-protected now",
-                LogSwitch::OnInitiallySet => "on, all pages dirty: mappings stay until they are cleared",
+                LogSwitch::OnInitiallySet => {
+                    "on, all pages dirty: mappings stay until they are cleared"
+                }
                 LogSwitch::Off => "off",
             };
             write!(f, "\n  dirty log {what}")?;
         }
         match self.swaps {
             0 => Ok(()),
-            n => write!(f, "\n  {n} exchange(s) of the slots, {:?} -> {:#x}", self.before, self.after.raw()),
+            n => write!(
+                f,
+                "\n  {n} exchange(s) of the slots, {:?} -> {:#x}",
+                self.before,
+                self.after.raw()
+            ),
         }
     }
 }

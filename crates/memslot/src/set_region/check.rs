@@ -2,8 +2,8 @@
 
 use super::{Change, ChangeKind, Effects, LogSwitch, Zap, ZapReach, ZapRule};
 use crate::{
-    AsId, FileRef, Gfn, GfnRange, Gpa, ManualProtect, Memory, PAGE_SIZE, Pages, Quirks, Refusal, Region,
-    RegionError, RegionVersion, Slot, SlotFlags, SlotId, SlotKey, SlotZap, VmType,
+    AsId, FileRef, Gfn, GfnRange, Gpa, ManualProtect, Memory, PAGE_SIZE, Pages, Quirks, Refusal,
+    Region, RegionError, RegionVersion, Slot, SlotFlags, SlotId, SlotKey, SlotZap, VmType,
 };
 
 /// The most pages a slot can hold (`KVM_MEM_MAX_NR_PAGES`).
@@ -35,10 +35,16 @@ impl Memory {
         self.check_gate()?;
         self.check_struct(request)?;
         let as_id = self.check_arguments(request)?;
-        let key = SlotKey { as_id, id: SlotId::new(low_half(request.slot)) };
+        let key = SlotKey {
+            as_id,
+            id: SlotId::new(low_half(request.slot)),
+        };
         let old = self.space(as_id).by_id(key.id);
         let kind = classify(request, key, old)?;
-        let (new, pages) = (GfnRange::new(Gpa::new(request.gpa).gfn(), Pages::in_bytes(request.size)), old);
+        let (new, pages) = (
+            GfnRange::new(Gpa::new(request.gpa).gfn(), Pages::in_bytes(request.size)),
+            old,
+        );
         let change = self.plan(request, kind, key, pages.map(Slot::range), new);
         match (kind, change.new) {
             (ChangeKind::Create | ChangeKind::Move, Some(range)) => {
@@ -57,7 +63,9 @@ impl Memory {
         let v1_flags = SlotFlags::LOG_DIRTY_PAGES.union(SlotFlags::READONLY).bits();
         let unknown = request.flags & !v1_flags;
         if request.version == RegionVersion::V1 && unknown != 0 && !self.v1_takes(unknown) {
-            return Err(RegionError::FlagsOfV2 { flags: request.flags });
+            return Err(RegionError::FlagsOfV2 {
+                flags: request.flags,
+            });
         }
         let id = low_half(request.slot);
         if !SlotId::new(id).is_user() {
@@ -68,7 +76,8 @@ impl Memory {
 
     /// The experiment's flag would have been the older struct's too, had the newer one not come before it.
     fn v1_takes(&self, unknown: u32) -> bool {
-        !self.profile().region2.get() && self.profile().slot_zap.get() == SlotZap::BySlotFlag
+        !self.profile().region2.get()
+            && self.profile().slot_zap.get() == SlotZap::BySlotFlag
             && unknown == SlotFlags::ZAP_LEAFS_ONLY.bits()
     }
 
@@ -106,7 +115,10 @@ impl Memory {
     fn check_address_space(&self, request: &Region) -> Result<AsId, RegionError> {
         let as_id = high_half(request.slot);
         let count = self.address_space_count();
-        let known = u8::try_from(as_id).ok().filter(|index| *index < count).and_then(AsId::new);
+        let known = u8::try_from(as_id)
+            .ok()
+            .filter(|index| *index < count)
+            .and_then(AsId::new);
         known.ok_or(RegionError::AddressSpace { as_id, count })
     }
 
@@ -114,7 +126,11 @@ impl Memory {
     fn check_flags(&self, request: &Region) -> Result<(), RegionError> {
         let vm_type = self.vm_type();
         let experiment = self.profile().slot_zap.get() == SlotZap::BySlotFlag;
-        let known = if experiment { SlotFlags::all() } else { SlotFlags::UPSTREAM };
+        let known = if experiment {
+            SlotFlags::all()
+        } else {
+            SlotFlags::UPSTREAM
+        };
         let unknown = request.flags & !known.bits();
         if unknown != 0 {
             return Err(RegionError::UnknownFlags { unknown });
@@ -146,7 +162,11 @@ impl Memory {
         old: Option<GfnRange>,
         new: Option<GfnRange>,
     ) -> Change {
-        let new = if kind == ChangeKind::Delete { None } else { new };
+        let new = if kind == ChangeKind::Delete {
+            None
+        } else {
+            new
+        };
         let swaps = match kind {
             ChangeKind::Nothing => 0,
             ChangeKind::Create | ChangeKind::FlagsOnly => 1,
@@ -154,7 +174,9 @@ impl Memory {
         };
         let before = self.space(slot.as_id).generation();
         let zap = match (kind, old) {
-            (ChangeKind::Delete | ChangeKind::Move, Some(range)) => Some(self.slot_zap(slot, range)),
+            (ChangeKind::Delete | ChangeKind::Move, Some(range)) => {
+                Some(self.slot_zap(slot, range))
+            }
             _ => None,
         };
         Change {
@@ -188,9 +210,10 @@ impl Memory {
             (SlotZap::ByTypeAndQuirk, other) => ZapRule::VmType(other),
         };
         let reach = match rule {
-            ZapRule::Flag | ZapRule::QuirkDisabled | ZapRule::VmType(_) => {
-                ZapReach::Leafs { as_id: slot.as_id, range }
-            }
+            ZapRule::Flag | ZapRule::QuirkDisabled | ZapRule::VmType(_) => ZapReach::Leafs {
+                as_id: slot.as_id,
+                range,
+            },
             ZapRule::KernelBeforeQuirk
             | ZapRule::DefaultVm
             | ZapRule::NoFlag
@@ -200,7 +223,10 @@ impl Memory {
     }
 
     fn log_switch(&self, request: &Region, kind: ChangeKind, slot: SlotKey) -> Option<LogSwitch> {
-        let was = self.space(slot.as_id).by_id(slot.id).is_some_and(Slot::is_logged);
+        let was = self
+            .space(slot.as_id)
+            .by_id(slot.id)
+            .is_some_and(Slot::is_logged);
         let will = kind != ChangeKind::Delete && request.has(SlotFlags::LOG_DIRTY_PAGES);
         match (was, will) {
             (false, true) if self.manual_protect().contains(ManualProtect::INITIALLY_SET) => {
@@ -223,18 +249,31 @@ impl Memory {
     ) -> Result<(), Refusal> {
         let space = self.space(key.as_id);
         if let Some(other) = space.overlap(range, space.index_of(key.id)) {
-            return Err(RegionError::Overlap { slot: key, with: other.key(), range: other.range() }.into());
+            return Err(RegionError::Overlap {
+                slot: key,
+                with: other.key(),
+                range: other.range(),
+            }
+            .into());
         }
         if request.has(SlotFlags::GUEST_MEMFD) {
             self.check_binding(request)?;
         }
         self.check_arch(request, key, range, change.kind)
-            .map_err(|reason| Refusal { reason: reason.into(), effects: self.failed_move(change) })
+            .map_err(|reason| Refusal {
+                reason: reason.into(),
+                effects: self.failed_move(change),
+            })
     }
 
     /// `kvm_gmem_bind`.
     fn check_binding(&self, request: &Region) -> Result<(), RegionError> {
-        let Region { gmem: file, gmem_offset: offset, size, .. } = *request;
+        let Region {
+            gmem: file,
+            gmem_offset: offset,
+            size,
+            ..
+        } = *request;
         let id = match file {
             FileRef::NotOpen(_) => return Err(RegionError::GmemNotOpen { file }),
             FileRef::Other(_) => return Err(RegionError::GmemOtherFile { file }),
@@ -244,11 +283,20 @@ impl Memory {
         let open = self.gmem_file(id).filter(|f| f.is_open());
         let gmem = open.ok_or(RegionError::GmemNotOpen { file })?;
         if offset + size > gmem.size() {
-            return Err(RegionError::GmemBeyondFile { offset, size, file_size: gmem.size() });
+            return Err(RegionError::GmemBeyondFile {
+                offset,
+                size,
+                file_size: gmem.size(),
+            });
         }
         let errno = self.profile().gmem_bind_conflict.get();
         match gmem.bound(Pages::in_bytes(offset).raw(), Pages::in_bytes(size).raw()) {
-            Some(by) => Err(RegionError::GmemBound { offset, size, by, errno }),
+            Some(by) => Err(RegionError::GmemBound {
+                offset,
+                size,
+                by,
+                errno,
+            }),
             None => Ok(()),
         }
     }
@@ -270,7 +318,10 @@ impl Memory {
         }
         match self.shared_bit() {
             Some(bit) if Gfn::new(last).raw() & bit != 0 => {
-                return Err(RegionError::GfnShared { last, shared_bit: bit });
+                return Err(RegionError::GfnShared {
+                    last,
+                    shared_bit: bit,
+                });
             }
             _ => {}
         }
@@ -307,7 +358,11 @@ impl Memory {
 }
 
 fn check_gmem_offset(request: &Region) -> Result<(), RegionError> {
-    let Region { gmem_offset: offset, size, .. } = *request;
+    let Region {
+        gmem_offset: offset,
+        size,
+        ..
+    } = *request;
     if unaligned(offset) {
         return Err(RegionError::GmemOffsetUnaligned { offset });
     }
@@ -346,13 +401,24 @@ fn check_modification(request: &Region, slot: SlotKey, old: &Slot) -> Result<(),
         return Err(RegionError::GmemSlotImmutable { slot });
     }
     if request.hva != old.hva().raw() {
-        return Err(RegionError::HvaChanged { slot, old: old.hva().raw(), new: request.hva });
+        return Err(RegionError::HvaChanged {
+            slot,
+            old: old.hva().raw(),
+            new: request.hva,
+        });
     }
     if request.size != old.pages().bytes() {
-        return Err(RegionError::SizeChanged { slot, old: old.pages().bytes(), new: request.size });
+        return Err(RegionError::SizeChanged {
+            slot,
+            old: old.pages().bytes(),
+            new: request.size,
+        });
     }
     if request.has(SlotFlags::READONLY) != old.is_readonly() {
-        return Err(RegionError::ReadonlyChanged { slot, old: old.flags() });
+        return Err(RegionError::ReadonlyChanged {
+            slot,
+            old: old.flags(),
+        });
     }
     if request.has(SlotFlags::ZAP_LEAFS_ONLY) != old.flags().contains(SlotFlags::ZAP_LEAFS_ONLY) {
         return Err(RegionError::ZapLeafsChanged { slot });
@@ -381,4 +447,3 @@ impl RegionError {
         )
     }
 }
-

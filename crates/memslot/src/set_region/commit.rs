@@ -2,8 +2,8 @@
 
 use super::{Change, ChangeKind, Effects, LogSwitch, Zap, ZapReach, ZapRule};
 use crate::{
-    Binding, DirtyBitmap, FileRef, Generation, GfnRange, GmemFlags, Hva, LpageInfo, ManualProtect, Memory, PAGE_SHIFT,
-    Refusal, Region, Slot, SlotFlags, SlotKey,
+    Binding, DirtyBitmap, FileRef, Generation, GfnRange, GmemFlags, Hva, InitialBits, LpageInfo,
+    ManualProtect, Memory, PAGE_SHIFT, Refusal, Region, Slot, SlotFlags, SlotKey,
 };
 
 /// The VM's memory has changed since the plan was made.
@@ -67,7 +67,10 @@ impl Memory {
     pub(crate) fn wrap_between(&self, before: Generation, swaps: u32) -> Option<Zap> {
         let count = self.address_space_count();
         let wraps = (1..=swaps).any(|n| before.after(n, count).wraps_mmio(count));
-        wraps.then_some(Zap { reach: ZapReach::AllRoots, rule: ZapRule::MmioGenerationWrap })
+        wraps.then_some(Zap {
+            reach: ZapReach::AllRoots,
+            rule: ZapRule::MmioGenerationWrap,
+        })
     }
 
     fn create(&mut self, change: &Change) {
@@ -96,7 +99,11 @@ impl Memory {
         let file = self.gmem_file_mut(id)?;
         file.bind(first_page, range.pages().raw(), slot);
         let gmem_only = file.flags().contains(GmemFlags::MMAP);
-        Some(Binding { file: Some(id), first_page, gmem_only })
+        Some(Binding {
+            file: Some(id),
+            first_page,
+            gmem_only,
+        })
     }
 
     /// The bitmap of a slot whose log is being switched on; rings make bitmaps unnecessary.
@@ -104,17 +111,25 @@ impl Memory {
         if !matches!(log, Some(LogSwitch::On | LogSwitch::OnInitiallySet)) || self.has_rings() {
             return None;
         }
-        Some(match self.manual_protect().contains(ManualProtect::INITIALLY_SET) {
-            true => DirtyBitmap::all_set(range.pages()),
-            false => DirtyBitmap::clear_all(range.pages()),
-        })
+        let initially = match self.manual_protect().contains(ManualProtect::INITIALLY_SET) {
+            true => InitialBits::Set,
+            false => InitialBits::Clear,
+        };
+        Some(DirtyBitmap::new(range.pages(), initially))
     }
 
     fn delete(&mut self, key: SlotKey) {
-        let Some(slot) = self.space_mut(key.as_id).remove(key.id) else { return };
+        let Some(slot) = self.space_mut(key.as_id).remove(key.id) else {
+            return;
+        };
         self.total_pages -= slot.pages();
         self.logged_slots -= u32::from(slot.is_logged());
-        if let Some(Binding { file: Some(file), first_page, .. }) = slot.binding {
+        if let Some(Binding {
+            file: Some(file),
+            first_page,
+            ..
+        }) = slot.binding
+        {
             if let Some(gmem) = self.gmem_file_mut(file) {
                 gmem.unbind(first_page);
             }
@@ -126,7 +141,9 @@ impl Memory {
         let Some(range) = change.new else { return };
         let bitmap = self.new_bitmap(change.log, range);
         let space = self.space_mut(change.slot.as_id);
-        let Some(mut slot) = space.remove(change.slot.id) else { return };
+        let Some(mut slot) = space.remove(change.slot.id) else {
+            return;
+        };
         slot.range = range;
         slot.lpage = LpageInfo::new(range, slot.hva);
         slot.take_flags(change, bitmap);
@@ -135,7 +152,9 @@ impl Memory {
     }
 
     fn change_flags(&mut self, change: &Change) {
-        let bitmap = change.new.and_then(|range| self.new_bitmap(change.log, range));
+        let bitmap = change
+            .new
+            .and_then(|range| self.new_bitmap(change.log, range));
         if let Some(slot) = self.space_mut(change.slot.as_id).by_id_mut(change.slot.id) {
             slot.take_flags(change, bitmap);
         }

@@ -11,6 +11,6 @@ mod change;
 mod check;
 mod commit;
 
-pub(crate) use check::{MAX_PAGES, high_half, low_half};
 pub use change::{Change, ChangeKind, Effects, LogSwitch, Zap, ZapReach, ZapRule};
+pub(crate) use check::{MAX_PAGES, high_half, low_half};
 pub use commit::StalePlan;

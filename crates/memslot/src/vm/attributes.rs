@@ -31,7 +31,11 @@ impl Memory {
         }
         let unsupported = attributes & !self.supported_attributes().bits();
         if unsupported != 0 {
-            return Err(AttributeError::Unsupported { unsupported, vm_type: self.vm_type() }.into());
+            return Err(AttributeError::Unsupported {
+                unsupported,
+                vm_type: self.vm_type(),
+            }
+            .into());
         }
         if size == 0 || address.checked_add(size).is_none() {
             return Err(AttributeError::Range { address, size }.into());
@@ -55,7 +59,9 @@ impl Memory {
         flags: u64,
     ) -> Result<bool, Refusal> {
         let range = self.check_set_attributes(address, size, attributes, flags)?;
-        let changed = self.attributes.set(range, Attributes::from_bits_truncate(attributes));
+        let changed = self
+            .attributes
+            .set(range, Attributes::from_bits_truncate(attributes));
         self.version += u64::from(changed);
         Ok(changed)
     }

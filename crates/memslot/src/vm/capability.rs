@@ -1,6 +1,8 @@
 //! `KVM_CHECK_EXTENSION` and `KVM_ENABLE_CAP` on a VM.
 
-use crate::{CapError, DirtyRingError, ManualProtect, Memory, QuirkUpdate, Quirks, Refusal, USER_SLOTS, cap};
+use crate::{
+    CapError, DirtyRingError, ManualProtect, Memory, QuirkUpdate, Quirks, Refusal, USER_SLOTS, cap,
+};
 
 /// The hypercalls that may exit to user space: `KVM_HC_MAP_GPA_RANGE`, number 12.
 const HYPERCALLS: u64 = 1 << 12;
@@ -9,7 +11,11 @@ impl Memory {
     /// `KVM_CHECK_EXTENSION` on the VM. `None` for a capability that is no matter of memory (see [`cap::ALL`]).
     pub fn check_extension(&self, number: u32) -> Option<u64> {
         let p = self.profile();
-        let if_rings = if p.dirty_ring.get() { crate::dirty::MAX_RING_BYTES } else { 0 };
+        let if_rings = if p.dirty_ring.get() {
+            crate::dirty::MAX_RING_BYTES
+        } else {
+            0
+        };
         Some(match number {
             cap::USER_MEMORY
             | cap::SYNC_MMU
@@ -44,7 +50,9 @@ impl Memory {
         self.check_gate()?;
         let [arg, ..] = args;
         match number {
-            cap::MANUAL_DIRTY_LOG_PROTECT2 => check_manual_protect(flags, arg).map_err(Refusal::from),
+            cap::MANUAL_DIRTY_LOG_PROTECT2 => {
+                check_manual_protect(flags, arg).map_err(Refusal::from)
+            }
             number if Self::enables_ring(number) => Ok(self.check_enable_ring(arg)?),
             cap::DIRTY_LOG_RING_WITH_BITMAP => Err(DirtyRingError::WithBitmap {}.into()),
             _ if flags != 0 => Err(CapError::Flags { cap: number, flags }.into()),
@@ -52,11 +60,18 @@ impl Memory {
                 let supported = self.profile().quirks.get().bits();
                 let unsupported = arg & !supported;
                 let known = unsupported == 0;
-                known.then_some(()).ok_or_else(|| CapError::Quirks { unsupported, supported }.into())
+                known.then_some(()).ok_or_else(|| {
+                    CapError::Quirks {
+                        unsupported,
+                        supported,
+                    }
+                    .into()
+                })
             }
-            cap::EXIT_HYPERCALL if arg & !HYPERCALLS != 0 => {
-                Err(CapError::Hypercalls { unsupported: arg & !HYPERCALLS }.into())
+            cap::EXIT_HYPERCALL if arg & !HYPERCALLS != 0 => Err(CapError::Hypercalls {
+                unsupported: arg & !HYPERCALLS,
             }
+            .into()),
             cap::DISABLE_QUIRKS | cap::EXIT_HYPERCALL => Ok(()),
             cap => Err(CapError::Unknown { cap }.into()),
         }
@@ -70,7 +85,9 @@ impl Memory {
         self.check_enable_cap(number, flags, args)?;
         let [arg, ..] = args;
         match number {
-            cap::MANUAL_DIRTY_LOG_PROTECT2 => self.manual_protect = ManualProtect::from_bits_truncate(arg),
+            cap::MANUAL_DIRTY_LOG_PROTECT2 => {
+                self.manual_protect = ManualProtect::from_bits_truncate(arg)
+            }
             cap::DISABLE_QUIRKS | cap::DISABLE_QUIRKS2 => self.disable_quirks(arg),
             cap::EXIT_HYPERCALL => self.hypercall_exits = arg,
             _ => self.ring_bytes = arg,
@@ -90,7 +107,10 @@ impl Memory {
 
 fn check_manual_protect(flags: u32, bits: u64) -> Result<(), CapError> {
     if flags != 0 {
-        return Err(CapError::Flags { cap: cap::MANUAL_DIRTY_LOG_PROTECT2, flags });
+        return Err(CapError::Flags {
+            cap: cap::MANUAL_DIRTY_LOG_PROTECT2,
+            flags,
+        });
     }
     let known = ManualProtect::from_bits(bits);
     match known.filter(|mode| *mode != ManualProtect::INITIALLY_SET) {

@@ -12,10 +12,16 @@ impl Memory {
             return Err(PreFaultError::NoVcpu { vcpu: 0 }.into());
         }
         self.check_gate()?;
-        if self.rings.first().is_some_and(crate::DirtyRing::soft_full) {
+        if self
+            .rings
+            .first_mut()
+            .is_some_and(crate::DirtyRing::blocks_entry)
+        {
             return Ok(Outcome::Access(Access::RingFull));
         }
-        Ok(Outcome::Access(self.write(AsId::NORMAL, Gpa::new(gpa).gfn())))
+        Ok(Outcome::Access(
+            self.write(AsId::NORMAL, Gpa::new(gpa).gfn()),
+        ))
     }
 
     fn write(&mut self, as_id: AsId, gfn: Gfn) -> Access {
@@ -32,7 +38,11 @@ impl Memory {
     /// Notes that vCPU 0 wrote a frame (`mark_page_dirty_in_slot`): in its ring if the VM keeps rings, else in the
     /// slot's bitmap, if the slot is logged at all.
     pub fn mark_dirty(&mut self, as_id: AsId, gfn: Gfn) {
-        let Some(slot) = self.space_mut(as_id).by_gfn_mut(gfn).filter(|slot| slot.is_logged()) else {
+        let Some(slot) = self
+            .space_mut(as_id)
+            .by_gfn_mut(gfn)
+            .filter(|slot| slot.is_logged())
+        else {
             return;
         };
         let offset = (gfn - slot.range().start()).raw();
@@ -43,7 +53,7 @@ impl Memory {
             }
             None => {
                 if let Some(ring) = self.rings.first_mut() {
-                    ring.push(key, offset);
+                    ring.push(key.raw(), offset);
                 }
             }
         }

@@ -1,8 +1,8 @@
 //! The remaining ioctls that touch the memory layout: vCPUs, interrupt controller, and KVM's own slots.
 
 use crate::{
-    AsId, GfnRange, Gpa, Hva, LpageInfo, Memory, Outcome, PAGE_SIZE, Pages, Refusal, RegionError, Slot, SlotFlags,
-    SlotId, SlotKey, VmError,
+    AsId, GfnRange, Gpa, Hva, LpageInfo, Memory, Outcome, PAGE_SIZE, Pages, Refusal, RegionError,
+    Slot, SlotFlags, SlotId, SlotKey, VmError,
 };
 
 /// Where the APIC access page lies (`APIC_DEFAULT_PHYS_BASE`).
@@ -94,14 +94,21 @@ impl Memory {
     /// One of KVM's own slots, in every address space, unless it exists (`__x86_set_memory_region`).
     fn set_internal_slot(&mut self, id: SlotId, gpa: u64, pages: Pages) -> Result<(), Refusal> {
         let count = self.address_space_count();
-        let Some(range) = GfnRange::new(Gpa::new(gpa).gfn(), pages) else { return Ok(()) };
+        let Some(range) = GfnRange::new(Gpa::new(gpa).gfn(), pages) else {
+            return Ok(());
+        };
         for as_id in (0..count).filter_map(AsId::new) {
             let slot = SlotKey { as_id, id };
             if self.space(as_id).by_id(id).is_some() {
                 continue;
             }
             if let Some(other) = self.space(as_id).overlap(range, None) {
-                return Err(RegionError::Overlap { slot, with: other.key(), range: other.range() }.into());
+                return Err(RegionError::Overlap {
+                    slot,
+                    with: other.key(),
+                    range: other.range(),
+                }
+                .into());
             }
             self.insert_internal(slot, range, count);
         }

@@ -7,7 +7,13 @@ impl Memory {
     ///
     /// # Errors
     /// The first test that fails.
-    pub fn check_pre_fault(&self, vcpu: u32, gpa: u64, size: u64, flags: u64) -> Result<(), Refusal> {
+    pub fn check_pre_fault(
+        &self,
+        vcpu: u32,
+        gpa: u64,
+        size: u64,
+        flags: u64,
+    ) -> Result<(), Refusal> {
         if vcpu >= self.vcpus() {
             return Err(PreFaultError::NoVcpu { vcpu }.into());
         }
@@ -25,7 +31,10 @@ impl Memory {
             return Err(PreFaultError::Range { gpa, size }.into());
         }
         if self.vm_type().must_be_finalized() && !self.finalized {
-            return Err(PreFaultError::NotAllowed { vm_type: self.vm_type() }.into());
+            return Err(PreFaultError::NotAllowed {
+                vm_type: self.vm_type(),
+            }
+            .into());
         }
         if !self.profile().tdp.get() {
             return Err(PreFaultError::NoTdp {}.into());
@@ -37,17 +46,30 @@ impl Memory {
     ///
     /// # Errors
     /// As [`Memory::check_pre_fault`], and when not even the first frame is in a slot.
-    pub fn pre_fault(&self, vcpu: u32, gpa: u64, size: u64, flags: u64) -> Result<Outcome, Refusal> {
+    pub fn pre_fault(
+        &self,
+        vcpu: u32,
+        gpa: u64,
+        size: u64,
+        flags: u64,
+    ) -> Result<Outcome, Refusal> {
         self.check_pre_fault(vcpu, gpa, size, flags)?;
         let end = (gpa + size) / PAGE_SIZE;
         let mut at = Gpa::new(gpa).gfn();
-        while let Some(slot) = self.space(AsId::NORMAL).by_gfn(at).filter(|_| at.raw() < end) {
+        while let Some(slot) = self
+            .space(AsId::NORMAL)
+            .by_gfn(at)
+            .filter(|_| at.raw() < end)
+        {
             at = slot.range().end();
         }
         let reached = Gfn::new(at.raw().min(end)).gpa().raw();
         match reached == gpa {
             true => Err(PreFaultError::NoSlot { gpa }.into()),
-            false => Ok(Outcome::Remaining { gpa: reached, size: gpa + size - reached }),
+            false => Ok(Outcome::Remaining {
+                gpa: reached,
+                size: gpa + size - reached,
+            }),
         }
     }
 }
