@@ -15,8 +15,10 @@ pub struct Capabilities {
     pub system: Vec<(u32, u32)>,
     /// `KVM_CHECK_EXTENSION` on a VM of type 0.
     pub vm: Vec<(u32, u32)>,
-    /// Physical address bits of the host CPU.
-    pub maxphyaddr: u8,
+    /// How many bits the highest guest-physical address of a slot can have, found by trying.
+    pub address_bits: u8,
+    /// Where user space ends for slots, found by trying.
+    pub user_end: u64,
     /// The vendor module in use.
     pub vendor: Vendor,
     /// The module parameter `tdp_mmu`.
@@ -28,8 +30,6 @@ pub struct Capabilities {
     /// A guest_memfd slot on a default VM with a descriptor that is not open gave EBADF rather than EINVAL: the
     /// flag itself is allowed.
     pub gmem_on_default_vm: bool,
-    /// After disabling a quirk, disabling none left it off.
-    pub quirks_accumulate: bool,
     /// Binding a guest_memfd's range twice gave this error, if it could be tried.
     pub gmem_bind_conflict: Option<crate::Errno>,
 }
@@ -119,14 +119,17 @@ fn probe_quirks(p: &mut Profile, caps: &Capabilities) {
         SlotZap::AlwaysAll
     };
     p.slot_zap = probed(zap, "KVM_CAP_DISABLE_QUIRKS2");
-    let update = if caps.quirks_accumulate {
+    // Supported-quirk masks that leave a defined bit out, or know bit 9 or 10, came together with accumulation.
+    let accumulates = mask.intersects(Quirks::IGNORE_GUEST_PAT | Quirks::VMCS12_ALLOW_FREEZE_IN_SMM)
+        || at_least(&caps.release, 6, 15);
+    let update = if accumulates {
         QuirkUpdate::Accumulate
     } else {
         QuirkUpdate::Replace
     };
     p.quirk_update = Fact::new(
         update,
-        Evidence::Inferred("the release or stable tree".into()),
+        Evidence::Inferred("the quirks that the kernel knows, and its release".into()),
     );
     let off = match caps.vendor {
         Vendor::Intel => Quirks::CD_NW_CLEARED,
@@ -147,7 +150,8 @@ fn probe_host(p: &mut Profile, caps: &Capabilities) {
     };
     p.tdp = probed(tdp, "KVM_CAP_PRE_FAULT_MEMORY");
     p.tdp_mmu = probed(tdp && caps.tdp_mmu, "the module parameter tdp_mmu");
-    p.maxphyaddr = probed(caps.maxphyaddr, "CPUID 0x80000008");
+    p.maxphyaddr = probed(caps.address_bits, "slots tried at rising addresses");
+    p.user_end = probed(caps.user_end, "slots tried at the ends of user space");
     p.pml = probed(caps.pml, "the module parameter pml");
     p.apic_access_slot = probed(
         caps.apic_access_page,

@@ -1,0 +1,97 @@
+//! Host memory for slots: the areas that scenario files call `A`, `UN` and `RO`.
+#![expect(unsafe_code, reason = "memory is mapped and accessed through pointers")]
+
+use std::io;
+use std::ptr::NonNull;
+
+use slat_memslot::Hva;
+
+use crate::Areas;
+
+/// A private anonymous mapping, unmapped on drop.
+#[derive(Debug)]
+struct Mapping {
+    address: NonNull<libc::c_void>,
+    len: usize,
+}
+
+// SAFETY: the mapping is owned, and all accesses go through volatile copies of bytes that a guest may race with.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(len: usize, protection: i32) -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no existing memory.
+        let address = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
+        match NonNull::new(address).filter(|p| p.as_ptr() != libc::MAP_FAILED) {
+            Some(address) => Ok(Self { address, len }),
+            None => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn start(&self) -> u64 {
+        self.address.as_ptr() as u64
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `new` and nothing else unmaps it.
+        unsafe { libc::munmap(self.address.as_ptr(), self.len) };
+    }
+}
+
+/// Memory of this process that slots can use.
+///
+/// `A` is 1 GiB, writable and aligned to 1 GiB, taken from the system page by page as it is touched; `UN` is 2 MiB
+/// that no access reaches; `RO` is 2 MiB that can only be read.
+#[derive(Debug)]
+pub struct HostMemory {
+    _writable: Mapping,
+    _unreachable: Mapping,
+    _readonly: Mapping,
+    areas: Areas,
+}
+
+const GIB: u64 = 1 << 30;
+
+impl HostMemory {
+    /// Maps the three areas.
+    ///
+    /// # Errors
+    /// The address space is exhausted.
+    pub fn new() -> io::Result<Self> {
+        // Twice as much, so that a part aligned to 1 GiB lies inside.
+        let writable = Mapping::new(2 << 30, libc::PROT_READ | libc::PROT_WRITE)?;
+        let unreachable = Mapping::new(2 << 20, libc::PROT_NONE)?;
+        let readonly = Mapping::new(2 << 20, libc::PROT_READ)?;
+        let areas = Areas {
+            writable: writable.start().next_multiple_of(GIB),
+            unreachable: unreachable.start(),
+            readonly: readonly.start(),
+        };
+        Ok(Self { _writable: writable, _unreachable: unreachable, _readonly: readonly, areas })
+    }
+
+    /// Where the areas lie.
+    pub fn areas(&self) -> &Areas {
+        &self.areas
+    }
+
+    /// Writes bytes into the writable area; gives `false` when they do not lie inside it.
+    pub(super) fn write(&self, at: Hva, bytes: &[u8]) -> bool {
+        let start = self.areas.writable;
+        let end = at.raw().checked_add(bytes.len() as u64);
+        if at.raw() < start || end.is_none_or(|end| end > start + GIB) {
+            return false;
+        }
+        for (address, byte) in (at.raw()..).zip(bytes) {
+            // SAFETY: the address lies in a writable mapping that lives as long as `self`; it is never borrowed, and
+            // a guest that races sees single bytes.
+            unsafe { std::ptr::write_volatile(address as *mut u8, *byte) };
+        }
+        true
+    }
+}

@@ -1,0 +1,15 @@
+//! The real `/dev/kvm` as a machine. Linux on x86-64 only.
+
+mod file;
+mod guest;
+mod host;
+mod ioctl;
+mod machine;
+mod probe;
+mod region;
+mod vm;
+
+pub use host::HostMemory;
+pub use machine::{Machine, OpenError};
+pub use probe::probe;
+pub use vm::Vm;

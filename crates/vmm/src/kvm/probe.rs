@@ -1,0 +1,107 @@
+//! Asking a live kernel what it can do.
+#![expect(unsafe_code, reason = "slots give the kernel host addresses, which are never used")]
+
+use std::fs;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Kvm, VmFd};
+use slat_memslot::{Capabilities, Errno, FileRef, PAGE_SIZE, Region, SlotFlags, SlotKey, Vendor, cap};
+
+use super::file;
+use super::vm::errno;
+
+/// The end of user space with 4-level paging, with 5-level paging, and with linear address masking.
+const USER_ENDS: [u64; 3] = [(1 << 47) - PAGE_SIZE, (1 << 56) - PAGE_SIZE, (1 << 63) - PAGE_SIZE];
+
+/// Asks a kernel for everything that a [`Profile`](slat_memslot::Profile) needs. A VM is made and dropped.
+///
+/// # Errors
+/// The VM cannot be made.
+pub fn probe(kvm: &Kvm) -> Result<Capabilities, Errno> {
+    let vm = kvm.create_vm().map_err(errno)?;
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
+    let vendor = vendor();
+    Ok(Capabilities {
+        system: ask(|cap| kvm.check_extension_raw(u64::from(cap))),
+        vm: ask(|cap| vm.check_extension_raw(u64::from(cap))),
+        address_bits: address_bits(&vm),
+        user_end: user_end(&vm),
+        vendor,
+        tdp_mmu: parameter("kvm", "tdp_mmu"),
+        pml: vendor == Vendor::Intel && parameter("kvm_intel", "pml"),
+        apic_access_page: match vendor {
+            Vendor::Intel => parameter("kvm_intel", "enable_apicv") || parameter("kvm_intel", "flexpriority"),
+            Vendor::Amd => parameter("kvm_amd", "avic"),
+            Vendor::Paravirtual => false,
+        },
+        gmem_on_default_vm: set_gmem(&vm, -1, 0) == Err(Errno::EBADF),
+        gmem_bind_conflict: bind_conflict(&vm),
+        release,
+    })
+}
+
+fn ask(check: impl Fn(u32) -> i32) -> Vec<(u32, u32)> {
+    cap::ALL.iter().map(|(number, _)| (*number, u32::try_from(check(*number)).unwrap_or(0))).collect()
+}
+
+fn vendor() -> Vendor {
+    let loaded = |module: &str| fs::exists(format!("/sys/module/{module}/parameters")).unwrap_or(false);
+    if loaded("kvm_intel") {
+        Vendor::Intel
+    } else if loaded("kvm_amd") {
+        Vendor::Amd
+    } else {
+        Vendor::Paravirtual
+    }
+}
+
+fn parameter(module: &str, name: &str) -> bool {
+    let value = fs::read_to_string(format!("/sys/module/{module}/parameters/{name}"));
+    value.is_ok_and(|v| matches!(v.trim(), "Y" | "1"))
+}
+
+/// Sets a page as slot 0 and takes it away again; gives whether that worked.
+fn accepts(vm: &VmFd, gpa: u64, hva: u64) -> bool {
+    let region = Region::new(SlotKey::normal(0), gpa, PAGE_SIZE, hva);
+    let set = |region: &Region| {
+        let raw = kvm_userspace_memory_region::from(region);
+        // SAFETY: no vCPU exists, so nothing ever uses the host address.
+        unsafe { vm.set_user_memory_region(raw) }
+    };
+    let accepted = set(&region).is_ok();
+    if accepted {
+        let _gone = set(&Region::delete(SlotKey::normal(0)));
+    }
+    accepted
+}
+
+/// How many bits the highest guest-physical address of a slot may have.
+fn address_bits(vm: &VmFd) -> u8 {
+    let highest = (32..=52u8).rev().find(|bits| accepts(vm, (1 << bits) - PAGE_SIZE, 0));
+    highest.unwrap_or(36)
+}
+
+fn user_end(vm: &VmFd) -> u64 {
+    let highest = USER_ENDS.into_iter().rev().find(|end| accepts(vm, 0, end - PAGE_SIZE));
+    highest.unwrap_or((1 << 47) - PAGE_SIZE)
+}
+
+/// Binds a page of a guest_memfd as slot `slot`.
+fn set_gmem(vm: &VmFd, descriptor: i32, slot: u16) -> Result<(), Errno> {
+    let region = Region {
+        gmem: FileRef::NotOpen(descriptor),
+        version: slat_memslot::RegionVersion::V2,
+        ..Region::new(SlotKey::normal(slot), u64::from(slot) * PAGE_SIZE, PAGE_SIZE, 0)
+    }
+    .with_flags(SlotFlags::GUEST_MEMFD);
+    // SAFETY: no vCPU exists, so nothing ever uses the host address.
+    unsafe { vm.set_user_memory_region2(region.to_region2(|_| descriptor)) }.map_err(errno)
+}
+
+/// What binding one page twice gives, where guest_memfds can be had.
+fn bind_conflict(vm: &VmFd) -> Option<Errno> {
+    use std::os::fd::AsRawFd;
+    let file = file::create(vm, PAGE_SIZE, 0, 0).ok()?;
+    set_gmem(vm, file.as_raw_fd(), 0).ok()?;
+    set_gmem(vm, file.as_raw_fd(), 1).err()
+}
