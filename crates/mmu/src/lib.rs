@@ -1,2 +1,10 @@
-//! The limits and tables of KVM's MMU.
+//! What KVM's MMU adds to the rules of memory slots.
+//!
+//! So far that is one thing: the limit of shadow pages, which follows the size of all slots unless userspace has set
+//! it ([`ShadowPageLimit`]). It decides whether deleting a slot evicts page tables that have nothing to do with the
+//! slot. Page-table formats, roles, roots and walks are to come here; they are not here yet.
 #![forbid(unsafe_code)]
+
+mod limits;
+
+pub use limits::{Eviction, ShadowPageLimit, Tuning};
