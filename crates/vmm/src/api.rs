@@ -30,13 +30,19 @@ fn reason_suffix(reason: &Option<Reason>) -> String {
 impl CallError {
     /// A refusal of unknown cause.
     pub const fn errno(errno: Errno) -> Self {
-        Self::Refused { errno, reason: None }
+        Self::Refused {
+            errno,
+            reason: None,
+        }
     }
 }
 
 impl From<Refusal> for CallError {
     fn from(refusal: Refusal) -> Self {
-        Self::Refused { errno: refusal.errno(), reason: Some(refusal.reason) }
+        Self::Refused {
+            errno: refusal.errno(),
+            reason: Some(refusal.reason),
+        }
     }
 }
 
@@ -90,9 +96,15 @@ pub trait MemoryVm {
     /// # Errors
     /// As [`MemoryVm::call`].
     fn create_guest_memfd(&mut self, size: u64, flags: u64) -> Result<GmemId, CallError> {
-        match self.call(&Call::CreateGmem { size, flags, reserved: 0 })? {
+        match self.call(&Call::CreateGmem {
+            size,
+            flags,
+            reserved: 0,
+        })? {
             Outcome::Gmem(id) => Ok(id),
-            _ => Err(CallError::NotTried { why: "the machine gave no guest_memfd" }),
+            _ => Err(CallError::NotTried {
+                why: "the machine gave no guest_memfd",
+            }),
         }
     }
 
@@ -100,8 +112,19 @@ pub trait MemoryVm {
     ///
     /// # Errors
     /// As [`MemoryVm::call`].
-    fn set_memory_attributes(&mut self, address: u64, size: u64, attributes: u64) -> Result<(), CallError> {
-        self.call(&Call::SetAttributes { address, size, attributes, flags: 0 }).map(drop)
+    fn set_memory_attributes(
+        &mut self,
+        address: u64,
+        size: u64,
+        attributes: u64,
+    ) -> Result<(), CallError> {
+        self.call(&Call::SetAttributes {
+            address,
+            size,
+            attributes,
+            flags: 0,
+        })
+        .map(drop)
     }
 
     /// `KVM_GET_DIRTY_LOG`.
@@ -109,9 +132,14 @@ pub trait MemoryVm {
     /// # Errors
     /// As [`MemoryVm::call`].
     fn get_dirty_log(&mut self, slot: u32) -> Result<DirtyPages, CallError> {
-        match self.call(&Call::GetDirtyLog { slot, buffer: Buffer::Good })? {
+        match self.call(&Call::GetDirtyLog {
+            slot,
+            buffer: Buffer::Good,
+        })? {
             Outcome::Dirty(pages) => Ok(pages),
-            _ => Err(CallError::NotTried { why: "the machine gave no dirty pages" }),
+            _ => Err(CallError::NotTried {
+                why: "the machine gave no dirty pages",
+            }),
         }
     }
 
@@ -119,9 +147,21 @@ pub trait MemoryVm {
     ///
     /// # Errors
     /// As [`MemoryVm::call`].
-    fn clear_dirty_log(&mut self, slot: u32, first_page: u64, num_pages: u32, words: &[u64]) -> Result<(), CallError> {
+    fn clear_dirty_log(
+        &mut self,
+        slot: u32,
+        first_page: u64,
+        num_pages: u32,
+        words: &[u64],
+    ) -> Result<(), CallError> {
         let bits = ClearBits::Words(words.to_vec());
-        self.call(&Call::ClearDirtyLog { slot, first_page, num_pages, bits }).map(drop)
+        self.call(&Call::ClearDirtyLog {
+            slot,
+            first_page,
+            num_pages,
+            bits,
+        })
+        .map(drop)
     }
 
     /// `KVM_RESET_DIRTY_RINGS`; gives the number of entries freed.
@@ -131,7 +171,9 @@ pub trait MemoryVm {
     fn reset_dirty_rings(&mut self) -> Result<u64, CallError> {
         match self.call(&Call::ResetDirtyRings)? {
             Outcome::Value(count) => Ok(count),
-            _ => Err(CallError::NotTried { why: "the machine gave no count" }),
+            _ => Err(CallError::NotTried {
+                why: "the machine gave no count",
+            }),
         }
     }
 
@@ -140,17 +182,34 @@ pub trait MemoryVm {
     /// # Errors
     /// As [`MemoryVm::call`].
     fn enable_cap(&mut self, cap: u32, argument: u64) -> Result<(), CallError> {
-        self.call(&Call::EnableCap { cap, flags: 0, args: [argument, 0, 0, 0] }).map(drop)
+        self.call(&Call::EnableCap {
+            cap,
+            flags: 0,
+            args: [argument, 0, 0, 0],
+        })
+        .map(drop)
     }
 
     /// `KVM_PRE_FAULT_MEMORY`; gives what is left, as `(gpa, size)`.
     ///
     /// # Errors
     /// As [`MemoryVm::call`].
-    fn pre_fault_memory(&mut self, vcpu: u32, gpa: u64, size: u64) -> Result<(u64, u64), CallError> {
-        match self.call(&Call::PreFault { vcpu, gpa, size, flags: 0 })? {
+    fn pre_fault_memory(
+        &mut self,
+        vcpu: u32,
+        gpa: u64,
+        size: u64,
+    ) -> Result<(u64, u64), CallError> {
+        match self.call(&Call::PreFault {
+            vcpu,
+            gpa,
+            size,
+            flags: 0,
+        })? {
             Outcome::Remaining { gpa, size } => Ok((gpa, size)),
-            _ => Err(CallError::NotTried { why: "the machine did not say what is left" }),
+            _ => Err(CallError::NotTried {
+                why: "the machine did not say what is left",
+            }),
         }
     }
 }

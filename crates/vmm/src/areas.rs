@@ -13,8 +13,11 @@ pub struct Areas {
 
 impl Areas {
     /// Addresses for machines that never touch memory.
-    pub const SYMBOLIC: Self =
-        Self { writable: 0x7f00_0000_0000, unreachable: 0x7e00_0000_0000, readonly: 0x7e00_4000_0000 };
+    pub const SYMBOLIC: Self = Self {
+        writable: 0x7f00_0000_0000,
+        unreachable: 0x7e00_0000_0000,
+        readonly: 0x7e00_4000_0000,
+    };
 
     /// Name, start and length of each area.
     pub const fn list(&self) -> [(&'static str, u64, u64); 3] {
@@ -27,6 +30,9 @@ impl Areas {
 
     /// Where the area of this name starts.
     pub fn start(&self, name: &str) -> Option<u64> {
-        self.list().into_iter().find(|(n, ..)| *n == name).map(|(_, start, _)| start)
+        self.list()
+            .into_iter()
+            .find(|(n, ..)| *n == name)
+            .map(|(_, start, _)| start)
     }
 }

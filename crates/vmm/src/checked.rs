@@ -21,8 +21,16 @@ pub struct Divergence {
 
 impl fmt::Display for Divergence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { index, call, kernel, model } = self;
-        write!(f, "call {index}: {call:?}\n  kernel: {kernel:?}\n  model:  {model:?}")
+        let Self {
+            index,
+            call,
+            kernel,
+            model,
+        } = self;
+        write!(
+            f,
+            "call {index}: {call:?}\n  kernel: {kernel:?}\n  model:  {model:?}"
+        )
     }
 }
 
@@ -33,7 +41,9 @@ pub fn agree(a: &CallResult, b: &CallResult) -> bool {
     match (a, b) {
         (Err(CallError::NotTried { .. }), _) | (_, Err(CallError::NotTried { .. })) => true,
         (Ok(a), Ok(b)) => a.agrees_with(b),
-        (Err(CallError::Refused { errno: a, .. }), Err(CallError::Refused { errno: b, .. })) => a == b,
+        (Err(CallError::Refused { errno: a, .. }), Err(CallError::Refused { errno: b, .. })) => {
+            a == b
+        }
         _ => false,
     }
 }
@@ -74,7 +84,13 @@ pub struct Checked<K, M> {
 impl<K: MemoryVm, M: MemoryVm> Checked<K, M> {
     /// Two fresh VMs, compared from now on; panics when they differ.
     pub fn new(kernel: K, model: M) -> Self {
-        Self { kernel, model, on_divergence: OnDivergence::Panic, calls: 0, divergences: Vec::new() }
+        Self {
+            kernel,
+            model,
+            on_divergence: OnDivergence::Panic,
+            calls: 0,
+            divergences: Vec::new(),
+        }
     }
 
     /// Says what to do when the two differ.
@@ -112,7 +128,12 @@ impl<K: MemoryVm, M: MemoryVm> MemoryVm for Checked<K, M> {
         }
         let model = self.model.call(call);
         if !agree(&kernel, &model) {
-            let divergence = Divergence { index: self.calls, call: call.clone(), kernel: kernel.clone(), model };
+            let divergence = Divergence {
+                index: self.calls,
+                call: call.clone(),
+                kernel: kernel.clone(),
+                model,
+            };
             match self.on_divergence {
                 OnDivergence::Panic => panic!("the kernel and the model differ\n{divergence}"),
                 OnDivergence::Keep => self.divergences.push(divergence),
@@ -153,10 +174,18 @@ impl<K: Machine, M: Machine> Machine for CheckedMachine<K, M> {
     /// # Panics
     /// They do not.
     fn create_vm(&mut self, vm_type: u32) -> Result<Self::Vm, CallError> {
-        match (self.kernel.create_vm(vm_type), self.model.create_vm(vm_type)) {
+        match (
+            self.kernel.create_vm(vm_type),
+            self.model.create_vm(vm_type),
+        ) {
             (Ok(kernel), Ok(model)) => Ok(Checked::new(kernel, model)),
-            (Err(CallError::Refused { errno: a, .. }), Err(e @ CallError::Refused { errno: b, .. })) if a == b => Err(e),
-            (Err(e @ CallError::NotTried { .. }), _) | (_, Err(e @ CallError::NotTried { .. })) => Err(e),
+            (
+                Err(CallError::Refused { errno: a, .. }),
+                Err(e @ CallError::Refused { errno: b, .. }),
+            ) if a == b => Err(e),
+            (Err(e @ CallError::NotTried { .. }), _) | (_, Err(e @ CallError::NotTried { .. })) => {
+                Err(e)
+            }
             (kernel, model) => panic!(
                 "VM type {vm_type}: the kernel says {:?}, the model {:?}",
                 kernel.map(drop),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use slat_memslot::{Call, Memory, Outcome, Profile, VmError, VmType};
+use slat_memslot::{Call, Memory, Outcome, Pages, Profile, Refusal, VmError, VmType};
 use slat_mmu::ShadowPageLimit;
 
 use crate::{CallError, CallResult, MemoryVm};
@@ -16,7 +16,9 @@ pub struct Machine {
 impl Machine {
     /// A machine of this profile.
     pub fn new(profile: impl Into<Arc<Profile>>) -> Self {
-        Self { profile: profile.into() }
+        Self {
+            profile: profile.into(),
+        }
     }
 }
 
@@ -29,8 +31,13 @@ impl crate::Machine for Machine {
 
     fn create_vm(&mut self, vm_type: u32) -> Result<Vm, CallError> {
         let supported = VmType::from_raw(vm_type).filter(|t| self.profile.supports(*t));
-        let vm_type = supported.ok_or(VmError::VmType { vm_type }).map_err(slat_memslot::Refusal::from)?;
-        Ok(Vm { memory: Memory::new(self.profile.clone(), vm_type), shadow_pages: ShadowPageLimit::default() })
+        let vm_type = supported
+            .ok_or(VmError::VmType { vm_type })
+            .map_err(Refusal::from)?;
+        Ok(Vm {
+            memory: Memory::new(self.profile.clone(), vm_type),
+            shadow_pages: ShadowPageLimit::new(),
+        })
     }
 }
 
@@ -53,22 +60,30 @@ impl Vm {
     }
 
     /// How many shadow pages KVM allows itself for this VM.
-    pub fn shadow_page_limit(&self) -> u64 {
-        self.shadow_pages.get()
+    pub fn shadow_page_limit(&self) -> Pages {
+        self.shadow_pages.pages()
     }
 }
 
 impl MemoryVm for Vm {
     fn call(&mut self, call: &Call) -> CallResult {
-        let outcome: Outcome = self.memory.call(call)?;
+        // No page tables are modelled yet, so no shadow page is ever in use and nothing has to be evicted.
+        let in_use = Pages::new(0);
         match call {
-            Call::SetNrMmuPages { pages } => {
-                // The argument was checked by the call itself.
-                let _accepted = self.shadow_pages.set(*pages);
+            Call::SetRegion(request) => {
+                let effects = self.memory.set_region(request)?;
+                self.shadow_pages
+                    .commit_region(effects.kind, self.memory.total_pages(), in_use);
+                Ok(Outcome::Done)
             }
-            Call::SetRegion(_) => self.shadow_pages.slots_changed(self.memory.total_pages()),
-            _ => {}
+            Call::SetNrMmuPages { pages } => {
+                self.memory.call(call)?;
+                self.shadow_pages
+                    .set_by_user(*pages, in_use)
+                    .map_err(Refusal::from)?;
+                Ok(Outcome::Done)
+            }
+            other => Ok(self.memory.call(other)?),
         }
-        Ok(outcome)
     }
 }

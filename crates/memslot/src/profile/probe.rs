@@ -120,7 +120,8 @@ fn probe_quirks(p: &mut Profile, caps: &Capabilities) {
     };
     p.slot_zap = probed(zap, "KVM_CAP_DISABLE_QUIRKS2");
     // Supported-quirk masks that leave a defined bit out, or know bit 9 or 10, came together with accumulation.
-    let accumulates = mask.intersects(Quirks::IGNORE_GUEST_PAT | Quirks::VMCS12_ALLOW_FREEZE_IN_SMM)
+    let accumulates = mask
+        .intersects(Quirks::IGNORE_GUEST_PAT | Quirks::VMCS12_ALLOW_FREEZE_IN_SMM)
         || at_least(&caps.release, 6, 15);
     let update = if accumulates {
         QuirkUpdate::Accumulate

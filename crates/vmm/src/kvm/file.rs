@@ -32,7 +32,11 @@ impl Drop for FileMapping {
 }
 
 pub(super) fn create(vm: &VmFd, size: u64, flags: u64, reserved: u64) -> Result<OwnedFd, Errno> {
-    let request = kvm_create_guest_memfd { size, flags, reserved: [reserved; 6] };
+    let request = kvm_create_guest_memfd {
+        size,
+        flags,
+        reserved: [reserved; 6],
+    };
     let fd = vm.create_guest_memfd(request).map_err(errno)?;
     // SAFETY: the ioctl gave a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -45,7 +49,12 @@ impl Vm {
             FileCall::Close => return self.close(id),
             FileCall::Size => return Ok(Outcome::Value(non_negative(stat(fd)?.st_size))),
             FileCall::Blocks => return Ok(Outcome::Value(non_negative(stat(fd)?.st_blocks))),
-            FileCall::Mmap { len, prot, flags, offset } => return self.mmap(fd, len, prot, flags, offset),
+            FileCall::Mmap {
+                len,
+                prot,
+                flags,
+                offset,
+            } => return self.mmap(fd, len, prot, flags, offset),
             _ => {}
         }
         plain_file_call(fd, call)?;
@@ -54,24 +63,47 @@ impl Vm {
 
     fn close(&mut self, id: GmemId) -> Result<Outcome, Errno> {
         let file = self.files.get_mut(id.index()).and_then(Option::take);
-        file.map(|_closed_on_drop| Outcome::Done).ok_or(Errno::EBADF)
+        file.map(|_closed_on_drop| Outcome::Done)
+            .ok_or(Errno::EBADF)
     }
 
-    fn mmap(&mut self, fd: RawFd, len: u64, prot: u32, flags: u32, offset: u64) -> Result<Outcome, Errno> {
+    fn mmap(
+        &mut self,
+        fd: RawFd,
+        len: u64,
+        prot: u32,
+        flags: u32,
+        offset: u64,
+    ) -> Result<Outcome, Errno> {
         let size = usize::try_from(len).map_err(|_| Errno::ENOMEM)?;
         // MAP_FIXED could replace memory in use.
         let flags = flags.cast_signed_bits() & !(libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE);
         let offset = offset.cast_signed_bits();
         // SAFETY: the kernel chooses the address, so no existing mapping is touched.
-        let address =
-            unsafe { libc::mmap(std::ptr::null_mut(), size, prot.cast_signed_bits(), flags, fd, offset) };
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                size,
+                prot.cast_signed_bits(),
+                flags,
+                fd,
+                offset,
+            )
+        };
         if address == libc::MAP_FAILED {
             return Err(last_errno());
         }
         let address = NonNull::new(address).ok_or(Errno::ENOMEM)?;
-        self.maps.push(Some(FileMapping { address, len: size, prot }));
+        self.maps.push(Some(FileMapping {
+            address,
+            len: size,
+            prot,
+        }));
         let index = u32::try_from(self.maps.len() - 1).map_err(|_| Errno::ENOMEM)?;
-        Ok(Outcome::Mapped(MapId::new(index), Hva::new(address.as_ptr() as u64)))
+        Ok(Outcome::Mapped(
+            MapId::new(index),
+            Hva::new(address.as_ptr() as u64),
+        ))
     }
 
     pub(super) fn map_call(&mut self, id: MapId, call: MapCall) -> Result<Outcome, Errno> {
@@ -100,13 +132,17 @@ impl FileMapping {
     /// an error instead of a signal.
     fn touch(&self, offset: u64) -> Result<u64, Errno> {
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        let mapped = self.len.next_multiple_of(usize::try_from(PAGE_SIZE).unwrap_or(4096));
+        let mapped = self
+            .len
+            .next_multiple_of(usize::try_from(PAGE_SIZE).unwrap_or(4096));
         if offset >= mapped || self.prot & libc::PROT_WRITE.cast_unsigned_bits() == 0 {
             return Ok(u64::from(libc::SIGSEGV.cast_unsigned_bits()));
         }
-        let zero = File::open("/dev/zero").map_err(|e| Errno::new(e.raw_os_error().unwrap_or(0)))?;
+        let zero =
+            File::open("/dev/zero").map_err(|e| Errno::new(e.raw_os_error().unwrap_or(0)))?;
         // SAFETY: one byte inside the mapping, which is borrowed nowhere.
-        let count = unsafe { libc::read(zero.as_raw_fd(), self.address.as_ptr().byte_add(offset), 1) };
+        let count =
+            unsafe { libc::read(zero.as_raw_fd(), self.address.as_ptr().byte_add(offset), 1) };
         match (count, last_errno()) {
             (1, _) => Ok(0),
             (_, Errno::EFAULT) => Ok(u64::from(libc::SIGBUS.cast_unsigned_bits())),
@@ -129,9 +165,12 @@ fn plain_file_call(fd: RawFd, call: FileCall) -> Result<(), Errno> {
             FileCall::Lseek => long(libc::lseek(fd, 0, libc::SEEK_SET)),
             FileCall::Chmod => int(libc::fchmod(fd, 0o600)),
             FileCall::Truncate { len } => int(libc::ftruncate(fd, len.cast_signed_bits())),
-            FileCall::Fallocate { mode, offset, len } => {
-                int(libc::fallocate(fd, mode.cast_signed_bits(), offset.cast_signed_bits(), len.cast_signed_bits()))
-            }
+            FileCall::Fallocate { mode, offset, len } => int(libc::fallocate(
+                fd,
+                mode.cast_signed_bits(),
+                offset.cast_signed_bits(),
+                len.cast_signed_bits(),
+            )),
             FileCall::Close | FileCall::Size | FileCall::Blocks | FileCall::Mmap { .. } => 0,
         }
     };

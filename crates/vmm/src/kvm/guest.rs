@@ -45,7 +45,12 @@ unsafe impl Send for Ring {}
 impl Drop for Ring {
     fn drop(&mut self) {
         // SAFETY: the range was mapped for this value and nothing else unmaps it.
-        unsafe { libc::munmap(self.entries.as_ptr().cast(), self.count * size_of::<RingEntry>()) };
+        unsafe {
+            libc::munmap(
+                self.entries.as_ptr().cast(),
+                self.count * size_of::<RingEntry>(),
+            )
+        };
     }
 }
 
@@ -79,7 +84,11 @@ impl Vcpu {
             selector: 16,
             ..Default::default()
         };
-        sregs.cs = kvm_segment { type_: 11, selector: 8, ..data };
+        sregs.cs = kvm_segment {
+            type_: 11,
+            selector: 8,
+            ..data
+        };
         (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs) = (data, data, data, data, data);
         sregs.cr0 |= 1;
         self.fd.set_sregs(&sregs).map_err(errno)
@@ -88,14 +97,26 @@ impl Vcpu {
     /// Runs the store at `code`, which writes to `target`.
     fn store(&mut self, code: u64, target: u64) -> CallResult {
         self.make_flat().map_err(CallError::errno)?;
-        let regs = kvm_regs { rip: code, rbx: target, rax: 0x5_1a7, rflags: 2, ..Default::default() };
-        self.fd.set_regs(&regs).map_err(|e| CallError::errno(errno(e)))?;
+        let regs = kvm_regs {
+            rip: code,
+            rbx: target,
+            rax: 0x5_1a7,
+            rflags: 2,
+            ..Default::default()
+        };
+        self.fd
+            .set_regs(&regs)
+            .map_err(|e| CallError::errno(errno(e)))?;
         let access = match self.fd.run() {
             Ok(VcpuExit::Hlt) => Access::Done,
             Ok(VcpuExit::MmioWrite(..)) => Access::Mmio,
             Ok(VcpuExit::InternalError | VcpuExit::MmioRead(..)) => Access::NoMemory,
             Ok(VcpuExit::Unsupported(EXIT_RING_FULL)) => Access::RingFull,
-            Ok(_) => return Err(CallError::NotTried { why: "the guest stopped for another reason" }),
+            Ok(_) => {
+                return Err(CallError::NotTried {
+                    why: "the guest stopped for another reason",
+                });
+            }
             Err(e) => return Err(CallError::errno(errno(e))),
         };
         if access == Access::Mmio {
@@ -120,12 +141,21 @@ impl Ring {
         let page = i64::try_from(PAGE_SIZE).map_err(|_| Errno::EINVAL)?;
         // SAFETY: a new shared mapping of the vCPU's file at an address of the kernel's choice.
         let address = unsafe {
-            libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, vcpu, RING_PAGE * page)
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                protection,
+                libc::MAP_SHARED,
+                vcpu,
+                RING_PAGE * page,
+            )
         };
         match NonNull::new(address).filter(|p| p.as_ptr() != libc::MAP_FAILED) {
-            Some(address) => {
-                Ok(Self { entries: address.cast(), count: len / size_of::<RingEntry>(), next: 0 })
-            }
+            Some(address) => Ok(Self {
+                entries: address.cast(),
+                count: len / size_of::<RingEntry>(),
+                next: 0,
+            }),
             None => Err(super::ioctl::last_errno()),
         }
     }
@@ -140,7 +170,10 @@ impl Ring {
         let mut taken = Vec::new();
         while self.entry(self.next).flags.load(Ordering::Acquire) & (DIRTY | RESET) == DIRTY {
             let entry = self.entry(self.next);
-            taken.push((entry.slot.load(Ordering::Relaxed), entry.offset.load(Ordering::Relaxed)));
+            taken.push((
+                entry.slot.load(Ordering::Relaxed),
+                entry.offset.load(Ordering::Relaxed),
+            ));
             entry.flags.store(RESET, Ordering::Release);
             self.next = (self.next + 1) % self.count;
         }
@@ -150,18 +183,29 @@ impl Ring {
 
 impl Vm {
     pub(super) fn create_vcpu(&mut self) -> Result<Outcome, Errno> {
-        let fd = self.vm.create_vcpu(self.vcpus.len() as u64).map_err(errno)?;
+        let fd = self
+            .vm
+            .create_vcpu(self.vcpus.len() as u64)
+            .map_err(errno)?;
         let ring = match self.ring_bytes {
             0 => None,
             bytes => Some(Ring::map(fd.as_raw_fd(), bytes)?),
         };
-        self.vcpus.push(Vcpu { ring, fd, flat: false });
+        self.vcpus.push(Vcpu {
+            ring,
+            fd,
+            flat: false,
+        });
         Ok(Outcome::Done)
     }
 
     pub(super) fn harvest(&mut self, vcpu: u32) -> Result<Outcome, Errno> {
-        let vcpu = usize::try_from(vcpu).ok().and_then(|index| self.vcpus.get_mut(index));
-        let ring = vcpu.and_then(|vcpu| vcpu.ring.as_mut()).ok_or(Errno::EINVAL)?;
+        let vcpu = usize::try_from(vcpu)
+            .ok()
+            .and_then(|index| self.vcpus.get_mut(index));
+        let ring = vcpu
+            .and_then(|vcpu| vcpu.ring.as_mut())
+            .ok_or(Errno::EINVAL)?;
         Ok(Outcome::Ring(ring.harvest()))
     }
 
@@ -171,21 +215,34 @@ impl Vm {
             return Err(CallError::errno(Errno::EBADF));
         }
         if self.vendor != Vendor::Paravirtual {
-            return Err(CallError::NotTried { why: "guest writes are emulated on a paravirtual host only" });
+            return Err(CallError::NotTried {
+                why: "guest writes are emulated on a paravirtual host only",
+            });
         }
         let page = gpa & !(PAGE_SIZE - 1);
         if gpa > u64::from(u32::MAX) - 4 || gpa - page > PAGE_SIZE - 4 {
-            return Err(CallError::NotTried { why: "guest writes lie below 4 GiB and inside a page" });
+            return Err(CallError::NotTried {
+                why: "guest writes lie below 4 GiB and inside a page",
+            });
         }
-        let code = if gpa - page < PAGE_SIZE / 2 { page + PAGE_SIZE / 2 } else { page };
+        let code = if gpa - page < PAGE_SIZE / 2 {
+            page + PAGE_SIZE / 2
+        } else {
+            page
+        };
         let slot = self
             .placed
             .iter()
             .find(|(slot, p)| **slot >> 16 == 0 && p.gpa <= code && code - p.gpa < p.size)
             .map(|(_, placed)| *placed);
         if let Some(slot) = slot {
-            if !self.host.write(Hva::new(slot.hva + (code - slot.gpa)), &STORE) {
-                return Err(CallError::NotTried { why: "the page is not in the host area A" });
+            if !self
+                .host
+                .write(Hva::new(slot.hva + (code - slot.gpa)), &STORE)
+            {
+                return Err(CallError::NotTried {
+                    why: "the page is not in the host area A",
+                });
             }
         }
         match self.vcpus.first_mut() {

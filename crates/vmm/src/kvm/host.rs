@@ -72,7 +72,12 @@ impl HostMemory {
             unreachable: unreachable.start(),
             readonly: readonly.start(),
         };
-        Ok(Self { _writable: writable, _unreachable: unreachable, _readonly: readonly, areas })
+        Ok(Self {
+            _writable: writable,
+            _unreachable: unreachable,
+            _readonly: readonly,
+            areas,
+        })
     }
 
     /// Where the areas lie.

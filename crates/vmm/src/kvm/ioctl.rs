@@ -21,7 +21,11 @@ pub(super) fn last_errno() -> Errno {
 
 /// A system call's result, where a negative number means that errno is set.
 pub(super) fn result(value: i32) -> Result<i32, Errno> {
-    if value < 0 { Err(last_errno()) } else { Ok(value) }
+    if value < 0 {
+        Err(last_errno())
+    } else {
+        Ok(value)
+    }
 }
 
 /// A borrowed descriptor number as the wrappers want it.
@@ -45,8 +49,12 @@ pub(super) fn reset_dirty_rings(vm: RawFd) -> Result<i32, Errno> {
 
 /// `words` must hold a bit for every page of the slot, or be `None` for a null pointer.
 pub(super) fn get_dirty_log(vm: RawFd, slot: u32, words: Option<&mut [u64]>) -> Result<i32, Errno> {
-    let mut log = kvm_dirty_log { slot, ..Default::default() };
-    log.__bindgen_anon_1.dirty_bitmap = words.map_or(std::ptr::null_mut(), |w| w.as_mut_ptr().cast());
+    let mut log = kvm_dirty_log {
+        slot,
+        ..Default::default()
+    };
+    log.__bindgen_anon_1.dirty_bitmap =
+        words.map_or(std::ptr::null_mut(), |w| w.as_mut_ptr().cast());
     // SAFETY: the kernel writes one bit per page of the slot, rounded up to 64; the caller sized the words by the
     // slot's pages, and a null pointer is refused.
     result(unsafe { ioctl_with_ref(&Fd(vm), KVM_GET_DIRTY_LOG(), &log) })
@@ -60,7 +68,12 @@ pub(super) fn clear_dirty_log(
     num_pages: u32,
     words: Option<&[u64]>,
 ) -> Result<i32, Errno> {
-    let mut log = kvm_clear_dirty_log { slot, first_page, num_pages, ..Default::default() };
+    let mut log = kvm_clear_dirty_log {
+        slot,
+        first_page,
+        num_pages,
+        ..Default::default()
+    };
     log.__bindgen_anon_1.dirty_bitmap =
         words.map_or(std::ptr::null_mut(), |w| w.as_ptr().cast_mut().cast());
     // SAFETY: the kernel only reads the words, one bit per page of the range, rounded up to 64; ranges that leave

@@ -41,7 +41,8 @@ impl Machine {
     /// # Errors
     /// The device is absent, not permitted, or too odd to be probed.
     pub fn open() -> Result<Self, OpenError> {
-        let kvm = Kvm::new().map_err(|e| OpenError::Device(io::Error::from_raw_os_error(e.errno())))?;
+        let kvm =
+            Kvm::new().map_err(|e| OpenError::Device(io::Error::from_raw_os_error(e.errno())))?;
         match kvm.get_api_version() {
             12 => {}
             version => return Err(OpenError::Version(version)),
@@ -49,7 +50,11 @@ impl Machine {
         let host = HostMemory::new().map_err(OpenError::Memory)?;
         let capabilities = super::probe(&kvm).map_err(OpenError::Probe)?;
         let profile = Arc::new(Profile::probed(&capabilities));
-        Ok(Self { kvm: Arc::new(kvm), host: Arc::new(host), profile })
+        Ok(Self {
+            kvm: Arc::new(kvm),
+            host: Arc::new(host),
+            profile,
+        })
     }
 
     /// The probed profile, to be shared with a model.
@@ -73,6 +78,11 @@ impl crate::Machine for Machine {
     fn create_vm(&mut self, vm_type: u32) -> Result<Vm, CallError> {
         let vm = self.kvm.create_vm_with_type(u64::from(vm_type));
         let vm = vm.map_err(|e| CallError::errno(Errno::new(e.errno())))?;
-        Ok(Vm::new(self.kvm.clone(), vm, self.host.clone(), self.profile.vendor.get()))
+        Ok(Vm::new(
+            self.kvm.clone(),
+            vm,
+            self.host.clone(),
+            self.profile.vendor.get(),
+        ))
     }
 }

@@ -1,17 +1,26 @@
 //! Asking a live kernel what it can do.
-#![expect(unsafe_code, reason = "slots give the kernel host addresses, which are never used")]
+#![expect(
+    unsafe_code,
+    reason = "slots give the kernel host addresses, which are never used"
+)]
 
 use std::fs;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
-use slat_memslot::{Capabilities, Errno, FileRef, PAGE_SIZE, Region, SlotFlags, SlotKey, Vendor, cap};
+use slat_memslot::{
+    Capabilities, Errno, FileRef, PAGE_SIZE, Region, SlotFlags, SlotKey, Vendor, cap,
+};
 
 use super::file;
 use super::vm::errno;
 
 /// The end of user space with 4-level paging, with 5-level paging, and with linear address masking.
-const USER_ENDS: [u64; 3] = [(1 << 47) - PAGE_SIZE, (1 << 56) - PAGE_SIZE, (1 << 63) - PAGE_SIZE];
+const USER_ENDS: [u64; 3] = [
+    (1 << 47) - PAGE_SIZE,
+    (1 << 56) - PAGE_SIZE,
+    (1 << 63) - PAGE_SIZE,
+];
 
 /// Asks a kernel for everything that a [`Profile`](slat_memslot::Profile) needs. A VM is made and dropped.
 ///
@@ -19,7 +28,10 @@ const USER_ENDS: [u64; 3] = [(1 << 47) - PAGE_SIZE, (1 << 56) - PAGE_SIZE, (1 <<
 /// The VM cannot be made.
 pub fn probe(kvm: &Kvm) -> Result<Capabilities, Errno> {
     let vm = kvm.create_vm().map_err(errno)?;
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")
+        .unwrap_or_default()
+        .trim()
+        .to_owned();
     let vendor = vendor();
     Ok(Capabilities {
         system: ask(|cap| kvm.check_extension_raw(u64::from(cap))),
@@ -30,7 +42,9 @@ pub fn probe(kvm: &Kvm) -> Result<Capabilities, Errno> {
         tdp_mmu: parameter("kvm", "tdp_mmu"),
         pml: vendor == Vendor::Intel && parameter("kvm_intel", "pml"),
         apic_access_page: match vendor {
-            Vendor::Intel => parameter("kvm_intel", "enable_apicv") || parameter("kvm_intel", "flexpriority"),
+            Vendor::Intel => {
+                parameter("kvm_intel", "enable_apicv") || parameter("kvm_intel", "flexpriority")
+            }
             Vendor::Amd => parameter("kvm_amd", "avic"),
             Vendor::Paravirtual => false,
         },
@@ -41,11 +55,15 @@ pub fn probe(kvm: &Kvm) -> Result<Capabilities, Errno> {
 }
 
 fn ask(check: impl Fn(u32) -> i32) -> Vec<(u32, u32)> {
-    cap::ALL.iter().map(|(number, _)| (*number, u32::try_from(check(*number)).unwrap_or(0))).collect()
+    cap::ALL
+        .iter()
+        .map(|(number, _)| (*number, u32::try_from(check(*number)).unwrap_or(0)))
+        .collect()
 }
 
 fn vendor() -> Vendor {
-    let loaded = |module: &str| fs::exists(format!("/sys/module/{module}/parameters")).unwrap_or(false);
+    let loaded =
+        |module: &str| fs::exists(format!("/sys/module/{module}/parameters")).unwrap_or(false);
     if loaded("kvm_intel") {
         Vendor::Intel
     } else if loaded("kvm_amd") {
@@ -77,12 +95,17 @@ fn accepts(vm: &VmFd, gpa: u64, hva: u64) -> bool {
 
 /// How many bits the highest guest-physical address of a slot may have.
 fn address_bits(vm: &VmFd) -> u8 {
-    let highest = (32..=52u8).rev().find(|bits| accepts(vm, (1 << bits) - PAGE_SIZE, 0));
+    let highest = (32..=52u8)
+        .rev()
+        .find(|bits| accepts(vm, (1 << bits) - PAGE_SIZE, 0));
     highest.unwrap_or(36)
 }
 
 fn user_end(vm: &VmFd) -> u64 {
-    let highest = USER_ENDS.into_iter().rev().find(|end| accepts(vm, 0, end - PAGE_SIZE));
+    let highest = USER_ENDS
+        .into_iter()
+        .rev()
+        .find(|end| accepts(vm, 0, end - PAGE_SIZE));
     highest.unwrap_or((1 << 47) - PAGE_SIZE)
 }
 
@@ -91,7 +114,12 @@ fn set_gmem(vm: &VmFd, descriptor: i32, slot: u16) -> Result<(), Errno> {
     let region = Region {
         gmem: FileRef::NotOpen(descriptor),
         version: slat_memslot::RegionVersion::V2,
-        ..Region::new(SlotKey::normal(slot), u64::from(slot) * PAGE_SIZE, PAGE_SIZE, 0)
+        ..Region::new(
+            SlotKey::normal(slot),
+            u64::from(slot) * PAGE_SIZE,
+            PAGE_SIZE,
+            0,
+        )
     }
     .with_flags(SlotFlags::GUEST_MEMFD);
     // SAFETY: no vCPU exists, so nothing ever uses the host address.

@@ -72,7 +72,10 @@ impl Vm {
 
     /// The number of a guest_memfd, or one that is not open when it is closed.
     pub(super) fn file_descriptor(&self, id: slat_memslot::GmemId) -> RawFd {
-        self.files.get(id.index()).and_then(Option::as_ref).map_or(NOT_OPEN, AsRawFd::as_raw_fd)
+        self.files
+            .get(id.index())
+            .and_then(Option::as_ref)
+            .map_or(NOT_OPEN, AsRawFd::as_raw_fd)
     }
 }
 
@@ -105,6 +108,9 @@ impl OtherFiles {
             let file = super::file::create(&vm, 1 << 20, 0, 0)?;
             self.foreign = Some((file, vm));
         }
-        Ok(self.foreign.as_ref().map_or(NOT_OPEN, |(file, _)| file.as_raw_fd()))
+        Ok(self
+            .foreign
+            .as_ref()
+            .map_or(NOT_OPEN, |(file, _)| file.as_raw_fd()))
     }
 }

@@ -55,10 +55,12 @@ impl Vm {
 
     /// The pages of a slot that exists.
     fn slot_pages(&self, slot: u32) -> Pages {
-        self.placed.get(&slot).map_or(Pages::new(0), |placed| Pages::in_bytes(placed.size))
+        self.placed
+            .get(&slot)
+            .map_or(Pages::new(0), |placed| Pages::in_bytes(placed.size))
     }
 
-    fn get_dirty_log(&self, slot: u32, buffer: Buffer) -> Result<Outcome, Errno> {
+    fn dirty_log(&self, slot: u32, buffer: Buffer) -> Result<Outcome, Errno> {
         let pages = self.slot_pages(slot);
         let mut words = vec![0; word_count(pages.raw())];
         let target = match buffer {
@@ -69,7 +71,7 @@ impl Vm {
         Ok(Outcome::Dirty(DirtyPages::from_words(pages, words)))
     }
 
-    fn clear_dirty_log(
+    fn clear_log(
         &self,
         slot: u32,
         first_page: u64,
@@ -77,7 +79,8 @@ impl Vm {
         bits: &ClearBits,
     ) -> Result<Outcome, Errno> {
         // The kernel refuses ranges that leave the slot before it reads a word.
-        let count = word_count(u64::from(num_pages).min(self.slot_pages(slot).raw().next_multiple_of(64)));
+        let count =
+            word_count(u64::from(num_pages).min(self.slot_pages(slot).raw().next_multiple_of(64)));
         let words = match bits {
             ClearBits::All => Some(vec![u64::MAX; count]),
             ClearBits::Words(words) => {
@@ -99,10 +102,17 @@ impl Vm {
     }
 
     fn enable_cap(&mut self, cap: u32, flags: u32, args: [u64; 4]) -> Result<Outcome, Errno> {
-        let request = kvm_enable_cap { cap, flags, args, ..Default::default() };
+        let request = kvm_enable_cap {
+            cap,
+            flags,
+            args,
+            ..Default::default()
+        };
         self.vm.enable_cap(&request).map_err(errno)?;
-        if let (slat_memslot::cap::DIRTY_LOG_RING | slat_memslot::cap::DIRTY_LOG_RING_ACQ_REL, [size, ..]) =
-            (cap, args)
+        if let (
+            slat_memslot::cap::DIRTY_LOG_RING | slat_memslot::cap::DIRTY_LOG_RING_ACQ_REL,
+            [size, ..],
+        ) = (cap, args)
         {
             self.ring_bytes = size;
         }
@@ -115,44 +125,89 @@ impl Vm {
         Ok(Outcome::Value(u64::try_from(value).unwrap_or(0)))
     }
 
-    fn set_attributes(&self, address: u64, size: u64, attributes: u64, flags: u64) -> Result<Outcome, Errno> {
-        let request = kvm_memory_attributes { address, size, attributes, flags };
+    fn set_attributes(
+        &self,
+        address: u64,
+        size: u64,
+        attributes: u64,
+        flags: u64,
+    ) -> Result<Outcome, Errno> {
+        let request = kvm_memory_attributes {
+            address,
+            size,
+            attributes,
+            flags,
+        };
         self.vm.set_memory_attributes(request).map_err(errno)?;
         Ok(Outcome::Done)
     }
 
     fn pre_fault(&self, vcpu: u32, gpa: u64, size: u64, flags: u64) -> Result<Outcome, Errno> {
-        let vcpu = usize::try_from(vcpu).ok().and_then(|index| self.vcpus.get(index)).ok_or(Errno::EBADF)?;
-        let mut range = kvm_pre_fault_memory { gpa, size, flags, ..Default::default() };
+        let vcpu = usize::try_from(vcpu)
+            .ok()
+            .and_then(|index| self.vcpus.get(index))
+            .ok_or(Errno::EBADF)?;
+        let mut range = kvm_pre_fault_memory {
+            gpa,
+            size,
+            flags,
+            ..Default::default()
+        };
         ioctl::pre_fault(vcpu.raw_fd(), &mut range)?;
-        Ok(Outcome::Remaining { gpa: range.gpa, size: range.size })
+        Ok(Outcome::Remaining {
+            gpa: range.gpa,
+            size: range.size,
+        })
     }
 
     fn try_call(&mut self, call: &Call) -> CallResult {
         let outcome = match call {
             Call::SetRegion(request) => self.set_region(request),
-            Call::CreateGmem { size, flags, reserved } => self.create_gmem(*size, *flags, *reserved),
+            Call::CreateGmem {
+                size,
+                flags,
+                reserved,
+            } => self.create_gmem(*size, *flags, *reserved),
             Call::File(file, call) => self.file_call(*file, *call),
             Call::Map(map, call) => self.map_call(*map, *call),
-            Call::SetAttributes { address, size, attributes, flags } => {
-                self.set_attributes(*address, *size, *attributes, *flags)
-            }
-            Call::GetDirtyLog { slot, buffer } => self.get_dirty_log(*slot, *buffer),
-            Call::ClearDirtyLog { slot, first_page, num_pages, bits } => {
-                self.clear_dirty_log(*slot, *first_page, *num_pages, bits)
-            }
+            Call::SetAttributes {
+                address,
+                size,
+                attributes,
+                flags,
+            } => self.set_attributes(*address, *size, *attributes, *flags),
+            Call::GetDirtyLog { slot, buffer } => self.dirty_log(*slot, *buffer),
+            Call::ClearDirtyLog {
+                slot,
+                first_page,
+                num_pages,
+                bits,
+            } => self.clear_log(*slot, *first_page, *num_pages, bits),
             Call::ResetDirtyRings => ioctl::reset_dirty_rings(self.fd()).map(count),
             Call::HarvestDirtyRing { vcpu } => self.harvest(*vcpu),
             Call::EnableCap { cap, flags, args } => self.enable_cap(*cap, *flags, *args),
             Call::CheckExtension { cap } => self.check_extension(*cap),
             Call::CreateVcpu => self.create_vcpu(),
-            Call::PreFault { vcpu, gpa, size, flags } => self.pre_fault(*vcpu, *gpa, *size, *flags),
-            Call::SetNrMmuPages { pages } => ioctl::set_nr_mmu_pages(self.fd(), *pages).map(|_| Outcome::Done),
-            Call::SetTssAddr { gpa } => self.set_tss_addr(*gpa),
-            Call::SetIdentityMapAddr { gpa } => {
-                self.vm.set_identity_map_address(*gpa).map(|()| Outcome::Done).map_err(errno)
+            Call::PreFault {
+                vcpu,
+                gpa,
+                size,
+                flags,
+            } => self.pre_fault(*vcpu, *gpa, *size, *flags),
+            Call::SetNrMmuPages { pages } => {
+                ioctl::set_nr_mmu_pages(self.fd(), *pages).map(|_| Outcome::Done)
             }
-            Call::CreateIrqchip => self.vm.create_irq_chip().map(|()| Outcome::Done).map_err(errno),
+            Call::SetTssAddr { gpa } => self.set_tss_addr(*gpa),
+            Call::SetIdentityMapAddr { gpa } => self
+                .vm
+                .set_identity_map_address(*gpa)
+                .map(|()| Outcome::Done)
+                .map_err(errno),
+            Call::CreateIrqchip => self
+                .vm
+                .create_irq_chip()
+                .map(|()| Outcome::Done)
+                .map_err(errno),
             Call::GuestWrite { gpa } => return self.guest_write(*gpa),
         };
         outcome.map_err(CallError::errno)
@@ -160,7 +215,10 @@ impl Vm {
 
     fn set_tss_addr(&self, gpa: u64) -> Result<Outcome, Errno> {
         let gpa = usize::try_from(gpa).map_err(|_| Errno::EINVAL)?;
-        self.vm.set_tss_address(gpa).map(|()| Outcome::Done).map_err(errno)
+        self.vm
+            .set_tss_address(gpa)
+            .map(|()| Outcome::Done)
+            .map_err(errno)
     }
 }
 
@@ -169,7 +227,9 @@ fn count(value: i32) -> Outcome {
 }
 
 fn word_count(pages: u64) -> usize {
-    usize::try_from(pages.div_ceil(64)).unwrap_or(usize::MAX).max(1)
+    usize::try_from(pages.div_ceil(64))
+        .unwrap_or(usize::MAX)
+        .max(1)
 }
 
 pub(super) fn errno(error: kvm_ioctls::Error) -> Errno {
