@@ -1,1 +1,6 @@
 //! Whole VMs.
+
+mod capability;
+mod parse_error;
+pub mod recordings;
+pub mod scenario;
