@@ -41,13 +41,16 @@ pub(super) fn tokens(line: &str) -> Result<Vec<Token<'_>>, u32> {
     let found: Vec<(TokenKind<'_>, core::ops::Range<usize>)> = whole
         .parse(LocatingSlice::new(line))
         .map_err(|e| column(line, e.offset()))?;
-    let spanned = found.into_iter();
-    Ok(spanned
-        .map(|(kind, span)| Token {
-            column: column(line, span.start),
-            kind,
-        })
-        .collect())
+    let (mut at, mut column) = (0, 1);
+    let mut tokens = Vec::with_capacity(found.len());
+    for (kind, span) in found {
+        let between = line.get(at..span.start).unwrap_or_default();
+        column =
+            u32::try_from(between.chars().count()).map_or(u32::MAX, |n| n.saturating_add(column));
+        at = span.start;
+        tokens.push(Token { column, kind });
+    }
+    Ok(tokens)
 }
 
 fn blanks(input: &mut Input<'_>) -> ModalResult<()> {

@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use slat_memslot::{Call, RegionVersion};
+
 /// An ioctl of KVM's memory interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
@@ -90,6 +92,33 @@ impl MemoryIoctl {
     pub fn from_name(name: &str) -> Option<Self> {
         let found = KNOWN.iter().find(|(.., known)| *known == name);
         found.map(|(_, ioctl, _)| *ioctl)
+    }
+
+    /// The ioctl that makes `call`; `None` for system calls on files and mappings and for guest accesses.
+    pub fn of(call: &Call) -> Option<Self> {
+        Some(match call {
+            Call::SetRegion(region) => match region.version {
+                RegionVersion::V1 => Self::SetUserMemoryRegion,
+                RegionVersion::V2 => Self::SetUserMemoryRegion2,
+            },
+            Call::CreateGmem { .. } => Self::CreateGuestMemfd,
+            Call::SetAttributes { .. } => Self::SetMemoryAttributes,
+            Call::GetDirtyLog { .. } => Self::GetDirtyLog,
+            Call::ClearDirtyLog { .. } => Self::ClearDirtyLog,
+            Call::ResetDirtyRings => Self::ResetDirtyRings,
+            Call::EnableCap { .. } => Self::EnableCap,
+            Call::CheckExtension { .. } => Self::CheckExtension,
+            Call::CreateVcpu => Self::CreateVcpu,
+            Call::PreFault { .. } => Self::PreFaultMemory,
+            Call::SetNrMmuPages { .. } => Self::SetNrMmuPages,
+            Call::SetTssAddr { .. } => Self::SetTssAddr,
+            Call::SetIdentityMapAddr { .. } => Self::SetIdentityMapAddr,
+            Call::CreateIrqchip => Self::CreateIrqchip,
+            Call::File(..)
+            | Call::Map(..)
+            | Call::HarvestDirtyRing { .. }
+            | Call::GuestWrite { .. } => return None,
+        })
     }
 
     /// The name in the uAPI.

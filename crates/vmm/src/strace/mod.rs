@@ -65,6 +65,16 @@ impl Event {
             _ => None,
         }
     }
+
+    /// Which ioctl of the memory interface this is, whether or not its arguments are visible.
+    pub fn memory(&self) -> Option<MemoryIoctl> {
+        match &self.kind {
+            EventKind::CreateVm { .. } => Some(MemoryIoctl::CreateVm),
+            EventKind::Call(call) => MemoryIoctl::of(call),
+            EventKind::Undecoded { memory, .. } => *memory,
+            EventKind::Dup { .. } | EventKind::Close => None,
+        }
+    }
 }
 
 /// What a system call asked for.
@@ -75,8 +85,8 @@ pub enum EventKind {
         /// `KVM_X86_*_VM`.
         vm_type: u64,
     },
-    /// An ioctl with visible arguments: `KVM_SET_USER_MEMORY_REGION` and those that take a number. On `/dev/kvm` it
-    /// can only be `KVM_CHECK_EXTENSION`.
+    /// An ioctl with visible arguments: `KVM_SET_USER_MEMORY_REGION` and those that take a number. Of these `/dev/kvm`
+    /// itself takes only `KVM_CHECK_EXTENSION`.
     Call(Call),
     /// An ioctl whose arguments strace does not show.
     Undecoded {

@@ -66,6 +66,12 @@ fn tour_of_all_memory_ioctls() {
         "KVM_SET_IDENTITY_MAP_ADDR",
     ];
     assert_eq!(hidden, expected);
+    let memory = all.iter().filter(|e| e.memory().is_some()).count();
+    assert_eq!(
+        memory,
+        decoded + hidden.len() + 4,
+        "and KVM_CREATE_VM, and three checks on /dev/kvm"
+    );
     let regions = TOUR.matches("KVM_SET_USER_MEMORY_REGION, {").count();
     assert_eq!(decoded, regions + 6);
     let foreign = |e: &&Event| e.vm.is_some_and(|vm| vm != 0);
