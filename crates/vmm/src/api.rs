@@ -1,5 +1,6 @@
 //! One interface to KVM's memory calls, whoever answers them.
 
+use crate::Areas;
 use slat_memslot::{
     Buffer, Call, ClearBits, DirtyPages, Errno, GmemId, Outcome, Profile, Reason, Refusal, Region,
 };
@@ -56,6 +57,9 @@ pub trait Machine {
 
     /// The kernel and host that its VMs run on.
     fn profile(&self) -> &Profile;
+
+    /// The host memory that slots of its VMs can use.
+    fn areas(&self) -> Areas;
 
     /// `KVM_CREATE_VM`.
     ///

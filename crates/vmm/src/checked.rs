@@ -4,7 +4,7 @@ use core::fmt;
 
 use slat_memslot::{Call, Profile};
 
-use crate::{CallError, CallResult, Machine, MemoryVm};
+use crate::{Areas, CallError, CallResult, Machine, MemoryVm};
 
 /// A call that two machines answered differently.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,6 +167,10 @@ impl<K: Machine, M: Machine> Machine for CheckedMachine<K, M> {
 
     fn profile(&self) -> &Profile {
         self.model.profile()
+    }
+
+    fn areas(&self) -> Areas {
+        self.kernel.areas()
     }
 
     /// Makes a VM on both; the two must agree on whether the type is supported.

@@ -1,13 +1,24 @@
 //! Whole VMs: one trait for KVM's memory interface ([`MemoryVm`]), answered by the model ([`model`]), by the real
 //! `/dev/kvm` (`kvm`, on Linux on x86-64), or by both, compared call by call ([`Checked`]).
+//!
+//! Around it: the text form of calls and results ([`scenario`]), running one ([`run()`]), random sequences held against
+//! a kernel and shrunk when they differ (`differential`), the logs of real VMMs ([`strace`], `record`), and what
+//! real kernels answered ([`recordings`]).
 
 mod api;
 mod areas;
+mod capability;
 mod checked;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
 pub mod model;
+mod parse_error;
+pub mod recordings;
+mod run;
+pub mod scenario;
+pub mod strace;
 
 pub use api::{CallError, CallResult, Machine, MemoryVm};
 pub use areas::Areas;
 pub use checked::{Checked, CheckedMachine, Divergence, OnDivergence, agree};
+pub use run::{Report, RunError, StepReport, Verdict, run};

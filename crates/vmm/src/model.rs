@@ -5,7 +5,7 @@ use std::sync::Arc;
 use slat_memslot::{Call, Memory, Outcome, Pages, Profile, Refusal, VmError, VmType};
 use slat_mmu::ShadowPageLimit;
 
-use crate::{CallError, CallResult, MemoryVm};
+use crate::{Areas, CallError, CallResult, MemoryVm};
 
 /// Makes model VMs of one profile.
 #[derive(Clone, Debug)]
@@ -27,6 +27,10 @@ impl crate::Machine for Machine {
 
     fn profile(&self) -> &Profile {
         &self.profile
+    }
+
+    fn areas(&self) -> Areas {
+        Areas::SYMBOLIC
     }
 
     fn create_vm(&mut self, vm_type: u32) -> Result<Vm, CallError> {

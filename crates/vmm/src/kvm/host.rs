@@ -68,9 +68,9 @@ impl HostMemory {
         let unreachable = Mapping::new(2 << 20, libc::PROT_NONE)?;
         let readonly = Mapping::new(2 << 20, libc::PROT_READ)?;
         let areas = Areas {
-            writable: writable.start().next_multiple_of(GIB),
-            unreachable: unreachable.start(),
-            readonly: readonly.start(),
+            writable: Hva::new(writable.start().next_multiple_of(GIB)),
+            unreachable: Hva::new(unreachable.start()),
+            readonly: Hva::new(readonly.start()),
         };
         Ok(Self {
             _writable: writable,
@@ -87,7 +87,7 @@ impl HostMemory {
 
     /// Writes bytes into the writable area; gives `false` when they do not lie inside it.
     pub(super) fn write(&self, at: Hva, bytes: &[u8]) -> bool {
-        let start = self.areas.writable;
+        let start = self.areas.writable.raw();
         let end = at.raw().checked_add(bytes.len() as u64);
         if at.raw() < start || end.is_none_or(|end| end > start + GIB) {
             return false;

@@ -7,7 +7,7 @@ use kvm_ioctls::Kvm;
 use slat_memslot::{Errno, Profile};
 
 use super::{HostMemory, Vm};
-use crate::CallError;
+use crate::{Areas, CallError};
 
 /// Why `/dev/kvm` cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +73,10 @@ impl crate::Machine for Machine {
 
     fn profile(&self) -> &Profile {
         &self.profile
+    }
+
+    fn areas(&self) -> Areas {
+        *self.host.areas()
     }
 
     fn create_vm(&mut self, vm_type: u32) -> Result<Vm, CallError> {

@@ -1,0 +1,237 @@
+//! Running a scenario on a machine.
+
+use std::collections::BTreeMap;
+
+use slat_memslot::{Errno, Outcome};
+
+use crate::scenario::{Expect, Names, Request, Scenario, Step, StepKind, Unbound};
+use crate::{CallError, CallResult, Machine, MemoryVm};
+
+/// What became of one step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The result is the expected one.
+    Agrees,
+    /// Nothing was expected.
+    Unchecked,
+    /// The result is another one.
+    Differs,
+    /// The error number is the expected one, the model's reason is not.
+    OtherReason {
+        /// The reason that the model gave.
+        code: &'static str,
+    },
+    /// The step could not be made here.
+    NotTried {
+        /// What is missing.
+        why: String,
+    },
+}
+
+/// One step that was run.
+#[derive(Clone, Debug)]
+pub struct StepReport {
+    /// The line of the scenario, from 1.
+    pub line: u32,
+    /// The step as text.
+    pub text: String,
+    /// What the machine answered, if the step was made.
+    pub result: Option<CallResult>,
+    /// How that compares.
+    pub verdict: Verdict,
+}
+
+/// A scenario that was run.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// The steps that make calls or VMs, in order.
+    pub steps: Vec<StepReport>,
+}
+
+impl Report {
+    /// Steps whose result was not the expected one.
+    pub fn failures(&self) -> impl Iterator<Item = &StepReport> {
+        self.steps
+            .iter()
+            .filter(|s| matches!(s.verdict, Verdict::Differs | Verdict::OtherReason { .. }))
+    }
+
+    /// Steps that could not be made.
+    pub fn not_tried(&self) -> impl Iterator<Item = &StepReport> {
+        self.steps
+            .iter()
+            .filter(|s| matches!(s.verdict, Verdict::NotTried { .. }))
+    }
+
+    /// How many steps had an expectation that was met.
+    pub fn agreed(&self) -> usize {
+        self.steps
+            .iter()
+            .filter(|s| s.verdict == Verdict::Agrees)
+            .count()
+    }
+}
+
+/// Why a scenario cannot be run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {what}")]
+pub struct RunError {
+    /// The line, from 1.
+    pub line: u32,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+/// Runs a scenario: cases one after the other, each with fresh VMs, each call's result held against what the file
+/// expects. A default VM is made when a case's first call comes before any `vm` line.
+///
+/// ```
+/// use slat_memslot::Profile;
+/// use slat_vmm::{model, run, scenario};
+/// let text = "set_user_memory_region slot=0 gpa=0x800 size=0x1000 hva=A => EINVAL gpa-unaligned";
+/// let mut machine = model::Machine::new(Profile::latest());
+/// let report = run(&scenario::parse(text).unwrap(), &mut machine).unwrap();
+/// assert_eq!((report.agreed(), report.failures().count()), (1, 0));
+/// ```
+///
+/// # Errors
+/// A step names something that the scenario never makes.
+pub fn run<M: Machine>(scenario: &Scenario, machine: &mut M) -> Result<Report, RunError> {
+    let names = Names::new(machine.areas().list());
+    let mut runner = Runner {
+        machine,
+        names,
+        vms: BTreeMap::new(),
+        report: Report::default(),
+    };
+    for step in &scenario.steps {
+        runner.step(step)?;
+    }
+    Ok(runner.report)
+}
+
+struct Runner<'m, M: Machine> {
+    machine: &'m mut M,
+    names: Names,
+    /// VMs of the case; `None` for one that could not be made.
+    vms: BTreeMap<String, Option<M::Vm>>,
+    report: Report,
+}
+
+impl<M: Machine> Runner<'_, M> {
+    fn step(&mut self, step: &Step) -> Result<(), RunError> {
+        match &step.kind {
+            StepKind::Profile(_) => {}
+            StepKind::Case(_) => {
+                self.vms.clear();
+                self.names.enter_case();
+            }
+            StepKind::Vm { name, vm_type } => {
+                self.names.enter_vm(name);
+                self.enter_vm(step, vm_type.unwrap_or(0));
+            }
+            StepKind::Call(request) => self.call(step, request)?,
+        }
+        Ok(())
+    }
+
+    /// Makes the current VM unless it exists.
+    fn enter_vm(&mut self, step: &Step, vm_type: u32) {
+        if self.vms.contains_key(self.names.vm()) {
+            return;
+        }
+        let made = self.machine.create_vm(vm_type);
+        let (vm, result) = match made {
+            Ok(vm) => (Some(vm), Ok(Outcome::Done)),
+            Err(error) => (None, Err(error)),
+        };
+        self.vms.insert(self.names.vm().to_owned(), vm);
+        let expected = step
+            .expect
+            .as_ref()
+            .filter(|_| matches!(step.kind, StepKind::Vm { .. }));
+        if expected.is_some() || result.is_err() {
+            let verdict = match (&result, expected) {
+                (Err(error), None) => Verdict::NotTried {
+                    why: format!("VM type {vm_type} is not supported here: {error}"),
+                },
+                _ => judge(expected, &result),
+            };
+            self.push(step, Some(result), verdict);
+        }
+    }
+
+    fn call(&mut self, step: &Step, request: &Request) -> Result<(), RunError> {
+        self.enter_vm(step, 0);
+        let call = match request.resolve(&self.names) {
+            Ok(call) => call,
+            Err(unbound @ (Unbound::File(_) | Unbound::Map(_) | Unbound::Host(_))) => {
+                self.push(
+                    step,
+                    None,
+                    Verdict::NotTried {
+                        why: unbound.to_string(),
+                    },
+                );
+                return Ok(());
+            }
+            Err(unbound) => {
+                return Err(RunError {
+                    line: step.line,
+                    what: unbound.to_string(),
+                });
+            }
+        };
+        let Some(Some(vm)) = self.vms.get_mut(self.names.vm()) else {
+            self.push(
+                step,
+                None,
+                Verdict::NotTried {
+                    why: "its VM could not be made".to_owned(),
+                },
+            );
+            return Ok(());
+        };
+        let result = vm.call(&call);
+        if let Ok(outcome) = &result {
+            self.names.bind(request, outcome);
+        }
+        let verdict = judge(step.expect.as_ref(), &result);
+        self.push(step, Some(result), verdict);
+        Ok(())
+    }
+
+    fn push(&mut self, step: &Step, result: Option<CallResult>, verdict: Verdict) {
+        self.report.steps.push(StepReport {
+            line: step.line,
+            text: step.to_string(),
+            result,
+            verdict,
+        });
+    }
+}
+
+/// How a result compares with what was expected.
+fn judge(expect: Option<&Expect>, result: &CallResult) -> Verdict {
+    let (plain, reason): (Result<Outcome, Errno>, _) = match result {
+        Ok(outcome) => (Ok(outcome.clone()), None),
+        Err(CallError::Refused { errno, reason }) => (Err(*errno), *reason),
+        Err(CallError::NotTried { why }) => {
+            return Verdict::NotTried {
+                why: (*why).to_owned(),
+            };
+        }
+    };
+    match (expect, reason) {
+        (None, _) => Verdict::Unchecked,
+        (Some(expect), _) if !expect.accepts(&plain) => Verdict::Differs,
+        (Some(expect), Some(actual))
+            if expect.reason().is_some_and(|code| code != actual.code()) =>
+        {
+            Verdict::OtherReason {
+                code: actual.code(),
+            }
+        }
+        (Some(_), _) => Verdict::Agrees,
+    }
+}
