@@ -2,13 +2,14 @@
 //! `/dev/kvm` (`kvm`, on Linux on x86-64), or by both, compared call by call ([`Checked`]).
 //!
 //! Around it: the text form of calls and results ([`scenario`]), running one ([`run()`]), random sequences held against
-//! a kernel and shrunk when they differ (`differential`), the logs of real VMMs ([`strace`], `record`), and what
+//! a kernel and shrunk when they differ ([`differential`]), the logs of real VMMs ([`strace`], `record`), and what
 //! real kernels answered ([`recordings`]).
 
 mod api;
 mod areas;
 mod capability;
 mod checked;
+pub mod differential;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
 pub mod model;

@@ -185,6 +185,11 @@ impl Memory {
         self.files.get(id.index())
     }
 
+    /// How many guest_memfds were ever made.
+    pub fn gmem_files(&self) -> usize {
+        self.files.len()
+    }
+
     pub(crate) fn gmem_file_mut(&mut self, id: GmemId) -> Option<&mut GmemFile> {
         self.files.get_mut(id.index())
     }

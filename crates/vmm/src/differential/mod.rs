@@ -1,0 +1,179 @@
+//! Random call sequences, made on the model and on a real kernel, compared call by call.
+//!
+//! Sequences are biased towards the edges of what exists: alignment, overlap by one page, wraps, limits, flag pairs,
+//! live slots, shared guest_memfd ranges. Error numbers alone cannot confirm a reason, since nearly all of them are
+//! `EINVAL`; so for a sample of refusals the model's repairs are applied on the live kernel, which must then accept
+//! (the repair oracle, [`oracle`]). The first difference is shrunk to a few calls and written as a scenario.
+
+mod dice;
+mod generate;
+mod oracle;
+mod pair;
+mod shrink;
+mod stats;
+
+use std::time::{Duration, Instant};
+
+pub use generate::Area;
+pub use oracle::{Planted, ReasonError};
+pub use stats::Stats;
+
+use generate::Generator;
+use pair::Pair;
+use slat_memslot::{Call, Reason};
+
+use crate::scenario::Scenario;
+use crate::{CallError, Divergence, Machine, MemoryVm, model};
+
+/// What to compare.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The seed of the random numbers; equal seeds give equal sequences on equal kernels.
+    pub seed: u64,
+    /// How many calls to compare.
+    pub calls: u64,
+    /// Which parts of the interface.
+    pub areas: Vec<Area>,
+    /// Of how many refusals one is put to the repair oracle.
+    pub oracle_every: u32,
+    /// Calls on one VM before a fresh one is made.
+    pub sequence: u32,
+    /// Replaces the model's reasons by wrong ones, to see that the oracle notices.
+    pub planted: Option<Planted>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            calls: 100_000,
+            areas: Area::ALL.to_vec(),
+            oracle_every: 16,
+            sequence: 400,
+            planted: None,
+        }
+    }
+}
+
+/// How the two sides differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// They answered a call differently.
+    Answer(Divergence),
+    /// They agree on the error number, but the model's reason for it is wrong.
+    Reason {
+        /// The refused call.
+        call: Call,
+        /// The reason that the model gave.
+        reason: Reason,
+        /// What showed it to be wrong.
+        error: ReasonError,
+    },
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Answer(divergence) => divergence.fmt(f),
+            Self::Reason {
+                call,
+                reason,
+                error,
+            } => {
+                write!(
+                    f,
+                    "{call:?}\n  the model says: {reason} ({})\n  but {error}",
+                    reason.code()
+                )
+            }
+        }
+    }
+}
+
+/// A difference, shrunk.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// What differs at the end of the shrunk sequence.
+    pub difference: Difference,
+    /// The shrunk sequence with the kernel's results as expectations.
+    pub scenario: Scenario,
+    /// How many calls the sequence had before it was shrunk.
+    pub original_calls: usize,
+}
+
+/// A comparison that has ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What was called, with which results.
+    pub stats: Stats,
+    /// The first difference, if there was one.
+    pub finding: Option<Finding>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// Compares a kernel with the model of its profile until `config.calls` calls are made or the two differ.
+///
+/// `progress` is told now and then how many calls are done.
+///
+/// # Errors
+/// The kernel cannot make a VM of type 0.
+pub fn compare<K: Machine>(
+    kernel: &mut K,
+    config: &Config,
+    mut progress: impl FnMut(u64),
+) -> Result<Outcome, CallError> {
+    let start = Instant::now();
+    let mut model = model::Machine::new(kernel.profile().clone());
+    let mut stats = Stats::default();
+    let mut generator = Generator::new(config, kernel.profile(), kernel.areas());
+    while stats.calls < config.calls {
+        let vm_type = generator.vm_type();
+        let mut pair = Pair::new(kernel.create_vm(vm_type)?, model.create_vm(vm_type)?);
+        if let Err(difference) = sequence(&mut pair, &mut generator, config, &mut stats) {
+            let history = pair.into_history();
+            let finding = shrink::shrink(kernel, &mut model, vm_type, history, difference, config)?;
+            return Ok(Outcome {
+                stats,
+                finding: Some(finding),
+                elapsed: start.elapsed(),
+            });
+        }
+        stats.vms += 1;
+        progress(stats.calls);
+    }
+    Ok(Outcome {
+        stats,
+        finding: None,
+        elapsed: start.elapsed(),
+    })
+}
+
+/// One sequence on a fresh pair of VMs.
+fn sequence<K: MemoryVm>(
+    pair: &mut Pair<K>,
+    generator: &mut Generator,
+    config: &Config,
+    stats: &mut Stats,
+) -> Result<(), Difference> {
+    generator.begin();
+    for _ in 0..config.sequence {
+        if stats.calls >= config.calls {
+            break;
+        }
+        let call = generator.call(pair.model().memory());
+        let answer = pair.call(&call, stats)?;
+        if let Err(CallError::Refused {
+            reason: Some(_), ..
+        }) = answer
+        {
+            if generator.one_in(config.oracle_every) {
+                oracle::confirm(pair, &call, config.planted, stats)?;
+            }
+        }
+    }
+    for call in generator.read_back(pair.model().memory()) {
+        let _compared = pair.call(&call, stats)?;
+    }
+    Ok(())
+}

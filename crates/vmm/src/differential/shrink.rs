@@ -1,0 +1,199 @@
+//! From a long sequence that ends in a difference to a short one.
+
+use slat_memslot::{Call, Errno, FileRef, GmemId, MapId, Profile, Reason};
+
+use super::oracle;
+use super::pair::{Made, Pair};
+use super::{Config, Difference, Finding, Stats};
+use crate::scenario::{Recorder, Scenario};
+use crate::{CallError, CallResult, Machine, MemoryVm, model};
+
+/// Drops calls as long as the sequence still ends in a difference of the same kind.
+pub(super) fn shrink<K: Machine>(
+    kernel: &mut K,
+    model: &mut model::Machine,
+    vm_type: u32,
+    history: Vec<Made>,
+    difference: Difference,
+    config: &Config,
+) -> Result<Finding, CallError> {
+    let original_calls = history.len();
+    let mut calls: Vec<Call> = history.into_iter().map(|(call, _)| call).collect();
+    if let Difference::Reason { call, .. } = &difference {
+        // The oracle's own calls are made again by the oracle.
+        calls.push(call.clone());
+    }
+    let mut replay = Replay {
+        kernel,
+        model,
+        vm_type,
+        config,
+        wanted: kind(&difference),
+    };
+    let mut best = (difference, Vec::new());
+    let mut step = calls.len().div_ceil(2);
+    while step > 0 {
+        let mut at = 0;
+        while at < calls.len() {
+            let shorter = without(&calls, at, step);
+            match replay.differs(&shorter)? {
+                Some((difference, made)) => {
+                    calls = shorter;
+                    calls.truncate(made.len().max(1));
+                    best = (difference, made);
+                }
+                None => at += step,
+            }
+        }
+        step /= 2;
+    }
+    if best.1.is_empty() {
+        if let Some(found) = replay.differs(&calls)? {
+            best = found;
+        }
+    }
+    let scenario = write(kernel.profile(), kernel.areas(), vm_type, &best.1, &best.0);
+    Ok(Finding {
+        difference: best.0,
+        scenario,
+        original_calls,
+    })
+}
+
+/// What makes two differences the same while shrinking.
+fn kind(difference: &Difference) -> Option<Reason> {
+    match difference {
+        Difference::Answer(_) => None,
+        Difference::Reason { reason, .. } => Some(*reason),
+    }
+}
+
+struct Replay<'m, K: Machine> {
+    kernel: &'m mut K,
+    model: &'m mut model::Machine,
+    vm_type: u32,
+    config: &'m Config,
+    wanted: Option<Reason>,
+}
+
+type Found = (Difference, Vec<Made>);
+
+impl<K: Machine> Replay<'_, K> {
+    /// Makes the calls on fresh VMs; gives the first difference and what was called up to it.
+    fn differs(&mut self, calls: &[Call]) -> Result<Option<Found>, CallError> {
+        let mut pair = Pair::new(
+            self.kernel.create_vm(self.vm_type)?,
+            self.model.create_vm(self.vm_type)?,
+        );
+        let mut stats = Stats::default();
+        let difference = calls
+            .iter()
+            .find_map(|call| self.step(&mut pair, call, &mut stats).err());
+        let same = difference.filter(|found| match (kind(found), self.wanted) {
+            (Some(found), Some(wanted)) => found.code() == wanted.code(),
+            (found, wanted) => found.is_none() && wanted.is_none(),
+        });
+        Ok(same.map(|difference| (difference, pair.into_history())))
+    }
+
+    fn step(&self, pair: &mut Pair<K::Vm>, call: &Call, stats: &mut Stats) -> Result<(), Difference>
+    where
+        K::Vm: MemoryVm,
+    {
+        let answer = pair.call(call, stats)?;
+        match (answer, self.wanted) {
+            (Err(CallError::Refused { .. }), Some(_)) => {
+                oracle::confirm(pair, call, self.config.planted, stats)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The calls without `count` of them from `at`; later files and mappings are renumbered, and calls on those that are
+/// no longer made go too.
+fn without(calls: &[Call], at: usize, count: usize) -> Vec<Call> {
+    let (mut files, mut maps) = (Renumbering::default(), Renumbering::default());
+    let mut kept = Vec::with_capacity(calls.len());
+    for (index, call) in calls.iter().enumerate() {
+        let dropped = (at..at + count).contains(&index);
+        let renamed = rename(call, &files, &maps).filter(|_| !dropped);
+        match call {
+            Call::CreateGmem { .. } => files.push(renamed.is_some()),
+            Call::File(_, slat_memslot::FileCall::Mmap { .. }) => maps.push(renamed.is_some()),
+            _ => {}
+        }
+        kept.extend(renamed);
+    }
+    kept
+}
+
+/// New numbers of things numbered in order of creation. A refused creation takes a number too; the replay then names
+/// another file, which at worst keeps a call that could go.
+#[derive(Default)]
+struct Renumbering {
+    new: Vec<Option<u32>>,
+    next: u32,
+}
+
+impl Renumbering {
+    fn push(&mut self, kept: bool) {
+        self.new.push(kept.then_some(self.next));
+        self.next += u32::from(kept);
+    }
+
+    fn get(&self, index: usize) -> Option<u32> {
+        self.new
+            .get(index)
+            .copied()
+            .unwrap_or_else(|| u32::try_from(index).ok())
+    }
+}
+
+fn rename(call: &Call, files: &Renumbering, maps: &Renumbering) -> Option<Call> {
+    let mut call = call.clone();
+    match &mut call {
+        Call::SetRegion(region) => {
+            if let FileRef::Gmem(id) = region.gmem {
+                region.gmem = FileRef::Gmem(GmemId::new(files.get(id.index())?));
+            }
+        }
+        Call::File(id, _) => *id = GmemId::new(files.get(id.index())?),
+        Call::Map(id, _) => *id = MapId::new(maps.get(id.index())?),
+        _ => {}
+    }
+    Some(call)
+}
+
+/// The shrunk sequence as a scenario that expects what the kernel answered.
+fn write(
+    profile: &Profile,
+    areas: crate::Areas,
+    vm_type: u32,
+    made: &[Made],
+    difference: &Difference,
+) -> Scenario {
+    let mut recorder = Recorder::new(areas.list());
+    recorder.profile(&profile.name);
+    recorder.case("shrunk difference");
+    if vm_type != 0 {
+        recorder.vm("vm", Some(vm_type));
+    }
+    for (call, answer) in made {
+        if let Some(answer) = plain(answer) {
+            recorder.call(call, &answer);
+        }
+    }
+    if let Difference::Reason { reason, .. } = difference {
+        recorder.because(reason.code());
+    }
+    recorder.finish()
+}
+
+fn plain(answer: &CallResult) -> Option<Result<slat_memslot::Outcome, Errno>> {
+    match answer {
+        Ok(outcome) => Some(Ok(outcome.clone())),
+        Err(CallError::Refused { errno, .. }) => Some(Err(*errno)),
+        Err(CallError::NotTried { .. }) => None,
+    }
+}
