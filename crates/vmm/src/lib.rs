@@ -14,6 +14,8 @@ pub mod differential;
 pub mod kvm;
 pub mod model;
 mod parse_error;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod record;
 pub mod recordings;
 mod run;
 pub mod scenario;

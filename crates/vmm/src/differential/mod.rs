@@ -59,27 +59,32 @@ impl Default for Config {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Difference {
     /// They answered a call differently.
-    Answer(Divergence),
+    Answer(Box<Divergence>),
     /// They agree on the error number, but the model's reason for it is wrong.
-    Reason {
-        /// The refused call.
-        call: Call,
-        /// The reason that the model gave.
-        reason: Reason,
-        /// What showed it to be wrong.
-        error: ReasonError,
-    },
+    Reason(Box<WrongReason>),
+}
+
+/// A reason that the kernel does not confirm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrongReason {
+    /// The refused call.
+    pub call: Call,
+    /// The reason that the model gave.
+    pub reason: Reason,
+    /// What showed it to be wrong.
+    pub error: ReasonError,
 }
 
 impl std::fmt::Display for Difference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Answer(divergence) => divergence.fmt(f),
-            Self::Reason {
-                call,
-                reason,
-                error,
-            } => {
+            Self::Reason(wrong) => {
+                let WrongReason {
+                    call,
+                    reason,
+                    error,
+                } = &**wrong;
                 write!(
                     f,
                     "{call:?}\n  the model says: {reason} ({})\n  but {error}",

@@ -17,7 +17,7 @@ use slat_memslot::{Call, Reason, Region, RegionError, Repair};
 
 use super::generate::is_too_dear;
 use super::pair::Pair;
-use super::{Difference, Stats};
+use super::{Difference, Stats, WrongReason};
 use crate::{CallError, MemoryVm};
 
 /// Replaces reasons by wrong ones.
@@ -95,6 +95,14 @@ pub(super) fn confirm<K: MemoryVm>(
     Ok(())
 }
 
+fn wrong(call: &Call, reason: Reason, error: ReasonError) -> Difference {
+    Difference::Reason(Box::new(WrongReason {
+        call: call.clone(),
+        reason,
+        error,
+    }))
+}
+
 /// Follows the model's repairs on a copy of the model.
 fn chain<K: MemoryVm>(
     pair: &Pair<K>,
@@ -115,11 +123,7 @@ fn chain<K: MemoryVm>(
             }
             Err(refusal) => planted.map_or(refusal.reason, |plant| plant(refusal.reason)),
         };
-        let wrong = |error| Difference::Reason {
-            call: call.clone(),
-            reason,
-            error,
-        };
+        let wrong = |error| wrong(&call, reason, error);
         if links
             .last()
             .is_some_and(|link| link.reason.code() == reason.code())
@@ -165,11 +169,7 @@ fn check_cause<K: MemoryVm>(
     }
     match pair.call(&wrong_again, stats)? {
         Ok(_) if has_two_remedies(&link.reason) => Ok(()),
-        Ok(_) => Err(Difference::Reason {
-            call: wrong_again,
-            reason: link.reason,
-            error: ReasonError::NotACause,
-        }),
+        Ok(_) => Err(wrong(&wrong_again, link.reason, ReasonError::NotACause)),
         Err(CallError::Refused { .. } | CallError::NotTried { .. }) => Ok(()),
     }
 }

@@ -50,12 +50,12 @@ impl<K: MemoryVm> Pair<K> {
         let index = self.history.len() as u64;
         self.history.push((call.clone(), kernel.clone()));
         if !agree(&kernel, &model) {
-            return Err(Difference::Answer(Divergence {
+            return Err(Difference::Answer(Box::new(Divergence {
                 index,
                 call: call.clone(),
                 kernel,
                 model,
-            }));
+            })));
         }
         stats.count(call, &model);
         Ok(model)

@@ -19,9 +19,9 @@ pub(super) fn shrink<K: Machine>(
 ) -> Result<Finding, CallError> {
     let original_calls = history.len();
     let mut calls: Vec<Call> = history.into_iter().map(|(call, _)| call).collect();
-    if let Difference::Reason { call, .. } = &difference {
+    if let Difference::Reason(wrong) = &difference {
         // The oracle's own calls are made again by the oracle.
-        calls.push(call.clone());
+        calls.push(wrong.call.clone());
     }
     let mut replay = Replay {
         kernel,
@@ -64,7 +64,7 @@ pub(super) fn shrink<K: Machine>(
 fn kind(difference: &Difference) -> Option<Reason> {
     match difference {
         Difference::Answer(_) => None,
-        Difference::Reason { reason, .. } => Some(*reason),
+        Difference::Reason(wrong) => Some(wrong.reason),
     }
 }
 
@@ -184,8 +184,8 @@ fn write(
             recorder.call(call, &answer);
         }
     }
-    if let Difference::Reason { reason, .. } = difference {
-        recorder.because(reason.code());
+    if let Difference::Reason(wrong) = difference {
+        recorder.because(wrong.reason.code());
     }
     recorder.finish()
 }

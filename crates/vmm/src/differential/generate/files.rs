@@ -38,7 +38,7 @@ impl Generator {
         let few = files.len() < 2;
         match self.dice.below(100) {
             0..=24 => self.create_gmem(),
-            25..=60 if few => self.create_gmem(),
+            25..=59 if few => self.create_gmem(),
             25..=59 => Call::SetRegion(self.bind(memory)),
             _ if files.is_empty() => self.create_gmem(),
             60..=84 => self.file_call(&files, memory),
