@@ -1,2 +1,35 @@
-//! The slat command.
-fn main() {}
+//! The `slat` command.
+
+mod diff;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// KVM's memory interface, checked against a real kernel and explained.
+#[derive(Debug, Parser)]
+#[command(name = "slat", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    job: Job,
+}
+
+#[derive(Debug, Subcommand)]
+enum Job {
+    /// Hold the model against the local /dev/kvm with random calls; without it, replay recorded kernel results.
+    Diff(diff::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().job {
+        Job::Diff(args) => diff::run(&args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("slat: {error}");
+        ExitCode::from(2)
+    })
+}
+
+/// Any error, for its message.
+type Error = Box<dyn std::error::Error>;

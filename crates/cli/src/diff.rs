@@ -1,0 +1,245 @@
+//! `slat diff`: the model against a real kernel.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
+use slat_memslot::{Errno, Profile};
+use slat_vmm::differential::{self, Area, Config, Outcome, Stats};
+use slat_vmm::{Machine, model, recordings, scenario};
+
+use crate::{Error, table};
+
+/// Options of `slat diff`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Seed of the random calls; equal seeds give equal calls on equal kernels. Default: from the clock.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How many calls to compare.
+    #[arg(long, default_value_t = 100_000)]
+    ops: u64,
+    /// Parts of the interface, separated by commas. Default: all.
+    #[arg(long, value_delimiter = ',')]
+    area: Vec<AreaName>,
+    /// Put one of so many refusals to the repair oracle.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    oracle_every: u32,
+    /// Where the scenario of a difference goes.
+    #[arg(long, default_value = ".")]
+    output: PathBuf,
+    /// Print the summary as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// An area by its name.
+#[derive(Clone, Copy, Debug)]
+struct AreaName(Area);
+
+impl ValueEnum for AreaName {
+    fn value_variants<'a>() -> &'a [Self] {
+        const ALL: [AreaName; 8] = [
+            AreaName(Area::Slots),
+            AreaName(Area::Gmem),
+            AreaName(Area::Attributes),
+            AreaName(Area::DirtyLog),
+            AreaName(Area::DirtyRing),
+            AreaName(Area::Caps),
+            AreaName(Area::PreFault),
+            AreaName(Area::Layout),
+        ];
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(clap::builder::PossibleValue::new(self.0.name()))
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
+    match open_kernel() {
+        Ok(machine) => live(args, machine),
+        Err(why) => {
+            eprintln!("live comparison skipped: {why}");
+            replay(args)
+        }
+    }
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn open_kernel() -> Result<slat_vmm::kvm::Machine, Error> {
+    Ok(slat_vmm::kvm::Machine::open()?)
+}
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+fn open_kernel() -> Result<model::Machine, Error> {
+    Err("KVM for x86-64 needs Linux on x86-64".into())
+}
+
+/// Random calls on the kernel and on the model of its profile.
+fn live<K: Machine>(args: &Args, mut machine: K) -> Result<ExitCode, Error> {
+    let seed = args.seed.unwrap_or_else(clock_seed);
+    let areas: Vec<Area> = match args.area.as_slice() {
+        [] => Area::ALL.to_vec(),
+        some => some.iter().map(|a| a.0).collect(),
+    };
+    eprintln!("kernel: {}, seed {seed}", machine.profile().name);
+    for area in &areas {
+        if let Some(missing) = area.missing(machine.profile()) {
+            eprintln!("skipped: {}: {missing}", area.name());
+        }
+    }
+    let config = Config {
+        seed,
+        calls: args.ops,
+        areas,
+        oracle_every: args.oracle_every,
+        ..Config::default()
+    };
+    let bar = progress(args.ops);
+    let outcome = differential::compare(&mut machine, &config, |calls| bar.set_position(calls))?;
+    bar.finish_and_clear();
+    report(args, seed, &outcome)
+}
+
+fn clock_seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |d| u64::from(d.subsec_nanos()) ^ d.as_secs())
+}
+
+/// A progress bar, on a terminal only.
+fn progress(len: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} calls, {per_sec}, {eta} left");
+    let bar = ProgressBar::new(len);
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn report(args: &Args, seed: u64, outcome: &Outcome) -> Result<ExitCode, Error> {
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&summary(seed, outcome))?);
+    } else {
+        print_summary(&outcome.stats);
+        let seconds = outcome.elapsed.as_secs_f64();
+        let calls = outcome.stats.calls;
+        println!(
+            "\n{} calls in {seconds:.1} s on {} VMs, {:.0} calls/s, {} % succeeded, {} reasons hit, {} confirmed by repair",
+            calls,
+            outcome.stats.vms,
+            calls as f64 / seconds,
+            outcome.stats.succeeded * 100 / calls.max(1),
+            outcome.stats.by_reason.len(),
+            outcome.stats.confirmed.len(),
+        );
+    }
+    match &outcome.finding {
+        None => {
+            println!("0 divergences");
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(finding) => {
+            let path = args.output.join(format!("slat-divergence-{seed}.slat"));
+            std::fs::write(&path, finding.scenario.to_string())?;
+            println!(
+                "1 divergence, shrunk from {} calls: {}",
+                finding.original_calls,
+                path.display()
+            );
+            println!("{}", finding.difference);
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+fn print_summary(stats: &Stats) {
+    let mut operations = table::plain(["operation", "result", "calls"]);
+    for ((operation, errno), count) in &stats.by_operation {
+        operations.add_row([
+            (*operation).to_owned(),
+            result_name(*errno),
+            count.to_string(),
+        ]);
+    }
+    println!("{operations}\n");
+    let mut reasons = table::plain(["reason", "refusals", "confirmed by repair"]);
+    for (reason, count) in &stats.by_reason {
+        let confirmed = stats.confirmed.get(reason).copied().unwrap_or(0);
+        reasons.add_row([
+            (*reason).to_owned(),
+            count.to_string(),
+            confirmed.to_string(),
+        ]);
+    }
+    println!("{reasons}");
+    println!(
+        "\nrefusals without a repair that can be tried: {}; calls not tried: {}",
+        stats.unconfirmed, stats.not_tried
+    );
+}
+
+fn result_name(errno: Option<Errno>) -> String {
+    errno.map_or("ok".to_owned(), |e| e.to_string())
+}
+
+fn summary(seed: u64, outcome: &Outcome) -> serde_json::Value {
+    let stats = &outcome.stats;
+    let operations: Vec<_> = stats
+        .by_operation
+        .iter()
+        .map(|((operation, errno), count)| {
+            serde_json::json!({ "operation": operation, "result": result_name(*errno), "calls": count })
+        })
+        .collect();
+    serde_json::json!({
+        "seed": seed,
+        "calls": stats.calls,
+        "succeeded": stats.succeeded,
+        "vms": stats.vms,
+        "seconds": outcome.elapsed.as_secs_f64(),
+        "operations": operations,
+        "reasons": stats.by_reason,
+        "confirmed": stats.confirmed,
+        "unconfirmed": stats.unconfirmed,
+        "not_tried": stats.not_tried,
+        "divergence": outcome.finding.as_ref().map(|f| f.difference.to_string()),
+    })
+}
+
+/// The recorded results of real kernels, on the model.
+fn replay(args: &Args) -> Result<ExitCode, Error> {
+    let (mut agreed, mut failed) = (0, 0);
+    for (name, text) in recordings::GOLDEN {
+        let scenario = scenario::parse(text)?;
+        let profile = scenario
+            .profile()
+            .and_then(Profile::named)
+            .unwrap_or_else(Profile::latest);
+        let report = slat_vmm::run(&scenario, &mut model::Machine::new(profile))?;
+        agreed += report.agreed();
+        for step in report.failures() {
+            failed += 1;
+            println!(
+                "{name}:{}: {}: the model says {:?}",
+                step.line, step.text, step.result
+            );
+        }
+    }
+    match args.json {
+        true => println!(
+            "{}",
+            serde_json::json!({ "replayed": true, "agreed": agreed, "failed": failed })
+        ),
+        false => {
+            println!("{agreed} recorded kernel results replayed on the model, {failed} differ")
+        }
+    }
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
