@@ -4,40 +4,39 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     process::Command,
 };
 
 /// A copy of `tests/scratch-vmm` under target/tmp, with the workspace's lock file for the versions of what both use.
-fn copy() -> PathBuf {
+fn copy() -> io::Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let from = root.join("tests/scratch-vmm");
     let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("scratch-vmm");
-    fs::create_dir_all(to.join("src")).unwrap();
-    fs::copy(from.join("src/main.rs"), to.join("src/main.rs")).unwrap();
-    fs::copy(root.join("Cargo.lock"), to.join("Cargo.lock")).unwrap();
-    let manifest = fs::read_to_string(from.join("Cargo.toml")).unwrap();
+    fs::create_dir_all(to.join("src"))?;
+    fs::copy(from.join("src/main.rs"), to.join("src/main.rs"))?;
+    fs::copy(root.join("Cargo.lock"), to.join("Cargo.lock"))?;
+    let manifest = fs::read_to_string(from.join("Cargo.toml"))?;
     assert!(manifest.contains(r#"path = "../..""#));
     let manifest = manifest.replace(r#""../..""#, &format!("{root:?}"));
-    fs::write(to.join("Cargo.toml"), manifest).unwrap();
-    to
+    fs::write(to.join("Cargo.toml"), manifest)?;
+    Ok(to)
 }
 
 /// Builds the copy, runs it and gives what it prints.
-fn run(arguments: &[&str]) -> String {
-    let crate_dir = copy();
+fn run(arguments: &[&str]) -> io::Result<String> {
+    let crate_dir = copy()?;
     let output = Command::new(env!("CARGO"))
         .args(["run", "--quiet", "--"])
         .args(arguments)
         .env("CARGO_TARGET_DIR", crate_dir.join("target"))
         .current_dir(&crate_dir)
-        .output()
-        .unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}\n{errors}");
-    text
+    Ok(text.into_owned())
 }
 
 /// The lines of `text` hold these pieces, in this order, each in a line of its own.
@@ -51,7 +50,7 @@ fn assert_lines(text: &str, pieces: &[&str]) {
 
 #[test]
 fn a_vmm_plans_its_memory_and_learns_of_an_overlap() {
-    let plan = run(&[]);
+    let plan = run(&[]).unwrap();
     assert_lines(
         &plan,
         &[
@@ -73,7 +72,7 @@ fn a_vmm_plans_its_memory_and_learns_of_an_overlap() {
         .open("/dev/kvm")
     {
         Ok(_) => {
-            let done = run(&["--run"]);
+            let done = run(&["--run"]).unwrap();
             assert_lines(&done, &["plan: create slot 0", "plan: create slot 2"]);
             assert!(!done.contains("would call"), "{done}");
         }
