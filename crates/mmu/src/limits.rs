@@ -21,9 +21,10 @@ pub enum Tuning {
 
 /// Shadow pages over a new limit, which KVM zaps at once, the oldest first (`kvm_mmu_zap_oldest_mmu_pages`).
 ///
-/// A page that serves as a root of a vCPU stays, and a page can take others with it. When the zap is over, the count
+/// A page in use as a root stays, and a page can take others with it. When the zap is over, the count
 /// of pages that are left becomes the limit ([`ShadowPageLimit::settle`]).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, PartialEq, Eq)]
+#[non_exhaustive]
 #[must_use = "the oldest shadow pages have to go"]
 pub struct Eviction {
     /// How many pages are over the limit.
@@ -48,6 +49,7 @@ pub struct Eviction {
 /// // The large slot goes. 92 pages are allowed now, so 43 of those in use must go with it.
 /// let eviction = limit.commit_region(ChangeKind::Delete, Pages::new(4608), in_use).unwrap();
 /// assert_eq!(eviction.excess, Pages::new(43));
+/// limit.settle(eviction, Pages::new(92));
 ///
 /// // A limit of one's own stays where it is.
 /// assert_eq!(limit.set_by_user(4096, in_use), Ok(None));
@@ -137,7 +139,8 @@ impl ShadowPageLimit {
     }
 
     /// Ends an [`Eviction`]: the pages left in use are the limit now, whether more or fewer than asked for.
-    pub const fn settle(&mut self, in_use: Pages) {
+    pub fn settle(&mut self, eviction: Eviction, in_use: Pages) {
+        let Eviction { excess: _ } = eviction;
         self.pages = in_use;
     }
 

@@ -80,8 +80,7 @@ fn the_limit_settles_at_what_is_left() {
     for left in [70, 64, 40] {
         let mut limit = limit_for(50_000);
         let eviction = limit.commit_region(ChangeKind::Delete, NONE, Pages::new(100));
-        assert!(eviction.is_some());
-        limit.settle(Pages::new(left));
+        limit.settle(eviction.unwrap(), Pages::new(left));
         assert_eq!(limit.pages(), Pages::new(left));
         // The next slot tunes it again.
         assert_eq!(
