@@ -14,5 +14,5 @@ pub use epoch::{DirtyBacklog, DirtyEpoch};
 pub use merge::{DirtySource, MergeError, coalesce_dirty, merge_dirty};
 pub use pages::DirtyPages;
 pub use ring::{DirtyRing, Rearm, RingEntry, RingFill, RingReset};
-pub(crate) use rings::MAX_BYTES as MAX_RING_BYTES;
+pub(crate) use rings::{MAX_BYTES as MAX_RING_BYTES, ring_size};
 pub use window::DirtyWindow;

@@ -8,6 +8,11 @@ const ENTRY: u64 = 16;
 /// The most a ring can have (`KVM_DIRTY_RING_MAX_ENTRIES` entries).
 pub(crate) const MAX_BYTES: u64 = 65536 * ENTRY;
 
+/// The size that the kernel makes of `KVM_ENABLE_CAP`'s 64-bit argument.
+pub(crate) const fn ring_size(argument: u64) -> u64 {
+    argument & u32::MAX as u64
+}
+
 impl Memory {
     /// The smallest ring that KVM takes here: its reserve, and at least a page.
     pub fn min_ring_bytes(&self) -> u64 {
@@ -16,7 +21,10 @@ impl Memory {
     }
 
     /// Enabling dirty rings of `size` bytes (`kvm_vm_ioctl_enable_dirty_log_ring`).
+    ///
+    /// The kernel keeps the lower 32 bits of the argument.
     pub(crate) fn check_enable_ring(&self, size: u64) -> Result<(), DirtyRingError> {
+        let size = ring_size(size);
         if !self.profile().dirty_ring.get() {
             return Err(DirtyRingError::NotBuiltIn {});
         }

@@ -31,6 +31,7 @@ impl Memory {
     /// # Errors
     /// The first test that fails, of the VFS or of guest_memfd.
     pub fn file_call(&mut self, id: GmemId, call: FileCall) -> Result<Outcome, Refusal> {
+        check_before_descriptor(call)?;
         let file = self
             .gmem_file(id)
             .filter(|f| f.is_open())
@@ -44,9 +45,6 @@ impl Memory {
             FileCall::Read | FileCall::Write => Err(FileError::NoReadWrite {}.into()),
             FileCall::Pread | FileCall::Pwrite | FileCall::Lseek => {
                 Err(FileError::NotSeekable {}.into())
-            }
-            FileCall::Truncate { len } if len > MAX_OFFSET => {
-                Err(FileError::TruncateNegative { len }.into())
             }
             FileCall::Truncate { .. } | FileCall::Chmod => Err(FileError::SetAttr {}.into()),
             FileCall::Size => Ok(Outcome::Value(size)),
@@ -104,6 +102,17 @@ impl Memory {
     }
 }
 
+/// The tests that come before the descriptor is looked up.
+fn check_before_descriptor(call: FileCall) -> Result<(), FileError> {
+    match call {
+        FileCall::Mmap { len, offset, .. } if offset % PAGE_SIZE != 0 => {
+            Err(FileError::MmapRange { len, offset })
+        }
+        FileCall::Truncate { len } if len > MAX_OFFSET => Err(FileError::TruncateNegative { len }),
+        _ => Ok(()),
+    }
+}
+
 /// `vfs_fallocate`, then `kvm_gmem_fallocate`.
 fn check_fallocate(mode: u32, offset: u64, len: u64, size: u64) -> Result<(), FileError> {
     if offset > MAX_OFFSET || len == 0 || len > MAX_OFFSET {
@@ -150,7 +159,7 @@ fn check_mmap(
     file_flags: GmemFlags,
     user_end: u64,
 ) -> Result<(), FileError> {
-    if len == 0 || offset % PAGE_SIZE != 0 {
+    if len == 0 {
         return Err(FileError::MmapRange { len, offset });
     }
     if len > user_end {

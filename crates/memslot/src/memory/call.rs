@@ -8,8 +8,6 @@ pub type CallResult = Result<Outcome, Refusal>;
 impl Memory {
     /// Answers a call as the kernel would, changing the VM as the kernel would.
     ///
-    /// `KVM_SET_NR_MMU_PAGES` is only checked: the limit belongs to the MMU.
-    ///
     /// # Errors
     /// The first test that fails, in the kernel's order.
     pub fn call(&mut self, call: &Call) -> CallResult {
@@ -53,9 +51,7 @@ impl Memory {
                 size,
                 flags,
             } => self.pre_fault(*vcpu, *gpa, *size, *flags),
-            Call::SetNrMmuPages { pages } => {
-                self.check_nr_mmu_pages(*pages).map(|()| Outcome::Done)
-            }
+            Call::SetNrMmuPages { pages } => self.set_nr_mmu_pages(*pages),
             Call::SetTssAddr { gpa } => self.set_tss_addr(*gpa),
             Call::SetIdentityMapAddr { gpa } => self.set_identity_map_addr(*gpa),
             Call::CreateIrqchip => self.create_irqchip(),

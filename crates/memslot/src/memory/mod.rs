@@ -89,6 +89,8 @@ pub struct Memory {
     pub(crate) page_track_user: bool,
     pub(crate) total_pages: Pages,
     pub(crate) logged_slots: u32,
+    /// A slot was made once, or `KVM_SET_NR_MMU_PAGES` called: the limit of shadow pages is not 0.
+    pub(crate) shadow_pages: bool,
     pub(crate) version: u64,
 }
 
@@ -121,6 +123,7 @@ impl Memory {
             page_track_user: false,
             total_pages: Pages::new(0),
             logged_slots: 0,
+            shadow_pages: false,
             version: 0,
             profile,
         }
@@ -272,6 +275,12 @@ impl Memory {
 
     pub(crate) fn shared_bit(&self) -> Option<u64> {
         self.shared_bit
+    }
+
+    /// Whether the vCPUs' roots are pages that KVM's limit of shadow pages counts, and that limit is still 0
+    /// (`make_mmu_pages_available`).
+    pub(crate) fn lacks_shadow_pages(&self) -> bool {
+        !self.shadow_pages && !(self.profile.tdp.get() && self.profile.tdp_mmu.get())
     }
 
     /// Opens or closes the gate before every ioctl.

@@ -147,6 +147,9 @@ profile! {
     gmem_flags: GmemFlags,
     /// What binding a range of a guest_memfd twice gives.
     gmem_bind_conflict: Errno,
+    /// Offsets into a guest_memfd are signed when they are bound, so that a range across 2^63 passes for one that
+    /// ends inside the file.
+    gmem_signed_offsets: bool,
     /// `KVM_SET_MEMORY_ATTRIBUTES` exists: a VM type with private memory is built in.
     attributes: bool,
     /// What deleting or moving a slot zaps.

@@ -50,6 +50,7 @@ fn debian_6_12_117() -> Profile {
         gmem_needs_private_memory: observed(true, DEB),
         gmem_flags: read(GmemFlags::empty(), DEB),
         gmem_bind_conflict: read(Errno::EINVAL, DEB),
+        gmem_signed_offsets: read(false, DEB),
         attributes: inferred(
             false,
             "the cloud configuration has no VM type with private memory",
@@ -87,6 +88,10 @@ fn debian_6_12_117_sw_protected() -> Profile {
 fn linux_6_12() -> Profile {
     let mut p = debian_6_12_117_sw_protected();
     p.name = "linux-6.12".into();
+    p.gmem_signed_offsets = inferred(
+        true,
+        "the unsigned offset is later work that the stable tree took",
+    );
     p.quirk_update = inferred(QuirkUpdate::Replace, "the OR came with 6.15");
     p.quirks = inferred(
         quirks_up_to(7),
@@ -134,6 +139,7 @@ pub(super) fn linux_6_18() -> Profile {
     p.gmem_needs_private_memory = observed(false, PVM);
     p.gmem_flags = observed(GmemFlags::all(), PVM);
     p.gmem_bind_conflict = observed(Errno::EINVAL, PVM);
+    p.gmem_signed_offsets = observed(true, PVM);
     p.log_off = inferred(LogOff::Recover, "recovery in place came with 6.13");
     p.quirk_update = observed(QuirkUpdate::Accumulate, PVM);
     p.quirks = inferred(quirks_up_to(9), "bit 9 came with 6.16, bit 10 with 7.0");
@@ -169,6 +175,7 @@ fn linux_7_1() -> Profile {
     let mut p = linux_6_18();
     p.name = "linux-7.1".into();
     p.gmem_bind_conflict = read(Errno::EINVAL, TREE);
+    p.gmem_signed_offsets = read(true, TREE);
     p.gmem_flags = read(GmemFlags::all(), TREE);
     p.quirks = inferred(quirks_up_to(10), "bit 10 came with 7.0");
     p
@@ -179,6 +186,7 @@ fn linux_7_2() -> Profile {
     let mut p = linux_7_1();
     p.name = "linux-7.2".into();
     p.gmem_bind_conflict = read(Errno::EEXIST, TREE);
+    p.gmem_signed_offsets = read(false, TREE);
     p
 }
 

@@ -80,6 +80,9 @@ reasons! {
         /// The VM is not there yet.
         NotAllowed { vm_type: VmType } = "pre-fault-not-allowed", EOPNOTSUPP, "x86.c:kvm_arch_vcpu_pre_fault_memory",
             "since 6.11", "a VM of type {vm_type} must be finalized before it can be pre-faulted";
+        /// KVM allows itself no page for a root: no slot was ever made, nor the limit set.
+        NoShadowPages {} = "no-shadow-pages", ENOSPC, "mmu.c:make_mmu_pages_available", "always; without the TDP MMU",
+            "the VM has no shadow pages until its first slot is made or KVM_SET_NR_MMU_PAGES is called";
         /// There is no second-level table to fill.
         NoTdp {} = "pre-fault-no-tdp", EOPNOTSUPP, "mmu.c:kvm_arch_vcpu_pre_fault_memory", "since 6.11",
             "the vCPU's MMU is not a direct two-dimensional one";

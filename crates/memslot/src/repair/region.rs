@@ -87,11 +87,11 @@ impl Memory {
                 )
             }
             RegionError::HvaChanged { old, .. } => edited(Region {
-                hva: old,
+                hva: old | low_bits(request.hva),
                 ..request
             }),
             RegionError::SizeChanged { old, .. } => edited(Region {
-                size: old,
+                size: old | low_bits(request.size),
                 ..request
             }),
             RegionError::ReadonlyChanged { .. } => toggled(SlotFlags::READONLY),
@@ -149,7 +149,7 @@ impl Memory {
         };
         match self.free_range(slot, Pages::in_bytes(request.size)) {
             Some(range) => Repair::edit(Call::SetRegion(Region {
-                gpa: range.start().gpa().raw(),
+                gpa: range.start().gpa().raw() | low_bits(request.gpa),
                 ..request
             })),
             None => Repair::Impossible {
@@ -181,6 +181,12 @@ impl Memory {
     }
 }
 
+/// The part of an address or size that is no whole page. Repairs of other reasons keep it, so that a reason cannot
+/// pass for this one by its repair.
+const fn low_bits(value: u64) -> u64 {
+    value % PAGE_SIZE
+}
+
 pub(super) const fn round_down(value: u64) -> u64 {
     value & !(PAGE_SIZE - 1)
 }
@@ -193,12 +199,16 @@ pub(super) const fn round_up(value: u64) -> u64 {
     }
 }
 
-/// A range that ends beyond user space, moved down to its end; one larger than user space, cut.
+/// A range that ends beyond user space, cut to its end; one that starts there, moved down.
 fn into_user_space(request: Region, limit: u64) -> Region {
-    match limit.checked_sub(request.size) {
-        Some(hva) => Region { hva, ..request },
-        None if request.hva < limit => Region {
-            size: limit - request.hva,
+    let (size, hva) = (round_down(request.size), round_down(request.hva));
+    match limit.checked_sub(size) {
+        _ if hva < limit => Region {
+            size: limit - hva | low_bits(request.size),
+            ..request
+        },
+        Some(start) => Region {
+            hva: start | low_bits(request.hva),
             ..request
         },
         None => Region {

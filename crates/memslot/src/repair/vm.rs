@@ -164,6 +164,9 @@ impl Memory {
         else {
             return match reason {
                 PreFaultError::NoVcpu { .. } => Repair::after(Call::CreateVcpu, call.clone()),
+                PreFaultError::NoShadowPages {} => {
+                    Repair::after(Call::SetNrMmuPages { pages: 64 }, call.clone())
+                }
                 _ => NO_OTHER_CALL,
             };
         };
@@ -182,6 +185,9 @@ impl Memory {
                 return Repair::Impossible {
                     why: "finalize the VM's launch first",
                 };
+            }
+            PreFaultError::NoShadowPages {} => {
+                return Repair::after(Call::SetNrMmuPages { pages: 64 }, call.clone());
             }
             PreFaultError::NoTdp {} => {
                 return Repair::Impossible {

@@ -282,7 +282,7 @@ impl Memory {
         };
         let open = self.gmem_file(id).filter(|f| f.is_open());
         let gmem = open.ok_or(RegionError::GmemNotOpen { file })?;
-        if offset + size > gmem.size() {
+        if !self.fits_file(offset, size, gmem.size()) {
             return Err(RegionError::GmemBeyondFile {
                 offset,
                 size,
@@ -298,6 +298,19 @@ impl Memory {
                 errno,
             }),
             None => Ok(()),
+        }
+    }
+
+    /// Whether a range passes for one inside a file. Kernels that compute with signed offsets let a range pass whose
+    /// end is 2^63 or more, since that end is negative.
+    fn fits_file(&self, offset: u64, size: u64, file_size: u64) -> bool {
+        let end = offset + size;
+        match i64::try_from(offset) {
+            Err(_) => false,
+            Ok(_) if self.profile().gmem_signed_offsets.get() => {
+                i64::try_from(end).is_err() || end <= file_size
+            }
+            Ok(_) => end <= file_size,
         }
     }
 

@@ -51,6 +51,7 @@ impl Memory {
         }
         if change.kind != ChangeKind::Nothing {
             self.version += 1;
+            self.shadow_pages |= change.kind == ChangeKind::Create;
             self.space_mut(change.slot.as_id).generation = change.after;
         }
         Effects {

@@ -90,7 +90,7 @@ impl Memory {
             }
             cap::DISABLE_QUIRKS | cap::DISABLE_QUIRKS2 => self.disable_quirks(arg),
             cap::EXIT_HYPERCALL => self.hypercall_exits = arg,
-            _ => self.ring_bytes = arg,
+            _ => self.ring_bytes = crate::dirty::ring_size(arg),
         }
         self.version += 1;
         Ok(())

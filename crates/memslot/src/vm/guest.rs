@@ -1,6 +1,6 @@
 //! What a guest's own writes leave in the dirty log.
 
-use crate::{Access, AsId, Gfn, Gpa, Memory, Outcome, PreFaultError, Refusal, SlotKey};
+use crate::{Access, AsId, Gfn, Gpa, Memory, Outcome, PreFaultError, Refusal};
 
 impl Memory {
     /// A guest write by vCPU 0 outside SMM, whose instruction lies in the same page.
@@ -12,6 +12,9 @@ impl Memory {
             return Err(PreFaultError::NoVcpu { vcpu: 0 }.into());
         }
         self.check_gate()?;
+        if self.lacks_shadow_pages() {
+            return Err(PreFaultError::NoShadowPages {}.into());
+        }
         if self
             .rings
             .first_mut()
@@ -38,24 +41,19 @@ impl Memory {
     /// Notes that vCPU 0 wrote a frame (`mark_page_dirty_in_slot`): in its ring if the VM keeps rings, else in the
     /// slot's bitmap, if the slot is logged at all.
     pub fn mark_dirty(&mut self, as_id: AsId, gfn: Gfn) {
-        let Some(slot) = self
+        let rings = self.has_rings();
+        let logged = self
             .space_mut(as_id)
             .by_gfn_mut(gfn)
-            .filter(|slot| slot.is_logged())
-        else {
-            return;
-        };
-        let offset = (gfn - slot.range().start()).raw();
-        let key: SlotKey = slot.key();
-        match &mut slot.dirty {
-            Some(bitmap) => {
+            .filter(|slot| slot.is_logged());
+        let Some(slot) = logged else { return };
+        let (key, offset) = (slot.key(), (gfn - slot.range().start()).raw());
+        if !rings {
+            if let Some(bitmap) = &mut slot.dirty {
                 bitmap.set(offset);
             }
-            None => {
-                if let Some(ring) = self.rings.first_mut() {
-                    ring.push(key.raw(), offset);
-                }
-            }
+        } else if let Some(ring) = self.rings.first_mut() {
+            ring.push(key.raw(), offset);
         }
     }
 }

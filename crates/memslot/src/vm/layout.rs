@@ -91,6 +91,16 @@ impl Memory {
         }
     }
 
+    /// `KVM_SET_NR_MMU_PAGES`, as far as it concerns the slots; the limit itself belongs to the MMU.
+    ///
+    /// # Errors
+    /// Too few pages.
+    pub fn set_nr_mmu_pages(&mut self, pages: u64) -> Result<Outcome, Refusal> {
+        self.check_nr_mmu_pages(pages)?;
+        self.shadow_pages = true;
+        Ok(Outcome::Done)
+    }
+
     /// One of KVM's own slots, in every address space, unless it exists (`__x86_set_memory_region`).
     fn set_internal_slot(&mut self, id: SlotId, gpa: u64, pages: Pages) -> Result<(), Refusal> {
         let count = self.address_space_count();
@@ -119,6 +129,7 @@ impl Memory {
         let hva = Hva::new(0);
         self.total_pages += range.pages();
         self.version += 1;
+        self.shadow_pages = true;
         let space = self.space_mut(key.as_id);
         space.generation = space.generation.after(1, address_spaces);
         space.insert(Slot {

@@ -36,6 +36,9 @@ impl Memory {
             }
             .into());
         }
+        if self.lacks_shadow_pages() {
+            return Err(PreFaultError::NoShadowPages {}.into());
+        }
         if !self.profile().tdp.get() {
             return Err(PreFaultError::NoTdp {}.into());
         }

@@ -168,15 +168,27 @@ fn check_cause<K: MemoryVm>(
         return Ok(());
     }
     match pair.call(&wrong_again, stats)? {
-        Ok(_) if has_two_remedies(&link.reason) => Ok(()),
+        Ok(_) if !has_one_remedy(&link.reason) => Ok(()),
         Ok(_) => Err(wrong(&wrong_again, link.reason, ReasonError::NotACause)),
         Err(CallError::Refused { .. } | CallError::NotTried { .. }) => Ok(()),
     }
 }
 
-/// Reasons about two values at once: changing either one helps, so a later repair can make an earlier one needless.
-fn has_two_remedies(reason: &Reason) -> bool {
-    matches!(reason, Reason::Region(RegionError::FlagsOfV2 { .. }))
+/// Reasons about a single value, which only their own repair takes away. Others can be taken away by a later repair as
+/// well: a range cut shorter no longer overlaps, a slot deleted first can no longer differ.
+fn has_one_remedy(reason: &Reason) -> bool {
+    matches!(
+        reason,
+        Reason::Region(
+            RegionError::SizeUnaligned { .. }
+                | RegionError::GpaUnaligned { .. }
+                | RegionError::HvaUnaligned { .. }
+                | RegionError::UnknownFlags { .. }
+                | RegionError::SlotId { .. }
+                | RegionError::AddressSpace { .. }
+                | RegionError::TooManyPages { .. }
+        )
+    )
 }
 
 /// The final call with the fields that one link changed set back; `None` when the link changed no field, or the call

@@ -1,12 +1,28 @@
 //! From a long sequence that ends in a difference to a short one.
 
-use slat_memslot::{Call, Errno, FileRef, GmemId, MapId, Profile, Reason};
+use slat_memslot::{Call, Errno, FileCall, FileRef, GmemId, MapId, Profile, Reason};
 
 use super::oracle;
 use super::pair::{Made, Pair};
 use super::{Config, Difference, Finding, Stats};
 use crate::scenario::{Recorder, Scenario};
 use crate::{CallError, CallResult, Machine, MemoryVm, model};
+
+/// A call of the sequence, and whether the kernel accepted it at first.
+#[derive(Clone, Debug)]
+struct Step {
+    call: Call,
+    succeeded: bool,
+}
+
+impl From<Made> for Step {
+    fn from((call, answer): Made) -> Self {
+        Self {
+            call,
+            succeeded: answer.is_ok(),
+        }
+    }
+}
 
 /// Drops calls as long as the sequence still ends in a difference of the same kind.
 pub(super) fn shrink<K: Machine>(
@@ -18,10 +34,13 @@ pub(super) fn shrink<K: Machine>(
     config: &Config,
 ) -> Result<Finding, CallError> {
     let original_calls = history.len();
-    let mut calls: Vec<Call> = history.into_iter().map(|(call, _)| call).collect();
+    let mut calls: Vec<Step> = history.into_iter().map(Step::from).collect();
     if let Difference::Reason(wrong) = &difference {
         // The oracle's own calls are made again by the oracle.
-        calls.push(wrong.call.clone());
+        calls.push(Step {
+            call: wrong.call.clone(),
+            succeeded: false,
+        });
     }
     let mut replay = Replay {
         kernel,
@@ -39,7 +58,10 @@ pub(super) fn shrink<K: Machine>(
             match replay.differs(&shorter)? {
                 Some((difference, made)) => {
                     calls = shorter;
-                    calls.truncate(made.len().max(1));
+                    if kind(&difference).is_none() {
+                        // Nothing behind the first difference was called.
+                        calls.truncate(made.len().max(1));
+                    }
                     best = (difference, made);
                 }
                 None => at += step,
@@ -80,7 +102,7 @@ type Found = (Difference, Vec<Made>);
 
 impl<K: Machine> Replay<'_, K> {
     /// Makes the calls on fresh VMs; gives the first difference and what was called up to it.
-    fn differs(&mut self, calls: &[Call]) -> Result<Option<Found>, CallError> {
+    fn differs(&mut self, calls: &[Step]) -> Result<Option<Found>, CallError> {
         let mut pair = Pair::new(
             self.kernel.create_vm(self.vm_type)?,
             self.model.create_vm(self.vm_type)?,
@@ -88,7 +110,7 @@ impl<K: Machine> Replay<'_, K> {
         let mut stats = Stats::default();
         let difference = calls
             .iter()
-            .find_map(|call| self.step(&mut pair, call, &mut stats).err());
+            .find_map(|step| self.step(&mut pair, &step.call, &mut stats).err());
         let same = difference.filter(|found| match (kind(found), self.wanted) {
             (Some(found), Some(wanted)) => found.code() == wanted.code(),
             (found, wanted) => found.is_none() && wanted.is_none(),
@@ -112,24 +134,26 @@ impl<K: Machine> Replay<'_, K> {
 
 /// The calls without `count` of them from `at`; later files and mappings are renumbered, and calls on those that are
 /// no longer made go too.
-fn without(calls: &[Call], at: usize, count: usize) -> Vec<Call> {
+fn without(calls: &[Step], at: usize, count: usize) -> Vec<Step> {
     let (mut files, mut maps) = (Renumbering::default(), Renumbering::default());
     let mut kept = Vec::with_capacity(calls.len());
-    for (index, call) in calls.iter().enumerate() {
+    for (index, step) in calls.iter().enumerate() {
         let dropped = (at..at + count).contains(&index);
-        let renamed = rename(call, &files, &maps).filter(|_| !dropped);
-        match call {
-            Call::CreateGmem { .. } => files.push(renamed.is_some()),
-            Call::File(_, slat_memslot::FileCall::Mmap { .. }) => maps.push(renamed.is_some()),
+        let renamed = rename(&step.call, &files, &maps).filter(|_| !dropped);
+        match step.call {
+            Call::CreateGmem { .. } if step.succeeded => files.push(renamed.is_some()),
+            Call::File(_, FileCall::Mmap { .. }) if step.succeeded => maps.push(renamed.is_some()),
             _ => {}
         }
-        kept.extend(renamed);
+        kept.extend(renamed.map(|call| Step {
+            call,
+            succeeded: step.succeeded,
+        }));
     }
     kept
 }
 
-/// New numbers of things numbered in order of creation. A refused creation takes a number too; the replay then names
-/// another file, which at worst keeps a call that could go.
+/// New numbers of things numbered in order of creation.
 #[derive(Default)]
 struct Renumbering {
     new: Vec<Option<u32>>,

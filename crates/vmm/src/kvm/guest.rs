@@ -17,6 +17,8 @@ use crate::{CallError, CallResult};
 const STORE: [u8; 3] = [0x89, 0x03, 0xf4];
 /// Where a vCPU's mapping holds its dirty ring, in pages (`KVM_DIRTY_LOG_PAGE_OFFSET`).
 const RING_PAGE: i64 = 64;
+/// Where every vCPU has its local APIC at first.
+const APIC_PAGE: u64 = 0xfee0_0000;
 /// `KVM_EXIT_DIRTY_RING_FULL`.
 const EXIT_RING_FULL: u32 = 31;
 /// `KVM_DIRTY_GFN_F_DIRTY` and `KVM_DIRTY_GFN_F_RESET`.
@@ -223,6 +225,11 @@ impl Vm {
         if gpa > u64::from(u32::MAX) - 4 || gpa - page > PAGE_SIZE - 4 {
             return Err(CallError::NotTried {
                 why: "guest writes lie below 4 GiB and inside a page",
+            });
+        }
+        if page == APIC_PAGE {
+            return Err(CallError::NotTried {
+                why: "the local APIC's page is MMIO whatever slot holds it",
             });
         }
         let code = if gpa - page < PAGE_SIZE / 2 {

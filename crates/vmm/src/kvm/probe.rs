@@ -50,6 +50,7 @@ pub fn probe(kvm: &Kvm) -> Result<Capabilities, Errno> {
         },
         gmem_on_default_vm: set_gmem(&vm, -1, 0) == Err(Errno::EBADF),
         gmem_bind_conflict: bind_conflict(&vm),
+        gmem_signed_offsets: signed_offsets(&vm),
         release,
     })
 }
@@ -111,13 +112,18 @@ fn user_end(vm: &VmFd) -> u64 {
 
 /// Binds a page of a guest_memfd as slot `slot`.
 fn set_gmem(vm: &VmFd, descriptor: i32, slot: u16) -> Result<(), Errno> {
+    bind(vm, descriptor, slot, 0, PAGE_SIZE)
+}
+
+fn bind(vm: &VmFd, descriptor: i32, slot: u16, offset: u64, size: u64) -> Result<(), Errno> {
     let region = Region {
         gmem: FileRef::NotOpen(descriptor),
         version: slat_memslot::RegionVersion::V2,
+        gmem_offset: offset,
         ..Region::new(
             SlotKey::normal(slot),
-            u64::from(slot) * PAGE_SIZE,
-            PAGE_SIZE,
+            u64::from(slot) * 16 * PAGE_SIZE,
+            size,
             0,
         )
     }
@@ -132,4 +138,13 @@ fn bind_conflict(vm: &VmFd) -> Option<Errno> {
     let file = file::create(vm, PAGE_SIZE, 0, 0).ok()?;
     set_gmem(vm, file.as_raw_fd(), 0).ok()?;
     set_gmem(vm, file.as_raw_fd(), 1).err()
+}
+
+/// Whether a range across 2^63 can be bound to a one-page file, where guest_memfds can be had.
+fn signed_offsets(vm: &VmFd) -> Option<bool> {
+    use std::os::fd::AsRawFd;
+    let file = file::create(vm, PAGE_SIZE, 0, 0).ok()?;
+    set_gmem(vm, file.as_raw_fd(), 2).ok()?;
+    let across = (1 << 63) - PAGE_SIZE;
+    Some(bind(vm, file.as_raw_fd(), 3, across, 2 * PAGE_SIZE).is_ok())
 }

@@ -114,7 +114,8 @@ impl Vm {
             [size, ..],
         ) = (cap, args)
         {
-            self.ring_bytes = size;
+            // The kernel keeps the lower 32 bits.
+            self.ring_bytes = size & u64::from(u32::MAX);
         }
         Ok(Outcome::Done)
     }
