@@ -204,7 +204,7 @@ fn into_user_space(request: Region, limit: u64) -> Region {
     let (size, hva) = (round_down(request.size), round_down(request.hva));
     match limit.checked_sub(size) {
         _ if hva < limit => Region {
-            size: limit - hva | low_bits(request.size),
+            size: (limit - hva) | low_bits(request.size),
             ..request
         },
         Some(start) => Region {
