@@ -39,23 +39,23 @@ impl Memory {
     /// slot's bitmap, if the slot is logged at all.
     pub fn mark_dirty(&mut self, as_id: AsId, gfn: Gfn) {
         let Some(slot) = self
-            .space_mut(as_id)
-            .by_gfn_mut(gfn)
+            .space(as_id)
+            .by_gfn(gfn)
             .filter(|slot| slot.is_logged())
         else {
             return;
         };
         let offset = (gfn - slot.range().start()).raw();
         let key: SlotKey = slot.key();
-        match &mut slot.dirty {
-            Some(bitmap) => {
-                bitmap.set(offset);
-            }
-            None => {
-                if let Some(ring) = self.rings.first_mut() {
-                    ring.push(key.raw(), offset);
-                }
-            }
+        // A slot that was logged before the rings were enabled still has a bitmap; the ring comes first.
+        if let Some(ring) = self.rings.first_mut() {
+            ring.push(key.raw(), offset);
+        } else if let Some(bitmap) = self
+            .space_mut(as_id)
+            .by_gfn_mut(gfn)
+            .and_then(|slot| slot.dirty.as_mut())
+        {
+            bitmap.set(offset);
         }
     }
 }
