@@ -61,7 +61,7 @@ impl Memory {
                 hva: round_down(hva),
                 ..request
             }),
-            RegionError::HvaNotUser { limit, .. } => edited(into_user_space(request, limit)),
+            RegionError::HvaNotUser { limit, .. } => edited(self.below_user_end(request, limit)),
             RegionError::GmemOffsetUnaligned { offset } => edited(Region {
                 gmem_offset: round_down(offset),
                 ..request
@@ -117,6 +117,24 @@ impl Memory {
             RegionError::MoveTracked { .. } => Repair::Impossible {
                 why: "detach the external page-track user (KVMGT), or delete and create",
             },
+        }
+    }
+
+    /// A range that ends beyond user space, moved down to its end; one larger than user space, cut. That of a live
+    /// slot can only be what it is.
+    fn below_user_end(&self, request: Region, limit: u64) -> Region {
+        let id = SlotId::new(low_half(request.slot));
+        let live = self.space(self.space_of(request.slot)).by_id(id);
+        let (hva, size) = match (live, limit.checked_sub(request.size)) {
+            (Some(slot), _) if request.size != 0 => (slot.hva().raw(), slot.pages().bytes()),
+            (_, Some(hva)) => (hva, request.size),
+            (_, None) if request.hva < limit => (request.hva, limit - request.hva),
+            (_, None) => (0, limit),
+        };
+        Region {
+            hva,
+            size,
+            ..request
         }
     }
 
@@ -197,22 +215,6 @@ pub(super) const fn round_up(value: u64) -> u64 {
     match value.checked_next_multiple_of(PAGE_SIZE) {
         Some(up) => up,
         None => round_down(value),
-    }
-}
-
-/// A range that ends beyond user space, moved down to its end; one larger than user space, cut.
-fn into_user_space(request: Region, limit: u64) -> Region {
-    match limit.checked_sub(request.size) {
-        Some(hva) => Region { hva, ..request },
-        None if request.hva < limit => Region {
-            size: limit - request.hva,
-            ..request
-        },
-        None => Region {
-            hva: 0,
-            size: limit,
-            ..request
-        },
     }
 }
 
