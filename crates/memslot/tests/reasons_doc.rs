@@ -69,9 +69,11 @@ fn document() -> String {
 
 #[test]
 fn the_document_is_the_catalogue() {
-    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
-    if !docs.is_dir() {
-        println!("skipped: {} is absent, as in a package", docs.display());
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let docs = workspace.join("docs");
+    // A vendored copy of the crate may lie two folders below somebody else's documents.
+    if !docs.is_dir() || !workspace.join("crates/memslot").is_dir() {
+        println!("skipped: {} is not the workspace's", docs.display());
         return;
     }
     let path = docs.join("reasons.md");
