@@ -83,7 +83,7 @@ impl Memory {
             file.descriptor_open = false;
         }
         self.release_if_dead(id);
-        self.version += 1;
+        self.mark_changed();
     }
 
     fn map(&mut self, mapping: Mapping) -> Outcome {

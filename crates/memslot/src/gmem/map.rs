@@ -87,6 +87,6 @@ impl Memory {
             file.mappings -= 1;
         }
         self.release_if_dead(file);
-        self.version += 1;
+        self.mark_changed();
     }
 }

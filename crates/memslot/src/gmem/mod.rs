@@ -109,7 +109,7 @@ impl Memory {
         let id = GmemId::new(u32::try_from(self.files.len()).unwrap_or(u32::MAX));
         self.files
             .push(GmemFile::new(size, GmemFlags::from_bits_truncate(flags)));
-        self.version += 1;
+        self.mark_changed();
         Ok(id)
     }
 

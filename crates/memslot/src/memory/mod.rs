@@ -1,6 +1,7 @@
 //! The memory of one VM: everything userspace has asked for so far.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{
     AddressSpace, AsId, AttributeMap, Attributes, DirtyRing, Effects, GateError, Gfn, GfnRange,
@@ -124,7 +125,7 @@ impl Memory {
             total_pages: Pages::new(0),
             logged_slots: 0,
             shadow_pages: false,
-            version: 0,
+            version: fresh_version(),
             profile,
         }
     }
@@ -254,7 +255,7 @@ impl Memory {
     /// Says that an external page-track user (KVMGT) is attached, or no more.
     pub fn set_page_track_user(&mut self, attached: bool) {
         self.page_track_user = attached;
-        self.version += 1;
+        self.mark_changed();
     }
 
     pub(crate) fn has_page_track_user(&self) -> bool {
@@ -264,13 +265,13 @@ impl Memory {
     /// Says that the VM's launch is finalized (`KVM_SEV_SNP_LAUNCH_FINISH`, `KVM_TDX_FINALIZE_VM`).
     pub fn set_finalized(&mut self) {
         self.finalized = true;
-        self.version += 1;
+        self.mark_changed();
     }
 
     /// Sets a TD's shared bit, as a mask over guest frame numbers.
     pub fn set_shared_bit(&mut self, gfn_mask: u64) {
         self.shared_bit = Some(gfn_mask);
-        self.version += 1;
+        self.mark_changed();
     }
 
     pub(crate) fn shared_bit(&self) -> Option<u64> {
@@ -287,7 +288,12 @@ impl Memory {
     /// Opens or closes the gate before every ioctl.
     pub fn set_gate(&mut self, gate: Gate) {
         self.gate = gate;
-        self.version += 1;
+        self.mark_changed();
+    }
+
+    /// Plans made before now no longer fit.
+    pub(crate) fn mark_changed(&mut self) {
+        self.version = fresh_version();
     }
 
     /// The test before every VM and vCPU ioctl.
@@ -299,4 +305,11 @@ impl Memory {
             Gate::Dead => Err(GateError::Dead {}),
         }
     }
+}
+
+/// A number that no state of any VM has had: a plan made for one VM, or for a copy of it that has changed since, never
+/// passes for a plan of another.
+fn fresh_version() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }

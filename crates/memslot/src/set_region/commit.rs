@@ -22,7 +22,7 @@ impl Memory {
             Err(refusal) => {
                 if let Some(effects) = refusal.effects {
                     self.space_mut(effects.slot.as_id).generation = effects.generation;
-                    self.version += 1;
+                    self.mark_changed();
                 }
                 Err(refusal)
             }
@@ -50,7 +50,7 @@ impl Memory {
             ChangeKind::FlagsOnly => self.change_flags(change),
         }
         if change.kind != ChangeKind::Nothing {
-            self.version += 1;
+            self.mark_changed();
             self.shadow_pages |= change.kind == ChangeKind::Create;
             self.space_mut(change.slot.as_id).generation = change.after;
         }

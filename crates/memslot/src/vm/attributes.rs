@@ -62,7 +62,9 @@ impl Memory {
         let changed = self
             .attributes
             .set(range, Attributes::from_bits_truncate(attributes));
-        self.version += u64::from(changed);
+        if changed {
+            self.mark_changed();
+        }
         Ok(changed)
     }
 }

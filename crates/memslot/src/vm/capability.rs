@@ -92,7 +92,7 @@ impl Memory {
             cap::EXIT_HYPERCALL => self.hypercall_exits = arg,
             _ => self.ring_bytes = crate::dirty::ring_size(arg),
         }
-        self.version += 1;
+        self.mark_changed();
         Ok(())
     }
 

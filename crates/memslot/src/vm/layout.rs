@@ -31,7 +31,7 @@ impl Memory {
         self.vcpus += 1;
         let ring = self.new_ring();
         self.rings.extend(ring);
-        self.version += 1;
+        self.mark_changed();
         Ok(Outcome::Done)
     }
 
@@ -48,7 +48,7 @@ impl Memory {
             return Err(VmError::IrqchipAfterVcpu {}.into());
         }
         self.irqchip = true;
-        self.version += 1;
+        self.mark_changed();
         Ok(Outcome::Done)
     }
 
@@ -128,7 +128,7 @@ impl Memory {
     fn insert_internal(&mut self, key: SlotKey, range: GfnRange, address_spaces: u8) {
         let hva = Hva::new(0);
         self.total_pages += range.pages();
-        self.version += 1;
+        self.mark_changed();
         self.shadow_pages = true;
         let space = self.space_mut(key.as_id);
         space.generation = space.generation.after(1, address_spaces);
