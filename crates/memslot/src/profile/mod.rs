@@ -166,6 +166,9 @@ profile! {
     dirty_ring: bool,
     /// `KVM_PRE_FAULT_MEMORY` exists.
     pre_fault: bool,
+    /// After all roots were thrown away, pre-faulting spins until the vCPU has entered the guest once, or a signal
+    /// comes.
+    pre_fault_spins: bool,
     /// VM types that can be made here (`KVM_CAP_VM_TYPES`).
     vm_types: u32,
     /// System management mode is built in, and with it a second address space.

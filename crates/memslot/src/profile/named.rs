@@ -62,6 +62,7 @@ fn debian_6_12_117() -> Profile {
         quirks_off_at_birth: read(Quirks::IGNORE_GUEST_PAT, DEB),
         dirty_ring: observed(true, DEB),
         pre_fault: observed(true, DEB),
+        pre_fault_spins: observed(true, DEB),
         vm_types: observed(0b1, DEB),
         smm: observed(true, DEB),
         vendor: observed(Vendor::Amd, DEB),
@@ -140,6 +141,7 @@ pub(super) fn linux_6_18() -> Profile {
     p.gmem_flags = observed(GmemFlags::all(), PVM);
     p.gmem_bind_conflict = observed(Errno::EINVAL, PVM);
     p.gmem_signed_offsets = observed(true, PVM);
+    p.pre_fault_spins = inferred(false, "mended in March 2025, commit 20a6cff3b283");
     p.log_off = inferred(LogOff::Recover, "recovery in place came with 6.13");
     p.quirk_update = observed(QuirkUpdate::Accumulate, PVM);
     p.quirks = inferred(quirks_up_to(9), "bit 9 came with 6.16, bit 10 with 7.0");

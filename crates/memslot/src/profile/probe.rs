@@ -100,6 +100,7 @@ fn probe_interface(p: &mut Profile, caps: &Capabilities) {
         0 => Fact::new(at_least(&caps.release, 6, 11), release()),
         _ => probed(true, "KVM_CAP_PRE_FAULT_MEMORY"),
     };
+    p.pre_fault_spins = Fact::new(!at_least(&caps.release, 6, 15), release());
     p.log_off = Fact::new(
         if at_least(&caps.release, 6, 13) {
             LogOff::Recover

@@ -216,7 +216,7 @@ impl Vm {
         if self.vcpus.is_empty() {
             return Err(CallError::errno(Errno::EBADF));
         }
-        if self.vendor != Vendor::Paravirtual {
+        if self.profile.vendor.get() != Vendor::Paravirtual {
             return Err(CallError::NotTried {
                 why: "guest writes are emulated on a paravirtual host only",
             });

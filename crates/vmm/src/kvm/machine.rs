@@ -86,7 +86,7 @@ impl crate::Machine for Machine {
             self.kvm.clone(),
             vm,
             self.host.clone(),
-            self.profile.vendor.get(),
+            self.profile.clone(),
         ))
     }
 }

@@ -47,6 +47,8 @@ impl Vm {
             }
         };
         result.map_err(errno)?;
+        let moved = |placed: &Placed| request.size == 0 || placed.gpa != request.gpa;
+        self.stale_root |= self.has_root && self.placed.get(&request.slot).is_some_and(moved);
         match request.size {
             0 => drop(self.placed.remove(&request.slot)),
             size => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kvm_bindings::{kvm_enable_cap, kvm_memory_attributes, kvm_pre_fault_memory};
 use kvm_ioctls::{Kvm, VmFd};
-use slat_memslot::{Buffer, Call, ClearBits, DirtyPages, Errno, Outcome, Pages, Vendor};
+use slat_memslot::{Buffer, Call, ClearBits, DirtyPages, Errno, Outcome, Pages, Profile};
 
 use super::file::FileMapping;
 use super::guest::Vcpu;
@@ -23,7 +23,10 @@ pub struct Vm {
     pub(super) kvm: Arc<Kvm>,
     pub(super) vm: VmFd,
     pub(super) host: Arc<HostMemory>,
-    pub(super) vendor: Vendor,
+    pub(super) profile: Arc<Profile>,
+    /// A vCPU has a root, and a slot was deleted or moved since: on some kernels that root can never be loaded again.
+    pub(super) stale_root: bool,
+    pub(super) has_root: bool,
     pub(super) files: Vec<Option<OwnedFd>>,
     pub(super) maps: Vec<Option<FileMapping>>,
     pub(super) others: OtherFiles,
@@ -34,12 +37,19 @@ pub struct Vm {
 }
 
 impl Vm {
-    pub(super) fn new(kvm: Arc<Kvm>, vm: VmFd, host: Arc<HostMemory>, vendor: Vendor) -> Self {
+    pub(super) fn new(
+        kvm: Arc<Kvm>,
+        vm: VmFd,
+        host: Arc<HostMemory>,
+        profile: Arc<Profile>,
+    ) -> Self {
         Self {
             kvm,
             vm,
             host,
-            vendor,
+            profile,
+            stale_root: false,
+            has_root: false,
             files: Vec::new(),
             maps: Vec::new(),
             others: OtherFiles::default(),
@@ -143,7 +153,7 @@ impl Vm {
         Ok(Outcome::Done)
     }
 
-    fn pre_fault(&self, vcpu: u32, gpa: u64, size: u64, flags: u64) -> Result<Outcome, Errno> {
+    fn pre_fault(&mut self, vcpu: u32, gpa: u64, size: u64, flags: u64) -> Result<Outcome, Errno> {
         let vcpu = usize::try_from(vcpu)
             .ok()
             .and_then(|index| self.vcpus.get(index))
@@ -154,7 +164,9 @@ impl Vm {
             flags,
             ..Default::default()
         };
-        ioctl::pre_fault(vcpu.raw_fd(), &mut range)?;
+        let fd = vcpu.raw_fd();
+        self.has_root = true;
+        ioctl::pre_fault(fd, &mut range)?;
         Ok(Outcome::Remaining {
             gpa: range.gpa,
             size: range.size,
@@ -189,6 +201,11 @@ impl Vm {
             Call::EnableCap { cap, flags, args } => self.enable_cap(*cap, *flags, *args),
             Call::CheckExtension { cap } => self.check_extension(*cap),
             Call::CreateVcpu => self.create_vcpu(),
+            Call::PreFault { .. } if self.stale_root && self.profile.pre_fault_spins.get() => {
+                return Err(CallError::NotTried {
+                    why: "this kernel spins when it pre-faults after a slot was deleted or moved",
+                });
+            }
             Call::PreFault {
                 vcpu,
                 gpa,
