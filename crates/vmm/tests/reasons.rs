@@ -8,7 +8,7 @@ use slat_vmm::scenario::{Scenario, StepKind};
 use slat_vmm::{Machine, model, recordings, run, scenario};
 
 /// Reasons that need another host, another kernel, or a VM in a state that no call brings about.
-const ELSEWHERE: [(&str, &str); 20] = [
+const ELSEWHERE: [(&str, &str); 21] = [
     (
         "other-process",
         "needs a second process; see other_process.rs",
@@ -39,6 +39,10 @@ const ELSEWHERE: [(&str, &str); 20] = [
     ("no-dirty-ring", "Linux before 5.11"),
     ("no-pre-fault", "Linux before 6.11"),
     ("pre-fault-not-allowed", "SNP, TDX"),
+    (
+        "pre-fault-no-private-memory",
+        "EPT or NPT, and a VM type with private memory",
+    ),
     ("pre-fault-no-slot", "EPT or NPT"),
     ("too-many-vcpus", "thousands of vCPUs"),
 ];

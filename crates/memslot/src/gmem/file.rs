@@ -2,7 +2,8 @@
 
 use super::Mapping;
 use crate::{
-    FileCall, FileError, GmemFlags, GmemId, Hva, MapId, Memory, Outcome, PAGE_SIZE, Refusal,
+    FileCall, FileError, GmemFlags, GmemId, Hva, MapId, Memory, Outcome, PAGE_SIZE, Profile,
+    Refusal,
 };
 
 /// `FALLOC_FL_*` modes.
@@ -59,14 +60,13 @@ impl Memory {
                 flags: map_flags,
                 offset,
             } => {
-                check_mmap(
+                let request = MmapRequest {
                     len,
                     prot,
-                    map_flags,
+                    flags: map_flags,
                     offset,
-                    flags,
-                    self.profile().user_end.get(),
-                )?;
+                };
+                request.check(flags, self.profile())?;
                 Ok(self.map(Mapping {
                     file: id,
                     len,
@@ -150,36 +150,47 @@ fn is_valid_mode(mode: u32) -> bool {
     }
 }
 
-/// `do_mmap`, then `kvm_gmem_mmap`.
-fn check_mmap(
+/// The arguments of an `mmap`.
+#[derive(Clone, Copy)]
+struct MmapRequest {
     len: u64,
     prot: u32,
-    map_flags: u32,
+    flags: u32,
     offset: u64,
-    file_flags: GmemFlags,
-    user_end: u64,
-) -> Result<(), FileError> {
-    if len == 0 {
-        return Err(FileError::MmapRange { len, offset });
+}
+
+impl MmapRequest {
+    /// `do_mmap`, then `kvm_gmem_mmap`.
+    fn check(self, file: GmemFlags, profile: &Profile) -> Result<(), FileError> {
+        self.check_range(profile.user_end.get())?;
+        let kind = self.flags & MAP_TYPE;
+        if !matches!(kind, MAP_SHARED | MAP_PRIVATE | MAP_SHARED_VALIDATE) {
+            return Err(FileError::MmapKind { flags: self.flags });
+        }
+        if self.prot & PROT_EXEC != 0 && profile.gmem_noexec.get() {
+            return Err(FileError::MmapExec {});
+        }
+        if !file.contains(GmemFlags::MMAP) {
+            return Err(FileError::MmapUnsupported {});
+        }
+        match kind {
+            MAP_PRIVATE => Err(FileError::MmapPrivate {}),
+            _ => Ok(()),
+        }
     }
-    if len > user_end {
-        return Err(FileError::MmapTooBig { len });
+
+    fn check_range(self, user_end: u64) -> Result<(), FileError> {
+        let Self { len, offset, .. } = self;
+        if len == 0 {
+            return Err(FileError::MmapRange { len, offset });
+        }
+        if len > user_end {
+            return Err(FileError::MmapTooBig { len });
+        }
+        let pages = (MAX_OFFSET - len.next_multiple_of(PAGE_SIZE)) / PAGE_SIZE;
+        match offset / PAGE_SIZE > pages {
+            true => Err(FileError::MmapOverflow { len, offset }),
+            false => Ok(()),
+        }
     }
-    if offset / PAGE_SIZE > (MAX_OFFSET - len.next_multiple_of(PAGE_SIZE)) / PAGE_SIZE {
-        return Err(FileError::MmapOverflow { len, offset });
-    }
-    let kind = map_flags & MAP_TYPE;
-    if !matches!(kind, MAP_SHARED | MAP_PRIVATE | MAP_SHARED_VALIDATE) {
-        return Err(FileError::MmapKind { flags: map_flags });
-    }
-    if prot & PROT_EXEC != 0 {
-        return Err(FileError::MmapExec {});
-    }
-    if !file_flags.contains(GmemFlags::MMAP) {
-        return Err(FileError::MmapUnsupported {});
-    }
-    if kind == MAP_PRIVATE {
-        return Err(FileError::MmapPrivate {});
-    }
-    Ok(())
 }

@@ -68,7 +68,7 @@ impl Memory {
         if prot & !PROT_KNOWN != 0 {
             return Err(MapError::Protection { prot }.into());
         }
-        if prot & PROT_EXEC != 0 {
+        if prot & PROT_EXEC != 0 && self.profile().gmem_noexec.get() {
             return Err(MapError::Exec {}.into());
         }
         if let Some(mapping) = self.maps.get_mut(id.index()) {

@@ -147,6 +147,8 @@ profile! {
     gmem_flags: GmemFlags,
     /// What binding a range of a guest_memfd twice gives.
     gmem_bind_conflict: Errno,
+    /// guest_memfds lie on a file system that is mounted noexec.
+    gmem_noexec: bool,
     /// Offsets into a guest_memfd are signed when they are bound, so that a range across 2^63 passes for one that
     /// ends inside the file.
     gmem_signed_offsets: bool,

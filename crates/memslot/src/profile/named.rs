@@ -50,6 +50,7 @@ fn debian_6_12_117() -> Profile {
         gmem_needs_private_memory: observed(true, DEB),
         gmem_flags: read(GmemFlags::empty(), DEB),
         gmem_bind_conflict: read(Errno::EINVAL, DEB),
+        gmem_noexec: observed(false, DEB),
         gmem_signed_offsets: read(false, DEB),
         attributes: inferred(
             false,
@@ -141,6 +142,7 @@ pub(super) fn linux_6_18() -> Profile {
     p.gmem_flags = observed(GmemFlags::all(), PVM);
     p.gmem_bind_conflict = observed(Errno::EINVAL, PVM);
     p.gmem_signed_offsets = observed(true, PVM);
+    p.gmem_noexec = observed(true, PVM);
     p.pre_fault_spins = inferred(false, "mended in March 2025, commit 20a6cff3b283");
     p.log_off = inferred(LogOff::Recover, "recovery in place came with 6.13");
     p.quirk_update = observed(QuirkUpdate::Accumulate, PVM);

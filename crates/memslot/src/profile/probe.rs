@@ -30,6 +30,8 @@ pub struct Capabilities {
     /// A guest_memfd slot on a default VM with a descriptor that is not open gave EBADF rather than EINVAL: the
     /// flag itself is allowed.
     pub gmem_on_default_vm: bool,
+    /// Mapping a guest_memfd executable gave `EPERM`, if it could be tried.
+    pub gmem_noexec: Option<bool>,
     /// Binding a range of a guest_memfd across 2^63 worked, if it could be tried.
     pub gmem_signed_offsets: Option<bool>,
     /// Binding a guest_memfd's range twice gave this error, if it could be tried.
@@ -81,6 +83,9 @@ fn probe_interface(p: &mut Profile, caps: &Capabilities) {
     );
     let flags = GmemFlags::from_bits_truncate(u64::from(caps.vm(cap::GUEST_MEMFD_FLAGS)));
     p.gmem_flags = probed(flags, "KVM_CAP_GUEST_MEMFD_FLAGS");
+    if let Some(noexec) = caps.gmem_noexec {
+        p.gmem_noexec = probed(noexec, "a guest_memfd mapped executable");
+    }
     if let Some(signed) = caps.gmem_signed_offsets {
         p.gmem_signed_offsets = probed(signed, "a range bound across 2^63");
     }

@@ -88,6 +88,9 @@ reasons! {
         /// There is no second-level table to fill.
         NoTdp {} = "pre-fault-no-tdp", EOPNOTSUPP, "mmu.c:kvm_arch_vcpu_pre_fault_memory", "since 6.11",
             "the vCPU's MMU is not a direct two-dimensional one";
+        /// The frame is private, and no open guest_memfd backs it.
+        NoPrivateMemory { gpa: u64 } = "pre-fault-no-private-memory", EFAULT, "mmu.c:kvm_mmu_faultin_pfn_private",
+            "since 6.11", "{gpa:#x} is private, and no slot with an open guest_memfd holds it";
         /// Nothing is there to be mapped.
         NoSlot { gpa: u64 } = "pre-fault-no-slot", ENOENT, "mmu.c:kvm_tdp_map_page", "since 6.11",
             "no slot holds {gpa:#x}";

@@ -188,6 +188,15 @@ impl Memory {
             PreFaultError::NoVcpu { vcpu: missing } if missing == self.vcpus() => {
                 return Repair::after(Call::CreateVcpu, call.clone());
             }
+            PreFaultError::NoPrivateMemory { gpa } => {
+                let share = Call::SetAttributes {
+                    address: gpa,
+                    size: PAGE_SIZE,
+                    attributes: 0,
+                    flags: 0,
+                };
+                return Repair::after(share, call.clone());
+            }
             PreFaultError::NoSlot { .. } => return self.create_for(gpa, call),
             PreFaultError::NotAllowed { .. } => {
                 return Repair::Impossible {

@@ -1,6 +1,8 @@
 //! `KVM_PRE_FAULT_MEMORY`, as far as slots decide it.
 
-use crate::{AsId, Gfn, Gpa, Memory, Outcome, PAGE_SIZE, PreFaultError, Refusal};
+use crate::{
+    AsId, Attributes, Gfn, GfnRange, Gpa, Memory, Outcome, PAGE_SIZE, PreFaultError, Refusal, Slot,
+};
 
 impl Memory {
     /// Whether `KVM_PRE_FAULT_MEMORY` gets as far as mapping (`kvm_vcpu_pre_fault_memory`).
@@ -45,10 +47,12 @@ impl Memory {
         Ok(())
     }
 
-    /// `KVM_PRE_FAULT_MEMORY` by a vCPU outside SMM: what is left behind the first frame that no slot holds.
+    /// `KVM_PRE_FAULT_MEMORY` by a vCPU outside SMM: what is left behind the first frame that nothing backs.
+    ///
+    /// Whether the host addresses of shared frames can be reached is not known here.
     ///
     /// # Errors
-    /// As [`Memory::check_pre_fault`], and when not even the first frame is in a slot.
+    /// As [`Memory::check_pre_fault`], and when not even the first frame is backed.
     pub fn pre_fault(
         &self,
         vcpu: u32,
@@ -57,22 +61,42 @@ impl Memory {
         flags: u64,
     ) -> Result<Outcome, Refusal> {
         self.check_pre_fault(vcpu, gpa, size, flags)?;
-        let end = (gpa + size) / PAGE_SIZE;
-        let mut at = Gpa::new(gpa).gfn();
-        while let Some(slot) = self
-            .space(AsId::NORMAL)
-            .by_gfn(at)
-            .filter(|_| at.raw() < end)
-        {
-            at = slot.range().end();
+        let (start, end) = (Gpa::new(gpa).gfn(), Gpa::new(gpa + size).gfn());
+        let mut at = start;
+        let stop = loop {
+            match GfnRange::between(at, end).map(|rest| self.backed(rest)) {
+                Some(Ok(backed)) => at = backed,
+                Some(Err(reason)) => break Err(reason),
+                None => break Ok(()),
+            }
+        };
+        match stop {
+            Err(reason) if at == start => Err(reason.into()),
+            _ => {
+                let reached = at.gpa().raw();
+                Ok(Outcome::Remaining {
+                    gpa: reached,
+                    size: gpa + size - reached,
+                })
+            }
         }
-        let reached = Gfn::new(at.raw().min(end)).gpa().raw();
-        match reached == gpa {
-            true => Err(PreFaultError::NoSlot { gpa }.into()),
-            false => Ok(Outcome::Remaining {
-                gpa: reached,
-                size: gpa + size - reached,
-            }),
+    }
+
+    /// How far the start of a range is backed by one slot with one kind of memory.
+    fn backed(&self, range: GfnRange) -> Result<Gfn, PreFaultError> {
+        let gpa = range.start().gpa().raw();
+        let (kind, private) = match self.attributes.ranges(range).next() {
+            Some((kind, attributes)) => (kind, attributes.contains(Attributes::PRIVATE)),
+            None => (range, false),
+        };
+        let slot = self.space(AsId::NORMAL).by_gfn(range.start());
+        let file = slot
+            .and_then(Slot::binding)
+            .and_then(|binding| binding.file);
+        match slot {
+            _ if private && file.is_none() => Err(PreFaultError::NoPrivateMemory { gpa }),
+            None => Err(PreFaultError::NoSlot { gpa }),
+            Some(slot) => Ok(slot.range().end().min(kind.end())),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! One refused call for every reason: the smallest VM and the call that meet it.
 
 use slat_memslot::{
-    Buffer, Call, ClearBits, Errno, FileCall, FileRef, Gate, GmemId, MapCall, MapId, Memory,
-    OtherFile, PAGE_SIZE, Profile, Region, RegionVersion, SlotFlags, SlotKey, VmType, cap,
+    Attributes, Buffer, Call, ClearBits, Errno, FileCall, FileRef, Gate, GmemId, MapCall, MapId,
+    Memory, OtherFile, PAGE_SIZE, Profile, Region, RegionVersion, SlotFlags, SlotKey, VmType, cap,
 };
 
 /// A VM and a call that it refuses.
@@ -952,6 +952,13 @@ fn pre_faults() -> Vec<Trigger> {
             pre_fault(0, MIB, 0),
         ),
         trigger(
+            "pre-fault-no-private-memory",
+            Errno::EFAULT,
+            "0x200000",
+            with_private_page(with_vcpu(vm(VmType::SwProtected))),
+            pre_fault(2 * MIB, MIB, 0),
+        ),
+        trigger(
             "pre-fault-no-slot",
             Errno::ENOENT,
             "0x200000",
@@ -966,6 +973,14 @@ fn pre_faults() -> Vec<Trigger> {
             pre_fault(0, MIB, 0),
         ),
     ]
+}
+
+fn with_private_page(mut memory: Memory) -> Memory {
+    let private = Attributes::PRIVATE.bits();
+    memory
+        .set_attributes(2 * MIB, PAGE_SIZE, private, 0)
+        .expect("the VM has private memory");
+    memory
 }
 
 fn with_shadow_pages(mut memory: Memory) -> Memory {

@@ -42,6 +42,22 @@ pub(super) fn create(vm: &VmFd, size: u64, flags: u64, reserved: u64) -> Result<
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Whether a guest_memfd cannot be mapped executable, where one can be made at all. The test for it comes before the
+/// one for whether it can be mapped.
+pub(super) fn is_noexec(vm: &VmFd) -> Option<bool> {
+    let file = create(vm, PAGE_SIZE, 0, 0).ok()?;
+    let (flags, prot) = (libc::MAP_SHARED, libc::PROT_READ | libc::PROT_EXEC);
+    // SAFETY: the kernel chooses the address, so no existing mapping is touched.
+    let address =
+        unsafe { libc::mmap(std::ptr::null_mut(), 4096, prot, flags, file.as_raw_fd(), 0) };
+    if address == libc::MAP_FAILED {
+        return Some(last_errno() == Errno::EPERM);
+    }
+    // SAFETY: the mapping was made above and is used nowhere.
+    unsafe { libc::munmap(address, 4096) };
+    Some(false)
+}
+
 impl Vm {
     pub(super) fn file_call(&mut self, id: GmemId, call: FileCall) -> Result<Outcome, Errno> {
         let fd = self.file_descriptor(id);

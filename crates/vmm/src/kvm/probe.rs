@@ -9,7 +9,7 @@ use std::fs;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
 use slat_memslot::{
-    Capabilities, Errno, FileRef, PAGE_SIZE, Region, SlotFlags, SlotKey, Vendor, cap,
+    Capabilities, Errno, FileRef, PAGE_SIZE, Region, SlotFlags, SlotKey, Vendor, VmType, cap,
 };
 
 use super::file;
@@ -33,6 +33,11 @@ pub fn probe(kvm: &Kvm) -> Result<Capabilities, Errno> {
         .trim()
         .to_owned();
     let vendor = vendor();
+    // Older kernels bind guest_memfds to VMs with private memory only.
+    let protected = kvm
+        .create_vm_with_type(u64::from(VmType::SwProtected.raw()))
+        .ok();
+    let binder = protected.as_ref().unwrap_or(&vm);
     Ok(Capabilities {
         system: ask(|cap| kvm.check_extension_raw(u64::from(cap))),
         vm: ask(|cap| vm.check_extension_raw(u64::from(cap))),
@@ -49,8 +54,9 @@ pub fn probe(kvm: &Kvm) -> Result<Capabilities, Errno> {
             Vendor::Paravirtual => false,
         },
         gmem_on_default_vm: set_gmem(&vm, -1, 0) == Err(Errno::EBADF),
-        gmem_bind_conflict: bind_conflict(&vm),
-        gmem_signed_offsets: signed_offsets(&vm),
+        gmem_bind_conflict: bind_conflict(binder),
+        gmem_noexec: file::is_noexec(&vm),
+        gmem_signed_offsets: signed_offsets(binder),
         release,
     })
 }

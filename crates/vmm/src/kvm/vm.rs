@@ -206,6 +206,11 @@ impl Vm {
                     why: "this kernel spins when it pre-faults after a slot was deleted or moved",
                 });
             }
+            Call::PreFault { gpa, size, .. } if !self.is_reachable(*gpa, *size) => {
+                return Err(CallError::NotTried {
+                    why: "a slot's host memory is not in the host areas A and RO",
+                });
+            }
             Call::PreFault {
                 vcpu,
                 gpa,
@@ -229,6 +234,23 @@ impl Vm {
             Call::GuestWrite { gpa } => return self.guest_write(*gpa),
         };
         outcome.map_err(CallError::errno)
+    }
+
+    /// Whether all slots that hold some of a guest-physical range have host memory that can be read.
+    fn is_reachable(&self, gpa: u64, size: u64) -> bool {
+        let end = gpa.saturating_add(size);
+        let [writable, _, readonly] = self.host.areas().list();
+        let readable = |placed: &Placed| {
+            let inside = |area: &crate::scenario::Area| {
+                area.offset_of(placed.hva)
+                    .is_some_and(|offset| placed.size <= area.len - offset)
+            };
+            inside(&writable) || inside(&readonly)
+        };
+        self.placed
+            .values()
+            .filter(|p| p.gpa < end && gpa < p.gpa.saturating_add(p.size))
+            .all(readable)
     }
 
     fn set_tss_addr(&self, gpa: u64) -> Result<Outcome, Errno> {
