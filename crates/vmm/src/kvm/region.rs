@@ -46,9 +46,10 @@ impl Vm {
                 unsafe { self.vm.set_user_memory_region2(raw) }
             }
         };
+        // A refused move has thrown the roots away as well.
+        let moves = |placed: &Placed| request.size == 0 || placed.gpa != request.gpa;
+        self.stale_root |= self.has_root && self.placed.get(&request.slot).is_some_and(moves);
         result.map_err(errno)?;
-        let moved = |placed: &Placed| request.size == 0 || placed.gpa != request.gpa;
-        self.stale_root |= self.has_root && self.placed.get(&request.slot).is_some_and(moved);
         match request.size {
             0 => drop(self.placed.remove(&request.slot)),
             size => {
