@@ -75,3 +75,6 @@ mod tests {
         assert_eq!((GOLDEN.len(), cases), (18, 288));
     }
 }
+
+/// One case for every reason that a host with shadow paging alone can give, with the reason's code.
+pub const REASONS: &str = include_str!("../scenarios/reasons.slat");

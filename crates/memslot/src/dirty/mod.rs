@@ -16,3 +16,6 @@ pub use pages::DirtyPages;
 pub use ring::{DirtyRing, Rearm, RingEntry, RingFill, RingReset};
 pub(crate) use rings::{MAX_BYTES as MAX_RING_BYTES, ring_size};
 pub use window::DirtyWindow;
+
+#[cfg(test)]
+mod tests;

@@ -132,3 +132,6 @@ impl Memory {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

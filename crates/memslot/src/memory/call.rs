@@ -41,6 +41,7 @@ impl Memory {
                 self.enable_cap(*cap, *flags, *args).map(|()| Outcome::Done)
             }
             Call::CheckExtension { cap } => {
+                self.check_gate()?;
                 let value = self.check_extension(*cap).map(Outcome::Value);
                 value.ok_or_else(|| CapError::Unknown { cap: *cap }.into())
             }

@@ -280,7 +280,8 @@ impl Memory {
     /// Whether the vCPUs' roots are pages that KVM's limit of shadow pages counts, and that limit is still 0
     /// (`make_mmu_pages_available`).
     pub(crate) fn lacks_shadow_pages(&self) -> bool {
-        !self.shadow_pages && !(self.profile.tdp.get() && self.profile.tdp_mmu.get())
+        let tdp_mmu = self.profile.tdp.get() && self.profile.tdp_mmu.get();
+        !self.shadow_pages && !tdp_mmu
     }
 
     /// Opens or closes the gate before every ioctl.

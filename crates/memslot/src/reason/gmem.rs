@@ -63,6 +63,12 @@ reasons! {
         /// An empty mapping, or one whose offset is not page aligned.
         MmapRange { len: u64, offset: u64 } = "mmap-range", EINVAL, "mm/mmap.c:do_mmap", "always",
             "mmap of {len:#x} bytes at {offset:#x}: the length must not be 0, the offset must be page aligned";
+        /// No mapping of that size can exist.
+        MmapTooBig { len: u64 } = "mmap-too-big", ENOMEM, "mm/mmap.c:do_mmap", "always",
+            "mmap of {len:#x} bytes does not fit the address space";
+        /// The range leaves what a file offset can say.
+        MmapOverflow { len: u64, offset: u64 } = "mmap-overflow", EOVERFLOW, "mm/mmap.c:do_mmap", "always",
+            "mmap of {len:#x} bytes at {offset:#x} goes beyond the largest file offset";
         /// Neither shared nor private.
         MmapKind { flags: u32 } = "mmap-kind", EINVAL, "mm/mmap.c:do_mmap", "always",
             "mmap flags {flags:#x} name neither MAP_SHARED nor MAP_PRIVATE";
@@ -75,12 +81,6 @@ reasons! {
         /// Copy-on-write makes no sense for guest memory.
         MmapPrivate {} = "mmap-private", EINVAL, "guest_memfd.c:kvm_gmem_mmap", "since 6.18",
             "a guest_memfd can be mapped with MAP_SHARED only";
-        /// No mapping of that size can exist.
-        MmapTooBig { len: u64 } = "mmap-too-big", ENOMEM, "mm/mmap.c:do_mmap", "always",
-            "mmap of {len:#x} bytes does not fit the address space";
-        /// The range leaves what a file offset can say.
-        MmapOverflow { len: u64, offset: u64 } = "mmap-overflow", EOVERFLOW, "mm/mmap.c:do_mmap", "always",
-            "mmap of {len:#x} bytes at {offset:#x} goes beyond the largest file offset";
     }
 }
 

@@ -64,6 +64,9 @@ reasons! {
         /// A slot that exists cannot become a guest_memfd slot, nor can a guest_memfd slot be set again.
         GmemOnLiveSlot { slot: SlotKey } = "gmem-on-live-slot", EINVAL, "kvm_main.c:kvm_set_memory_region",
             "since 6.8", "slot {slot} exists, and KVM_MEM_GUEST_MEMFD is for new slots only";
+        /// A guest_memfd slot can only be deleted.
+        GmemSlotImmutable { slot: SlotKey } = "gmem-slot-immutable", EINVAL, "kvm_main.c:kvm_set_memory_region",
+            "since 6.8", "slot {slot} is bound to a guest_memfd and can only be deleted";
         /// The host address of a slot is fixed.
         HvaChanged { slot: SlotKey, old: u64, new: u64 } = "hva-changed", EINVAL, "kvm_main.c:kvm_set_memory_region",
             "always", "slot {slot} exists at userspace_addr {old:#x}, which cannot become {new:#x}";
@@ -75,9 +78,6 @@ reasons! {
         ReadonlyChanged { slot: SlotKey, old: SlotFlags } = "readonly-changed", EINVAL,
             "kvm_main.c:kvm_set_memory_region", "always",
             "slot {slot} exists, and KVM_MEM_READONLY cannot be switched on a live slot";
-        /// A guest_memfd slot can only be deleted.
-        GmemSlotImmutable { slot: SlotKey } = "gmem-slot-immutable", EINVAL, "kvm_main.c:kvm_set_memory_region",
-            "since 6.8", "slot {slot} is bound to a guest_memfd and can only be deleted";
         /// The proposed flag cannot be switched on a live slot.
         ZapLeafsChanged { slot: SlotKey } = "zap-leafs-changed", EINVAL, "proposed: kvm_main.c:__kvm_set_memory_region",
             "experiment", "slot {slot} exists, and KVM_MEM_ZAP_LEAFS_ONLY cannot be switched on a live slot";

@@ -64,6 +64,8 @@ reasons! {
 reasons! {
     /// Why `KVM_PRE_FAULT_MEMORY` fails.
     pub enum PreFaultError {
+        /// The vCPU does not exist.
+        NoVcpu { vcpu: u32 } = "no-vcpu", EBADF, "fs: the file table", "always", "vCPU {vcpu} does not exist";
         /// The kernel has no such ioctl.
         NotBuiltIn {} = "no-pre-fault", EINVAL, "x86.c:kvm_arch_vcpu_ioctl", "until 6.10",
             "this kernel has no KVM_PRE_FAULT_MEMORY";
@@ -89,8 +91,6 @@ reasons! {
         /// Nothing is there to be mapped.
         NoSlot { gpa: u64 } = "pre-fault-no-slot", ENOENT, "mmu.c:kvm_tdp_map_page", "since 6.11",
             "no slot holds {gpa:#x}";
-        /// The vCPU does not exist.
-        NoVcpu { vcpu: u32 } = "no-vcpu", EBADF, "fs: the file table", "always", "vCPU {vcpu} does not exist";
     }
 }
 

@@ -72,7 +72,31 @@ impl Memory {
     }
 
     /// The smallest change that takes `reason` away from `call`, in the VM's present state.
+    ///
+    /// Calls to make first are known to be accepted.
     pub fn repair(&self, call: &Call, reason: &Reason) -> Repair {
+        match self.propose(call, reason) {
+            Repair::Calls { first, .. } if !self.accepts(&first) => Repair::Impossible {
+                why: "the call that would have to come first is refused as well",
+            },
+            repair => repair,
+        }
+    }
+
+    /// Whether these calls succeed one after the other.
+    fn accepts(&self, calls: &[Call]) -> bool {
+        match calls {
+            [] => true,
+            [call] => self.check(call).is_ok(),
+            several => {
+                let mut memory = self.clone();
+                several.iter().all(|call| memory.call(call).is_ok())
+            }
+        }
+    }
+
+    /// The change that speaks to `reason`, before it is known whether it can be made.
+    fn propose(&self, call: &Call, reason: &Reason) -> Repair {
         match (reason, call) {
             (Reason::Region(reason), Call::SetRegion(request)) => {
                 self.repair_region(request, reason)

@@ -4,7 +4,7 @@ use super::Repair;
 use crate::set_region::{MAX_PAGES, low_half};
 use crate::{
     Call, FileRef, GmemId, Memory, PAGE_SIZE, Pages, Region, RegionError, RegionVersion, SlotFlags,
-    SlotId, SlotKey,
+    SlotId, SlotKey, VmType,
 };
 
 const V1_FLAGS: u32 = SlotFlags::LOG_DIRTY_PAGES.union(SlotFlags::READONLY).bits();
@@ -97,6 +97,13 @@ impl Memory {
             RegionError::ReadonlyChanged { .. } => toggled(SlotFlags::READONLY),
             RegionError::ZapLeafsChanged { .. } | RegionError::ZapLeafsRequired {} => {
                 toggled(SlotFlags::ZAP_LEAFS_ONLY)
+            }
+            RegionError::ZapLeafsNeedsTdpMmu {}
+                if self.vm_type() == VmType::Tdx && request.has(SlotFlags::GUEST_MEMFD) =>
+            {
+                Repair::Impossible {
+                    why: "a TD's guest_memfd slot needs the flag, and the flag needs the TDP MMU",
+                }
             }
             RegionError::ZapLeafsNeedsTdpMmu {} => without(SlotFlags::ZAP_LEAFS_ONLY),
             RegionError::Overlap { .. }
@@ -204,7 +211,7 @@ fn into_user_space(request: Region, limit: u64) -> Region {
     let (size, hva) = (round_down(request.size), round_down(request.hva));
     match limit.checked_sub(size) {
         _ if hva < limit => Region {
-            size: limit - hva | low_bits(request.size),
+            size: (limit - hva) | low_bits(request.size),
             ..request
         },
         Some(start) => Region {

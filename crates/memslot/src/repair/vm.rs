@@ -5,7 +5,7 @@ use super::region::{round_down, round_up};
 use crate::dirty::MAX_RING_BYTES;
 use crate::{
     AttributeError, Buffer, Call, CapError, ClearBits, DirtyLogError, DirtyRingError, Memory,
-    PAGE_SIZE, Pages, PreFaultError, Region, SlotFlags, SlotKey, VmError, cap,
+    PAGE_SIZE, Pages, PreFaultError, Region, RegionVersion, SlotFlags, SlotKey, VmError, cap,
 };
 
 const NO_OTHER_CALL: Repair = Repair::Impossible {
@@ -104,7 +104,15 @@ impl Memory {
             };
         }
         let gpa = slot.range().start().gpa().raw();
-        let same = Region::new(key, gpa, slot.pages().bytes(), slot.hva().raw());
+        let version = match self.profile().region2.get() {
+            true => RegionVersion::V2,
+            false => RegionVersion::V1,
+        };
+        // The newer struct takes every flag that the slot may have already.
+        let same = Region {
+            version,
+            ..Region::new(key, gpa, slot.pages().bytes(), slot.hva().raw())
+        };
         Repair::after(
             Call::SetRegion(same.with_flags(slot.flags() | SlotFlags::LOG_DIRTY_PAGES)),
             call.clone(),

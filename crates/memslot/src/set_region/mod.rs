@@ -14,3 +14,6 @@ mod commit;
 pub use change::{Change, ChangeKind, Effects, LogSwitch, Zap, ZapReach, ZapRule};
 pub(crate) use check::{MAX_PAGES, high_half, low_half};
 pub use commit::StalePlan;
+
+#[cfg(test)]
+mod tests;

@@ -5,3 +5,6 @@ mod capability;
 mod guest;
 mod layout;
 mod pre_fault;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,194 @@
+//! Every reason of the catalogue is met by a call, named rightly, and repaired.
+
+use std::collections::BTreeSet;
+
+use slat_memslot::{
+    Call, ClearBits, Errno, Memory, Profile, Reason, Region, RegionVersion, Repair, SlotFlags,
+    SlotKey, VmType, catalogue,
+};
+
+mod triggers;
+
+use triggers::triggers;
+
+/// Reasons of calls that are made where no VM is yet: creating a VM of a type that the host lacks.
+const BEFORE_A_VM: [&str; 1] = ["vm-type"];
+
+#[test]
+fn every_trigger_meets_its_reason() {
+    for mut t in triggers() {
+        let refusal = t.memory.call(&t.call).expect_err(t.code);
+        assert_eq!(refusal.reason.code(), t.code);
+        assert_eq!(refusal.errno(), t.errno, "{}", t.code);
+        assert!(
+            refusal.to_string().contains(t.shows),
+            "{}: {refusal:?} should name {}",
+            t.code,
+            t.shows
+        );
+        let site = refusal.reason.kernel_site();
+        assert!(site.contains(':'), "{}: {site}", t.code);
+    }
+}
+
+#[test]
+fn checking_gives_the_same_answer_and_changes_nothing() {
+    for t in triggers() {
+        let refusal = t.memory.check(&t.call).expect_err(t.code);
+        assert_eq!(refusal.reason.code(), t.code);
+        assert_eq!(t.memory.check(&t.call), Err(refusal), "{}", t.code);
+    }
+}
+
+#[test]
+fn the_triggers_are_the_catalogue() {
+    let codes: Vec<&str> = triggers().iter().map(|t| t.code).collect();
+    let met: BTreeSet<&str> = codes.iter().copied().collect();
+    assert_eq!(met.len(), codes.len(), "a reason is triggered twice");
+    let known: BTreeSet<&str> = catalogue().map(|(_, info)| info.code).collect();
+    assert_eq!(known.len(), catalogue().count(), "a code names two reasons");
+    let elsewhere: BTreeSet<&str> = BEFORE_A_VM.into();
+    assert_eq!(&met | &elsewhere, known);
+    assert!(met.is_disjoint(&elsewhere));
+}
+
+#[test]
+fn only_a_binding_conflict_changed_its_number() {
+    for mut t in triggers() {
+        let refusal = t.memory.call(&t.call).expect_err(t.code);
+        assert_eq!(refusal.errno(), refusal.reason.info().errno, "{}", t.code);
+    }
+    let mut memory = Memory::new(Profile::named("linux-7.2").unwrap(), VmType::Default);
+    let file = memory.create_gmem(0x1000, 0).unwrap();
+    let region = |id: u16| {
+        let gpa = u64::from(id) * 0x1000;
+        Region::new(SlotKey::normal(id), gpa, 0x1000, 0).with_gmem(file, 0)
+    };
+    let _effects = memory.set_region(&region(0)).unwrap();
+    let refusal = memory.set_region(&region(1)).unwrap_err();
+    assert_eq!(refusal.reason.code(), "gmem-bound");
+    assert_eq!(refusal.errno(), Errno::EEXIST);
+}
+
+/// Follows a chain of repairs on the VM itself: to a call that it accepts, or to one that nothing helps.
+fn follow(mut memory: Memory, call: &Call) -> Vec<&'static str> {
+    let chain = memory.repairs(call);
+    let codes: Vec<&'static str> = chain.iter().map(|step| step.reason.code()).collect();
+    let repeated = codes.windows(2).any(|pair| pair[0] == pair[1]);
+    assert!(!repeated, "{call:?}: {codes:?}");
+    let mut current = call.clone();
+    for step in &chain {
+        let refusal = memory.check(&current).expect_err("a step has a reason");
+        assert_eq!(refusal.reason, step.reason, "{call:?}: {codes:?}");
+        let Repair::Calls { first, call: next } = &step.repair else {
+            assert_eq!(Some(step), chain.last(), "{call:?}: {codes:?}");
+            return codes;
+        };
+        for first in first {
+            let answer = memory.call(first);
+            assert!(answer.is_ok(), "{call:?}: {codes:?}: {first:?} {answer:?}");
+        }
+        current = next.clone();
+    }
+    let answer = memory.call(&current);
+    assert!(answer.is_ok(), "{call:?}: {codes:?}: {answer:?}");
+    codes
+}
+
+#[test]
+fn every_reason_is_repaired_or_final() {
+    for t in triggers() {
+        let codes = follow(t.memory, &t.call);
+        assert_eq!(codes[0], t.code);
+    }
+}
+
+#[test]
+fn a_repair_takes_its_reason_away() {
+    for t in triggers() {
+        let refusal = t.memory.check(&t.call).expect_err(t.code);
+        let Repair::Calls { first, call } = t.memory.repair(&t.call, &refusal.reason) else {
+            continue;
+        };
+        let mut memory = t.memory.clone();
+        for first in &first {
+            memory.call(first).expect(t.code);
+        }
+        let next = memory.check(&call).map_err(|refusal| refusal.reason);
+        assert_ne!(next, Err(refusal.reason), "{}", t.code);
+    }
+}
+
+#[test]
+fn a_flagged_slot_can_be_logged_to_repair() {
+    let profile = Profile::latest().with_zap_leafs_flag();
+    let mut memory = Memory::new(profile, VmType::Default);
+    let region = Region {
+        version: RegionVersion::V2,
+        ..Region::new(SlotKey::normal(0), 0, 0x1000, 0).with_flags(SlotFlags::ZAP_LEAFS_ONLY)
+    };
+    let _effects = memory.set_region(&region).unwrap();
+    let clear = Call::ClearDirtyLog {
+        slot: 0,
+        first_page: 0,
+        num_pages: 1,
+        bits: ClearBits::All,
+    };
+    assert_eq!(follow(memory, &clear), ["dirty-not-logged"]);
+}
+
+#[test]
+fn nothing_helps_a_private_slot_that_needs_what_the_host_lacks() {
+    let mut profile = Profile::latest().with_zap_leafs_flag();
+    profile.tdp_mmu.set(false);
+    let mut memory = Memory::new(profile, VmType::Tdx);
+    let file = memory.create_gmem(0x1000, 0).unwrap();
+    let region = Region::new(SlotKey::normal(0), 0, 0x1000, 0).with_gmem(file, 0);
+    let codes = follow(memory, &Call::SetRegion(region));
+    assert_eq!(codes, ["zap-leafs-required", "zap-leafs-needs-tdp-mmu"]);
+}
+
+#[test]
+fn no_slot_can_help_a_pre_fault_above_the_highest_frame() {
+    let mut memory = Memory::new(Profile::latest(), VmType::Default);
+    memory.call(&Call::CreateVcpu).unwrap();
+    let call = Call::PreFault {
+        vcpu: 0,
+        gpa: 1 << 50,
+        size: 0x1000,
+        flags: 0,
+    };
+    assert_eq!(follow(memory, &call), ["pre-fault-no-slot"]);
+}
+
+#[test]
+fn a_vcpu_that_cannot_be_made_repairs_nothing() {
+    let mut memory = Memory::new(Profile::latest(), VmType::Default);
+    memory.call(&Call::CreateIrqchip).unwrap();
+    let apic = Region::new(SlotKey::normal(0), 0xfee0_0000, 0x1000, 0);
+    let _effects = memory.set_region(&apic).unwrap();
+    let refusal = memory.check(&Call::CreateVcpu).unwrap_err();
+    assert_eq!(refusal.reason.code(), "overlap");
+    assert_eq!(follow(memory, &Call::GuestWrite { gpa: 0 }), ["no-vcpu"]);
+}
+
+#[test]
+fn a_closed_gate_stops_every_ioctl_but_no_system_call() {
+    for t in triggers() {
+        let mut memory = t.memory;
+        memory.set_gate(slat_memslot::Gate::Dead);
+        let refusal = memory.call(&t.call).expect_err(t.code);
+        let expected = match (t.code, &t.call) {
+            ("other-process", _) => "vm-dead",
+            ("no-vcpu" | "no-ring", _) | (_, Call::File(..) | Call::Map(..)) => t.code,
+            _ => "vm-dead",
+        };
+        assert_eq!(refusal.reason.code(), expected, "{:?}", t.call);
+        let gate = matches!(refusal.reason, Reason::Gate(_));
+        assert_eq!(gate, refusal.errno() == Errno::EIO);
+    }
+    let mut memory = Memory::new(Profile::latest(), VmType::Default);
+    memory.set_gate(slat_memslot::Gate::OtherProcess);
+    let refusal = memory.call(&Call::CheckExtension { cap: 10 }).unwrap_err();
+    assert_eq!(refusal.reason.code(), "other-process");
+}
