@@ -111,6 +111,14 @@ fn random_id(slots: u16) -> impl FnMut() -> u16 {
     }
 }
 
+/// The slot of the packed range that holds `key`, found without a branch on hit or miss.
+#[inline]
+fn slot_in(packed: &[(u64, u64, u32)], key: u64) -> Option<u32> {
+    let after = packed.partition_point(|(base, _, _)| *base <= key);
+    let (_, end, slot) = packed.get(after.checked_sub(1)?)?;
+    Some(*slot).filter(|_| key < *end)
+}
+
 /// `AddressSpace::by_gfn` of random frames, a third of them in holes, beside a binary search in one packed array; both
 /// give a slot or nothing.
 fn lookup(name: &'static str, slots: u16) -> Target {
@@ -132,21 +140,14 @@ fn lookup(name: &'static str, slots: u16) -> Target {
     Target {
         name,
         measured: Side::new("by_gfn", move || {
-            let space = black_box(&memory).space(AsId::NORMAL);
             for gfn in &gfns {
+                let space = black_box(&memory).space(AsId::NORMAL);
                 black_box(space.by_gfn(Gfn::new(*gfn)));
             }
         }),
         beside: Side::new("packed array", move || {
-            let packed = black_box(packed.as_slice());
             for key in &keys {
-                let after = packed.partition_point(|(base, _, _)| base <= key);
-                let entry = after.checked_sub(1).map(|at| packed[at]);
-                black_box(
-                    entry
-                        .filter(|(_, end, _)| key < end)
-                        .map(|(_, _, slot)| slot),
-                );
+                black_box(slot_in(black_box(&packed), *key));
             }
         }),
         bound: Bound::AtMost(2.0),
