@@ -2,20 +2,18 @@
 //!
 //! KVM keeps a red-black tree by frame and an interval tree by host address per slot set. Both need the same few
 //! questions answered, and both hold at most 32767 entries, so one sorted array cut into chunks does: a packed
-//! array of the chunks' first keys says which chunk, a packed array of the chunk's keys says where in it. Two short
+//! array of the chunks' first keys says which chunk, and a search in the chunk says where in it. Two short
 //! searches touch fewer cache lines than one over all entries, and an insertion moves at most one chunk.
 //!
 //! Invariants: no chunk is empty; entries ascend by `(start, value)` within and across chunks, each pair once;
 //! `firsts` and `max_ends` hold each chunk's lowest start and highest end.
-
-use core::ops::Range;
 
 #[cfg(test)]
 mod tests;
 
 /// The most entries of a chunk; found by measurement, small enough that an insertion costs about as much as in a
 /// list of a few entries.
-const CHUNK: usize = 128;
+const CHUNK: usize = 64;
 /// A chunk below this size is joined with a neighbour that has room.
 const SPARSE: usize = CHUNK / 4;
 /// The most entries of a chunk after joining two, so that the next insertion does not cut it again.
@@ -41,88 +39,53 @@ pub(crate) struct Ordered {
     len: usize,
 }
 
-/// Consecutive entries, one array per field, since a search looks only at the starts.
+/// Consecutive entries.
 #[derive(Clone, Debug, Default)]
 struct Chunk {
-    starts: Vec<u64>,
-    ends: Vec<u64>,
-    values: Vec<u32>,
-}
-
-/// How many of the ascending `keys` are at most `key`.
-#[inline]
-fn up_to(keys: &[u64], key: u64) -> usize {
-    keys.partition_point(|k| *k <= key)
-}
-
-/// How many of the ascending `keys` are below `key`.
-#[inline]
-fn below(keys: &[u64], key: u64) -> usize {
-    keys.partition_point(|k| *k < key)
+    entries: Vec<Entry>,
 }
 
 impl Chunk {
     #[inline]
     fn len(&self) -> usize {
-        self.starts.len()
+        self.entries.len()
     }
 
+    /// How many entries start at or before `key`.
     #[inline]
-    fn entry(&self, at: usize) -> Entry {
-        Entry {
-            start: self.starts[at],
-            end: self.ends[at],
-            value: self.values[at],
-        }
+    fn up_to(&self, key: u64) -> usize {
+        self.entries.partition_point(|entry| entry.start <= key)
     }
 
-    fn entries(&self, range: Range<usize>) -> impl Iterator<Item = Entry> + '_ {
-        range.map(|at| self.entry(at))
+    /// The entries that start before `key`.
+    fn below(&self, key: u64) -> &[Entry] {
+        let count = self.entries.partition_point(|entry| entry.start < key);
+        &self.entries[..count]
+    }
+
+    /// The lowest start, with its lowest value.
+    fn first(&self) -> Option<(u64, u32)> {
+        self.entries.first().map(|entry| (entry.start, entry.value))
     }
 
     fn max_end(&self) -> u64 {
-        self.ends.iter().copied().max().unwrap_or(0)
+        self.entries
+            .iter()
+            .map(|entry| entry.end)
+            .max()
+            .unwrap_or(0)
     }
 
     /// The place of `(start, value)`: where it is, or where it belongs.
     fn find(&self, start: u64, value: u32) -> Result<usize, usize> {
-        let mut at = below(&self.starts, start);
-        let same = self.starts[at..].iter().take_while(|s| **s == start);
-        let end = at + same.count();
-        at += self.values[at..end].partition_point(|v| *v < value);
-        if at < end && self.values[at] == value {
-            Ok(at)
-        } else {
-            Err(at)
-        }
-    }
-
-    fn insert(&mut self, at: usize, entry: Entry) {
-        self.starts.insert(at, entry.start);
-        self.ends.insert(at, entry.end);
-        self.values.insert(at, entry.value);
-    }
-
-    fn remove(&mut self, at: usize) -> Entry {
-        Entry {
-            start: self.starts.remove(at),
-            end: self.ends.remove(at),
-            value: self.values.remove(at),
-        }
+        self.entries
+            .binary_search_by_key(&(start, value), |entry| (entry.start, entry.value))
     }
 
     fn split_off(&mut self, at: usize) -> Self {
         Self {
-            starts: self.starts.split_off(at),
-            ends: self.ends.split_off(at),
-            values: self.values.split_off(at),
+            entries: self.entries.split_off(at),
         }
-    }
-
-    fn append(&mut self, other: &mut Self) {
-        self.starts.append(&mut other.starts);
-        self.ends.append(&mut other.ends);
-        self.values.append(&mut other.values);
     }
 }
 
@@ -151,11 +114,13 @@ impl Ordered {
         let at = self.chunk_of(start, value);
         match self.chunks[at].find(start, value) {
             Ok(place) => {
-                self.chunks[at].ends[place] = end;
+                self.chunks[at].entries[place].end = end;
                 self.max_ends[at] = self.chunks[at].max_end();
             }
             Err(place) => {
-                self.chunks[at].insert(place, Entry { start, end, value });
+                self.chunks[at]
+                    .entries
+                    .insert(place, Entry { start, end, value });
                 self.firsts[at] = self.firsts[at].min(start);
                 self.max_ends[at] = self.max_ends[at].max(end);
                 self.len += 1;
@@ -173,13 +138,13 @@ impl Ordered {
         let Ok(place) = self.chunks[at].find(start, value) else {
             return false;
         };
-        let removed = self.chunks[at].remove(place);
+        let removed = self.chunks[at].entries.remove(place);
         self.len -= 1;
         if self.chunks[at].len() == 0 {
             self.drop_chunk(at);
             return true;
         }
-        self.firsts[at] = self.chunks[at].starts[0];
+        self.firsts[at] = self.chunks[at].entries[0].start;
         // Only the entry that reached furthest can have defined the chunk's end.
         if removed.end == self.max_ends[at] {
             self.max_ends[at] = self.chunks[at].max_end();
@@ -191,17 +156,21 @@ impl Ordered {
     /// The last entry that starts at or before `key`: the only one that can hold `key` when no two overlap.
     #[inline]
     pub(crate) fn predecessor(&self, key: u64) -> Option<Entry> {
-        let (chunk, at) = self.position_before(key)?;
-        Some(self.chunks[chunk].entry(at))
+        // Most VMs have few slots, and those need no search for the chunk.
+        let chunk = match self.chunks.as_slice() {
+            [only] => only,
+            chunks => chunks.get(self.chunks_up_to(key).wrapping_sub(1))?,
+        };
+        chunk.entries.get(chunk.up_to(key).wrapping_sub(1)).copied()
     }
 
     /// All entries that share a position with `[start, end)`, ascending; right also when entries overlap.
     pub(crate) fn overlapping(&self, start: u64, end: u64) -> impl Iterator<Item = Entry> + '_ {
-        let reach = below(&self.firsts, end);
+        let reach = self.firsts.partition_point(|first| *first < end);
         let candidates = self.chunks[..reach].iter().zip(&self.max_ends[..reach]);
         candidates
             .filter(move |(_, max_end)| **max_end > start)
-            .flat_map(move |(chunk, _)| chunk.entries(0..below(&chunk.starts, end)))
+            .flat_map(move |(chunk, _)| chunk.below(end).iter().copied())
             .filter(move |entry| entry.end > start)
     }
 
@@ -220,7 +189,7 @@ impl Ordered {
         let Some((chunk, at)) = self.position_before(start) else {
             return self.iter().take_while(hit).find(wanted);
         };
-        let before = self.chunks[chunk].entry(at);
+        let before = self.chunks[chunk].entries[at];
         if hit(&before) && wanted(&before) {
             return Some(before);
         }
@@ -238,29 +207,35 @@ impl Ordered {
         let skips = core::iter::once(at).chain(core::iter::repeat(0));
         chunks
             .zip(skips)
-            .flat_map(|(chunk, skip)| chunk.entries(skip..chunk.len()))
+            .flat_map(|(chunk, skip)| chunk.entries[skip..].iter().copied())
+    }
+
+    /// How many chunks start at or before `key`.
+    #[inline]
+    fn chunks_up_to(&self, key: u64) -> usize {
+        self.firsts.partition_point(|first| *first <= key)
     }
 
     /// Chunk and place of the last entry that starts at or before `key`.
     #[inline]
     fn position_before(&self, key: u64) -> Option<(usize, usize)> {
-        let chunk = up_to(&self.firsts, key).checked_sub(1)?;
-        let at = up_to(&self.chunks[chunk].starts, key).checked_sub(1)?;
+        let chunk = self.chunks_up_to(key).checked_sub(1)?;
+        let at = self.chunks[chunk].up_to(key).checked_sub(1)?;
         Some((chunk, at))
     }
 
     /// The chunk that `(start, value)` is in or belongs to. Many entries may share a start, hence the values count.
     fn chunk_of(&self, start: u64, value: u32) -> usize {
-        let mut after = below(&self.firsts, start);
+        let mut after = self.firsts.partition_point(|first| *first < start);
         let same = self.firsts[after..].iter().take_while(|f| **f == start);
         let end = after + same.count();
-        after += self.chunks[after..end].partition_point(|chunk| chunk.values[0] <= value);
+        after += self.chunks[after..end].partition_point(|c| c.first() <= Some((start, value)));
         after.saturating_sub(1)
     }
 
     fn push_chunk(&mut self, at: usize, chunk: Chunk) {
-        self.firsts
-            .insert(at, chunk.starts.first().copied().unwrap_or(u64::MAX));
+        let first = chunk.first().map_or(u64::MAX, |(start, _)| start);
+        self.firsts.insert(at, first);
         self.max_ends.insert(at, chunk.max_end());
         self.chunks.insert(at, chunk);
     }
@@ -290,7 +265,7 @@ impl Ordered {
             return;
         }
         let mut upper = core::mem::take(&mut self.chunks[lower + 1]);
-        self.chunks[lower].append(&mut upper);
+        self.chunks[lower].entries.append(&mut upper.entries);
         self.max_ends[lower] = self.max_ends[lower].max(self.max_ends[lower + 1]);
         self.drop_chunk(lower + 1);
     }

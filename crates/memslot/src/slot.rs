@@ -87,6 +87,16 @@ impl Slot {
             .then(|| Hva::new(self.hva.raw() + (offset << PAGE_SHIFT)))
     }
 
+    /// The slot, with all that it owns; what stays behind owns nothing.
+    pub(crate) fn take(&mut self) -> Self {
+        let empty = Self {
+            dirty: None,
+            lpage: LpageInfo::new(self.range, self.hva),
+            ..*self
+        };
+        core::mem::replace(self, empty)
+    }
+
     /// The host addresses it holds, as `[start, end)`.
     pub(crate) fn hva_range(&self) -> (u64, u64) {
         (self.hva.raw(), self.hva.raw() + self.pages().bytes())

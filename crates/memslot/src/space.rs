@@ -14,7 +14,8 @@ pub(crate) type SlotIndex = u32;
 pub struct AddressSpace {
     as_id: AsId,
     pub(crate) generation: Generation,
-    slots: Vec<Option<Slot>>,
+    /// Live slots, and at the indices in `free` what the last deletion left there, which no index leads to.
+    slots: Vec<Slot>,
     free: Vec<SlotIndex>,
     /// Index + 1 by slot id, 0 where the id is free; grows to the largest id in use.
     by_id: Vec<SlotIndex>,
@@ -77,11 +78,8 @@ impl AddressSpace {
     #[inline]
     pub fn by_gfn(&self, gfn: Gfn) -> Option<&Slot> {
         let entry = self.by_gfn.predecessor(gfn.raw())?;
-        if gfn.raw() < entry.end {
-            self.at(entry.value)
-        } else {
-            None
-        }
+        // Written so that no branch depends on hit or miss, which nothing predicts.
+        self.at(entry.value).filter(|_| gfn.raw() < entry.end)
     }
 
     /// The slots that hold a frame of `range`, by ascending frame (`kvm_for_each_memslot_in_gfn_range`).
@@ -118,12 +116,12 @@ impl AddressSpace {
 
     #[inline]
     fn at(&self, index: SlotIndex) -> Option<&Slot> {
-        self.slots.get(index as usize)?.as_ref()
+        self.slots.get(index as usize)
     }
 
     pub(crate) fn by_id_mut(&mut self, id: SlotId) -> Option<&mut Slot> {
         let index = self.index_of(id)?;
-        self.slots.get_mut(index as usize)?.as_mut()
+        self.slots.get_mut(index as usize)
     }
 
     pub(crate) fn by_gfn_mut(&mut self, gfn: Gfn) -> Option<&mut Slot> {
@@ -131,7 +129,7 @@ impl AddressSpace {
         if gfn.raw() >= entry.end {
             return None;
         }
-        self.slots.get_mut(entry.value as usize)?.as_mut()
+        self.slots.get_mut(entry.value as usize)
     }
 
     /// Adds a slot whose id is free and whose frames are free.
@@ -140,11 +138,11 @@ impl AddressSpace {
         let (range, id) = (slot.range, usize::from(slot.key.id.raw()));
         let index = match self.free.pop() {
             Some(index) => {
-                self.slots[index as usize] = Some(slot);
+                self.slots[index as usize] = slot;
                 index
             }
             None => {
-                self.slots.push(Some(slot));
+                self.slots.push(slot);
                 u32::try_from(self.slots.len() - 1).expect("there are fewer than 2^16 slots")
             }
         };
@@ -160,7 +158,7 @@ impl AddressSpace {
     /// Takes a slot out.
     pub(crate) fn remove(&mut self, id: SlotId) -> Option<Slot> {
         let index = self.index_of(id)?;
-        let slot = self.slots.get_mut(index as usize)?.take()?;
+        let slot = self.slots.get_mut(index as usize)?.take();
         self.by_id[usize::from(id.raw())] = 0;
         self.by_gfn.remove(slot.range.start().raw(), index);
         self.by_hva.remove(slot.hva_range().0, index);

@@ -71,7 +71,10 @@ pub struct RingReset {
 /// ```
 #[derive(Clone, Debug)]
 pub struct DirtyRing {
+    /// The entries up to the last that was written; those behind are empty.
     entries: Vec<RingEntry>,
+    /// How many there are in all, a power of two.
+    size: u32,
     soft_limit: u32,
     /// Where KVM publishes next.
     dirty_index: u32,
@@ -89,9 +92,9 @@ impl DirtyRing {
     /// `None` unless `entries` is a power of two and not below `reserved`.
     pub fn new(entries: u32, reserved: u32) -> Option<Self> {
         let soft_limit = entries.checked_sub(reserved)?;
-        let length = usize::try_from(entries).ok()?;
         entries.is_power_of_two().then(|| Self {
-            entries: vec![RingEntry::default(); length],
+            entries: Vec::new(),
+            size: entries,
             soft_limit,
             dirty_index: 0,
             reset_index: 0,
@@ -100,13 +103,14 @@ impl DirtyRing {
         })
     }
 
-    /// The entries, as userspace sees them.
+    /// The entries, as userspace sees them, up to the last that was ever written; those behind are empty.
     pub fn entries(&self) -> &[RingEntry] {
         &self.entries
     }
 
     /// The entries, as userspace may write them; KVM believes its flags only.
     pub fn entries_mut(&mut self) -> &mut [RingEntry] {
+        self.entries.resize(place(self.size), RingEntry::default());
         &mut self.entries
     }
 
@@ -127,8 +131,11 @@ impl DirtyRing {
 
     /// Publishes a page (`dirty_ring.c:kvm_dirty_ring_push`).
     pub fn push(&mut self, slot: u32, offset: u64) -> RingFill {
-        let overrun = u64::from(self.used()) >= self.entries.len() as u64;
+        let overrun = self.used() >= self.size;
         let at = self.index(self.dirty_index);
+        if self.entries.len() <= at {
+            self.entries.resize(at + 1, RingEntry::default());
+        }
         self.entries[at] = RingEntry {
             flags: RingEntry::DIRTY,
             slot,
@@ -159,11 +166,12 @@ impl DirtyRing {
     /// Takes the next published entry, if there is one.
     fn harvest_one(&mut self) -> Option<RingEntry> {
         let at = self.index(self.fetch_index);
-        let entry = self.entries[at];
+        let entry = self.entries.get_mut(at)?;
+        let published = *entry;
         (entry.flags == RingEntry::DIRTY).then(|| {
-            self.entries[at].flags = RingEntry::RESET;
+            entry.flags = RingEntry::RESET;
             self.fetch_index = self.fetch_index.wrapping_add(1);
-            entry
+            published
         })
     }
 
@@ -178,10 +186,10 @@ impl DirtyRing {
         let mut reset = RingReset::default();
         while reset.count < limit {
             let at = self.index(self.reset_index);
-            let entry = &mut self.entries[at];
-            if entry.flags & RingEntry::RESET == 0 {
+            let harvested = |entry: &&mut RingEntry| entry.flags & RingEntry::RESET != 0;
+            let Some(entry) = self.entries.get_mut(at).filter(harvested) else {
                 break;
-            }
+            };
             entry.flags = 0;
             let merged = reset.rearm.last_mut().is_some_and(|last| last.merge(entry));
             if !merged {
@@ -195,8 +203,13 @@ impl DirtyRing {
 
     /// The place of a counter's entry.
     fn index(&self, counter: u32) -> usize {
-        usize::try_from(counter).unwrap_or(0) & (self.entries.len() - 1)
+        place(counter & (self.size - 1))
     }
+}
+
+/// An entry's number as an index.
+fn place(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 impl From<&RingEntry> for Rearm {

@@ -62,7 +62,7 @@ fn check_invariants(list: &Ordered) {
     assert_eq!(list.len(), list.iter().count());
     for (at, chunk) in list.chunks.iter().enumerate() {
         assert!((1..=CHUNK).contains(&chunk.len()));
-        assert_eq!(list.firsts[at], chunk.starts[0]);
+        assert_eq!(list.firsts[at], chunk.entries[0].start);
         assert_eq!(list.max_ends[at], chunk.max_end());
     }
 }

@@ -9,6 +9,7 @@ mod dice;
 mod generate;
 mod oracle;
 mod pair;
+mod sequence;
 mod shrink;
 mod stats;
 
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 pub use generate::Area;
 pub use oracle::{Planted, ReasonError};
+pub use sequence::{Sequence, sequences};
 pub use stats::Stats;
 
 use generate::Generator;

@@ -1,0 +1,166 @@
+//! Two ways to do the same work, timed in turn, so that noise of the machine falls on both alike.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// Does the work this often, and says how long that took; what is set up on the way does not count.
+pub(crate) type Work = Box<dyn FnMut(u64) -> Duration>;
+
+/// What a ratio has to keep.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Bound {
+    /// The measured side takes at most this many times as long as the other.
+    AtMost(f64),
+    /// The other side takes at least this many times as long as the measured one.
+    AtLeast(f64),
+}
+
+/// One side of a pair.
+pub(crate) struct Side {
+    /// What it is called in reports.
+    pub(crate) label: String,
+    /// The work.
+    pub(crate) work: Work,
+}
+
+impl Side {
+    /// Work that needs no set-up between repetitions.
+    pub(crate) fn new(label: impl Into<String>, mut once: impl FnMut() + 'static) -> Self {
+        Self::timed(label, move |times| {
+            let start = Instant::now();
+            for _ in 0..times {
+                once();
+            }
+            start.elapsed()
+        })
+    }
+
+    /// Work that keeps its own time.
+    pub(crate) fn timed(
+        label: impl Into<String>,
+        work: impl FnMut(u64) -> Duration + 'static,
+    ) -> Self {
+        Self {
+            label: label.into(),
+            work: Box::new(work),
+        }
+    }
+
+    /// How often the work fits into one part of a round.
+    fn repetitions(&mut self) -> u64 {
+        let mut times = 1;
+        loop {
+            let took = (self.work)(times);
+            if took >= PART || times >= 1 << 30 {
+                return times;
+            }
+            times *= 2;
+        }
+    }
+
+    /// Seconds for one repetition.
+    fn seconds(&mut self, times: u64) -> f64 {
+        let times = times.max(1);
+        (self.work)(times).as_secs_f64() / times as f64
+    }
+}
+
+/// A target: what is measured, beside what, within which bound.
+pub(crate) struct Target {
+    /// What it is called in reports.
+    pub(crate) name: &'static str,
+    /// What is measured.
+    pub(crate) measured: Side,
+    /// What it is measured beside.
+    pub(crate) beside: Side,
+    /// What the ratio has to keep.
+    pub(crate) bound: Bound,
+}
+
+/// The time that one side takes of a round, at the least.
+const PART: Duration = Duration::from_millis(2);
+/// The time for all rounds of a target.
+const ALL_ROUNDS: Duration = Duration::from_secs(2);
+/// The fewest and the most rounds.
+const ROUNDS: std::ops::RangeInclusive<usize> = 15..=301;
+
+impl Target {
+    /// Runs rounds of one part per side, the sides taking turns to be first, until the time is up.
+    pub(crate) fn run(&mut self) -> Ratio {
+        let (times, times_beside) = (self.measured.repetitions(), self.beside.repetitions());
+        let mut ratios = Vec::new();
+        let start = Instant::now();
+        while ratios.len() < *ROUNDS.start()
+            || ratios.len() < *ROUNDS.end() && start.elapsed() < ALL_ROUNDS
+        {
+            let (own, other) = if ratios.len() % 2 == 0 {
+                let own = self.measured.seconds(times);
+                (own, self.beside.seconds(times_beside))
+            } else {
+                let other = self.beside.seconds(times_beside);
+                (self.measured.seconds(times), other)
+            };
+            ratios.push(match self.bound {
+                Bound::AtMost(_) => own / other,
+                Bound::AtLeast(_) => other / own,
+            });
+        }
+        Ratio::of(ratios)
+    }
+
+    /// Runs the rounds and prints the line.
+    pub(crate) fn report(&mut self) {
+        let ratio = self.run();
+        let (words, limit, kept) = match self.bound {
+            Bound::AtMost(limit) => ("at most", limit, ratio.median <= limit),
+            Bound::AtLeast(limit) => ("at least", limit, ratio.median >= limit),
+        };
+        let verdict = if kept { "ok" } else { "short" };
+        println!(
+            "target {:<44} {ratio}  {words} {limit}  {verdict}",
+            self.name
+        );
+    }
+}
+
+/// The ratio of two sides over all rounds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ratio {
+    /// The median.
+    pub(crate) median: f64,
+    /// The 95 % confidence interval of the median, by order statistics: no distribution is assumed.
+    pub(crate) interval: (f64, f64),
+    /// How many rounds.
+    pub(crate) rounds: usize,
+}
+
+impl Ratio {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "half the width of the interval is less than the number of rounds"
+    )]
+    fn of(mut ratios: Vec<f64>) -> Self {
+        ratios.sort_by(f64::total_cmp);
+        let (rounds, middle) = (ratios.len(), ratios.len() / 2);
+        let half_width = (0.98 * (rounds as f64).sqrt()).ceil() as usize;
+        let low = middle.saturating_sub(half_width);
+        let high = (middle + half_width).min(rounds - 1);
+        Self {
+            median: ratios[middle],
+            interval: (ratios[low], ratios[high]),
+            rounds,
+        }
+    }
+}
+
+impl fmt::Display for Ratio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (low, high) = self.interval;
+        write!(
+            f,
+            "{:7.2}  [{low:.2}, {high:.2}] in {} rounds",
+            self.median, self.rounds
+        )
+    }
+}

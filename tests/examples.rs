@@ -1,0 +1,131 @@
+//! The examples run, and say what they are there to say.
+#![expect(
+    clippy::duplicate_mod,
+    reason = "each example has its own `mod on`, as a program of its own"
+)]
+
+use std::error::Error;
+
+#[path = "../examples/dirty_log.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod dirty_log;
+#[path = "../examples/explain_region.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod explain_region;
+#[path = "../examples/guest_memfd.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod guest_memfd;
+#[path = "../examples/slots_on.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod slots_on;
+
+type Run = fn(&[&str], &mut Vec<u8>) -> Result<(), Box<dyn Error>>;
+
+/// What an example writes.
+fn output(run: Run, arguments: &[&str]) -> String {
+    let mut out = Vec::new();
+    let result = run(arguments, &mut out);
+    let text = String::from_utf8(out).expect("text");
+    result.unwrap_or_else(|error| panic!("{text}\n{error}"));
+    text
+}
+
+/// Asserts that the parts come in this order.
+fn assert_tells(text: &str, parts: &[&str]) {
+    let mut rest = text;
+    for part in parts {
+        let at = rest.find(part);
+        let at = at.unwrap_or_else(|| panic!("`{part}` is missing or out of order in\n{text}"));
+        rest = &rest[at + part.len()..];
+    }
+}
+
+#[test]
+fn explain_region_names_the_reasons_and_mends_the_dirty_log() {
+    let text = output(|_, out| explain_region::run(out), &[]);
+    assert_tells(
+        &text,
+        &[
+            "plan: create slot 0",
+            "EEXIST",
+            "repair: set slot 1",
+            "log-with-gmem in kvm_main.c:check_memory_region_flags",
+            "repair",
+            "slot 0: KVM cannot log private memory",
+            "plan: flags only slot 1",
+            "dirty log on",
+        ],
+    );
+}
+
+#[test]
+fn dirty_log_keeps_what_a_failed_transfer_did_not_send() {
+    let text = output(|_, out| dirty_log::run(out), &[]);
+    assert_tells(
+        &text,
+        &[
+            "KVM: pages 3-5,8,100; with VMM and device: pages 3-5,8-9,100,255",
+            "7 dirty pages in 3 transfers",
+            "sent 3..10",
+            "broken pipe",
+            "kept: pages 100,255",
+            "KVM: pages 101",
+            "sent 100..102",
+            "sent 255..256",
+            "kept: pages none",
+            "3 words",
+        ],
+    );
+}
+
+#[test]
+fn slots_on_runs_on_the_model_and_beside_the_kernel() {
+    on_each_machine(
+        slots_on::run,
+        &[
+            "plan: create slot 0",
+            "plan: none",
+            "EEXIST",
+            "plan: move slot 2",
+            "result: ok",
+            "dirty log on",
+            "EINVAL",
+            "plan: delete slot 2",
+            "2 slots at the end",
+        ],
+        &[],
+    );
+}
+
+#[test]
+fn guest_memfd_runs_on_the_model_and_beside_the_kernel() {
+    on_each_machine(
+        guest_memfd::run,
+        &["create a file"],
+        &["foreseen: Gmem", "kvm_gmem_bind", "file None"],
+    );
+}
+
+/// Runs an example on the model, and on model and kernel where there is one; `parts` come in the text of both,
+/// `model_parts` in that of the model, which has every feature.
+fn on_each_machine(run: Run, parts: &[&str], model_parts: &[&str]) {
+    let model = output(run, &[]);
+    assert_eq!(model, output(run, &["--on", "model"]));
+    assert_tells(&model, parts);
+    assert_tells(&model, model_parts);
+    match kernel() {
+        Ok(()) => assert_tells(&output(run, &["--on", "both"]), parts),
+        Err(why) => println!("skipped beside the kernel: {why}"),
+    }
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn kernel() -> Result<(), Box<dyn Error>> {
+    slat::vmm::kvm::Machine::open()?;
+    Ok(())
+}
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+fn kernel() -> Result<(), Box<dyn Error>> {
+    Err("/dev/kvm is for Linux on x86-64".into())
+}
