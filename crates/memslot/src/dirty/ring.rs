@@ -5,6 +5,8 @@
 //! The entries are memory shared with userspace, which may write anything into them
 //! (`dirty_ring.c`, `KVM_RESET_DIRTY_RINGS`).
 
+use std::sync::OnceLock;
+
 use crate::DirtyWindow;
 
 /// `struct kvm_dirty_gfn`: one entry, as it lies in shared memory.
@@ -71,7 +73,10 @@ pub struct RingReset {
 /// ```
 #[derive(Clone, Debug)]
 pub struct DirtyRing {
-    entries: Vec<RingEntry>,
+    /// How many entries there are, a power of two.
+    length: u32,
+    /// The entries, from the moment that someone looks at them or writes one.
+    entries: OnceLock<Vec<RingEntry>>,
     soft_limit: u32,
     /// Where KVM publishes next.
     dirty_index: u32,
@@ -89,9 +94,9 @@ impl DirtyRing {
     /// `None` unless `entries` is a power of two and not below `reserved`.
     pub fn new(entries: u32, reserved: u32) -> Option<Self> {
         let soft_limit = entries.checked_sub(reserved)?;
-        let length = usize::try_from(entries).ok()?;
         entries.is_power_of_two().then(|| Self {
-            entries: vec![RingEntry::default(); length],
+            length: entries,
+            entries: OnceLock::new(),
             soft_limit,
             dirty_index: 0,
             reset_index: 0,
@@ -102,12 +107,15 @@ impl DirtyRing {
 
     /// The entries, as userspace sees them.
     pub fn entries(&self) -> &[RingEntry] {
-        &self.entries
+        self.entries.get_or_init(|| empty(self.length))
     }
 
     /// The entries, as userspace may write them; KVM believes its flags only.
     pub fn entries_mut(&mut self) -> &mut [RingEntry] {
-        &mut self.entries
+        if self.entries.get().is_none() {
+            self.entries = OnceLock::from(empty(self.length));
+        }
+        self.entries.get_mut().map_or(&mut [], Vec::as_mut_slice)
     }
 
     /// How full the ring may get before the vCPU stops.
@@ -127,9 +135,9 @@ impl DirtyRing {
 
     /// Publishes a page (`dirty_ring.c:kvm_dirty_ring_push`).
     pub fn push(&mut self, slot: u32, offset: u64) -> RingFill {
-        let overrun = u64::from(self.used()) >= self.entries.len() as u64;
+        let overrun = self.used() >= self.length;
         let at = self.index(self.dirty_index);
-        self.entries[at] = RingEntry {
+        self.entries_mut()[at] = RingEntry {
             flags: RingEntry::DIRTY,
             slot,
             offset,
@@ -159,11 +167,12 @@ impl DirtyRing {
     /// Takes the next published entry, if there is one.
     fn harvest_one(&mut self) -> Option<RingEntry> {
         let at = self.index(self.fetch_index);
-        let entry = self.entries[at];
+        let entry = self.entries.get_mut()?.get_mut(at)?;
         (entry.flags == RingEntry::DIRTY).then(|| {
-            self.entries[at].flags = RingEntry::RESET;
+            let taken = *entry;
+            entry.flags = RingEntry::RESET;
             self.fetch_index = self.fetch_index.wrapping_add(1);
-            entry
+            taken
         })
     }
 
@@ -178,7 +187,10 @@ impl DirtyRing {
         let mut reset = RingReset::default();
         while reset.count < limit {
             let at = self.index(self.reset_index);
-            let entry = &mut self.entries[at];
+            let entries = self.entries.get_mut();
+            let Some(entry) = entries.and_then(|entries| entries.get_mut(at)) else {
+                break;
+            };
             if entry.flags & RingEntry::RESET == 0 {
                 break;
             }
@@ -195,8 +207,12 @@ impl DirtyRing {
 
     /// The place of a counter's entry.
     fn index(&self, counter: u32) -> usize {
-        usize::try_from(counter).unwrap_or(0) & (self.entries.len() - 1)
+        usize::try_from(counter & (self.length - 1)).unwrap_or(0)
     }
+}
+
+fn empty(length: u32) -> Vec<RingEntry> {
+    vec![RingEntry::default(); usize::try_from(length).unwrap_or(usize::MAX)]
 }
 
 impl From<&RingEntry> for Rearm {
