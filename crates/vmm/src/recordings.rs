@@ -59,6 +59,9 @@ pub const GOLDEN: &[(&str, &str)] = &[
     ),
 ];
 
+/// One case for every reason that a host with shadow paging alone can give, with the reason's code.
+pub const REASONS: &str = include_str!("../scenarios/reasons.slat");
+
 #[cfg(test)]
 mod tests {
     use super::GOLDEN;
@@ -75,6 +78,3 @@ mod tests {
         assert_eq!((GOLDEN.len(), cases), (18, 288));
     }
 }
-
-/// One case for every reason that a host with shadow paging alone can give, with the reason's code.
-pub const REASONS: &str = include_str!("../scenarios/reasons.slat");
