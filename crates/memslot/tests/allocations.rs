@@ -4,7 +4,9 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use slat_memslot::{Call, ClearBits, Memory, Profile, Region, SlotFlags, SlotKey, VmType, cap};
+use slat_memslot::{
+    Buffer, Call, ClearBits, Memory, Profile, Region, SlotFlags, SlotKey, VmType, cap,
+};
 
 thread_local! {
     /// Bytes that this thread has asked for so far.
@@ -105,5 +107,54 @@ fn a_written_page_costs_no_bit_per_page() {
     assert!(
         bytes < 256 << 10,
         "{bytes} bytes, where 32 MiB hold a bit per page"
+    );
+}
+
+#[test]
+fn reading_the_log_of_the_largest_slot_costs_no_bit_per_page() {
+    let mut memory = Memory::new(Profile::latest(), VmType::Default);
+    let manual = memory.enable_cap(cap::MANUAL_DIRTY_LOG_PROTECT2, 0, [3, 0, 0, 0]);
+    manual.expect("a mode of manual protection");
+    let pages = (1 << 31) - 1;
+    let region = Region::new(SlotKey::normal(0), 0, pages << 12, 0);
+    let logged = region.with_flags(SlotFlags::LOG_DIRTY_PAGES);
+    let _effects = memory.set_region(&logged).expect("an accepted request");
+    let before = ASKED.get();
+    let get = Call::GetDirtyLog {
+        slot: 0,
+        buffer: Buffer::Good,
+    };
+    let clear = |first_page, words| Call::ClearDirtyLog {
+        slot: 0,
+        first_page,
+        num_pages: u32::try_from(pages - first_page).expect("at most 31 bits"),
+        bits: words,
+    };
+    let one = ClearBits::Words(vec![1]);
+    for call in [&get, &clear(0, one), &get, &clear(64, ClearBits::All), &get] {
+        memory.call(call).expect("a call on a logged slot");
+    }
+    let bytes = ASKED.get() - before;
+    assert!(
+        bytes < 16 << 20,
+        "{bytes} bytes, where 256 MiB hold a bit per page"
+    );
+}
+
+#[test]
+fn a_dirty_ring_costs_nothing_until_its_vcpu_writes() {
+    let mut memory = Memory::new(Profile::latest(), VmType::Default);
+    let ring = memory.enable_cap(cap::DIRTY_LOG_RING_ACQ_REL, 0, [1 << 20, 0, 0, 0]);
+    ring.expect("the largest ring");
+    let before = ASKED.get();
+    for _ in 0..4096 {
+        memory.create_vcpu().expect("at most 4096 vCPUs");
+    }
+    memory.reset_dirty_rings().expect("a VM with rings");
+    let taken = memory.harvest_dirty_ring(4095).expect("a ring");
+    let bytes = ASKED.get() - before;
+    assert!(
+        taken.is_empty() && bytes < 1 << 20,
+        "{bytes} bytes, where the rings have 4 GiB"
     );
 }

@@ -6,12 +6,10 @@
 //!
 //! Invariant: bits behind the last page read as clear, whatever a chunk says.
 
-use crate::{DirtyPages, DirtyWindow, Pages};
+use core::ops::Range;
 
-/// 64-bit words of a chunk.
-const CHUNK_WORDS: usize = 512;
-/// The same as a number of words in the address arithmetic below.
-const CHUNK_WORDS_U64: u64 = 512;
+use super::chunk::{CHUNK_WORDS_U64, Chunk, place, valid};
+use crate::{DirtyPages, DirtyWindow, Pages};
 
 /// How a new bitmap starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -54,47 +52,6 @@ pub struct DirtyBitmap {
     count: u64,
 }
 
-#[derive(Clone, Debug)]
-enum Chunk {
-    Uniform(InitialBits),
-    Words(Box<[u64; CHUNK_WORDS]>),
-}
-
-impl InitialBits {
-    const fn word(self) -> u64 {
-        match self {
-            Self::Clear => 0,
-            Self::Set => u64::MAX,
-        }
-    }
-}
-
-impl Chunk {
-    fn word(&self, at: usize) -> u64 {
-        match self {
-            Self::Uniform(bits) => bits.word(),
-            Self::Words(words) => words[at],
-        }
-    }
-
-    /// The words, spelt out from now on.
-    fn words(&mut self) -> &mut [u64; CHUNK_WORDS] {
-        if let Self::Uniform(bits) = *self {
-            *self = Self::Words(Box::new([bits.word(); CHUNK_WORDS]));
-        }
-        match self {
-            Self::Words(words) => words,
-            Self::Uniform(_) => unreachable!("spelt out above"),
-        }
-    }
-}
-
-/// Chunk of a word, and the word's place in it.
-fn place(word: u64) -> (usize, usize) {
-    let small = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-    (small(word / CHUNK_WORDS_U64), small(word % CHUNK_WORDS_U64))
-}
-
 impl DirtyBitmap {
     /// The bitmap of a slot of `pages`.
     pub const fn new(pages: Pages, initial: InitialBits) -> Self {
@@ -134,17 +91,9 @@ impl DirtyBitmap {
         new
     }
 
-    /// A copy of all bits, as `KVM_GET_DIRTY_LOG` gives in manual mode.
+    /// A copy of all bits, as `KVM_GET_DIRTY_LOG` gives in manual mode. Shares what is spelt out.
     pub fn get(&self) -> DirtyPages {
-        let length = usize::try_from(self.words()).unwrap_or(usize::MAX);
-        let mut words = vec![self.rest.word(); length];
-        for (copy, chunk) in words.chunks_mut(CHUNK_WORDS).zip(&self.chunks) {
-            match chunk {
-                Chunk::Uniform(bits) => copy.fill(bits.word()),
-                Chunk::Words(words) => copy.copy_from_slice(&words[..copy.len()]),
-            }
-        }
-        DirtyPages::from_words(self.pages, words)
+        DirtyPages::from_chunks(self.pages, self.rest, self.chunks.iter().cloned())
     }
 
     /// All bits, which are clear afterwards, as `KVM_GET_DIRTY_LOG` gives outside manual mode.
@@ -175,51 +124,83 @@ impl DirtyBitmap {
         num_pages: u64,
         mask: ClearMask<'_>,
     ) -> Vec<DirtyWindow> {
-        let first = first_page / 64;
-        let end = first_page.saturating_add(num_pages).div_ceil(64);
-        let end = end.min(self.words());
         let mut cleared = Vec::new();
-        let mut at = first;
-        while at < end {
-            let chunk_end = (at / CHUNK_WORDS_U64 + 1) * CHUNK_WORDS_U64;
-            let stop = chunk_end.min(end);
-            self.clear_in_chunk(at, stop, first, mask, &mut cleared);
-            at = stop;
-        }
+        self.each_chunk(first_page, num_pages, mask, |bitmap, words, first| {
+            bitmap.collect(words.clone(), first, mask, &mut cleared);
+            bitmap.forget_in_chunk(words, first, mask);
+        });
         cleared
     }
 
-    /// Clears the words `start..end`, which lie in one chunk; `first` is the word that the mask starts at.
-    fn clear_in_chunk(
+    /// The same as [`clear`](Self::clear), without saying which pages were dirty: costs no memory.
+    pub fn forget(&mut self, first_page: u64, num_pages: u64, mask: ClearMask<'_>) {
+        self.each_chunk(first_page, num_pages, mask, |bitmap, words, first| {
+            bitmap.forget_in_chunk(words, first, mask);
+        });
+    }
+
+    /// Calls `each` with the words to clear, chunk by chunk, and the word that the mask starts at; chunks that are
+    /// clear are left out.
+    fn each_chunk(
         &mut self,
-        start: u64,
-        end: u64,
+        first_page: u64,
+        num_pages: u64,
+        mask: ClearMask<'_>,
+        mut each: impl FnMut(&mut Self, Range<u64>, u64),
+    ) {
+        let first = first_page / 64;
+        let end = first_page.saturating_add(num_pages).div_ceil(64);
+        let end = end.min(self.words()).min(mask.end(first));
+        let mut at = first;
+        while at < end {
+            let stop = end.min((at / CHUNK_WORDS_U64 + 1) * CHUNK_WORDS_U64);
+            if !self.is_clear(at) {
+                each(self, at..stop, first);
+            }
+            at = stop;
+        }
+        if self.count == 0 {
+            *self = Self::new(self.pages, InitialBits::Clear);
+        }
+    }
+
+    /// The dirty pages of these words that the mask, which starts at word `first`, names.
+    fn collect(
+        &self,
+        words: Range<u64>,
         first: u64,
         mask: ClearMask<'_>,
-        cleared: &mut Vec<DirtyWindow>,
+        found: &mut Vec<DirtyWindow>,
     ) {
-        if self.is_clear(start) {
-            return;
-        }
-        let before = cleared.len();
-        for word in start..end {
-            let wanted = mask.word(word - first);
-            let hit = wanted & self.word(word);
+        for word in words {
+            let hit = mask.word(word - first) & self.word(word);
             if hit != 0 {
                 let offset = word * 64;
-                cleared.push(DirtyWindow { offset, mask: hit });
+                found.push(DirtyWindow { offset, mask: hit });
             }
         }
-        let whole = start % CHUNK_WORDS_U64 == 0 && end - start == CHUNK_WORDS_U64;
+    }
+
+    /// Makes clean what [`collect`](Self::collect) names, where `words` lie in one chunk.
+    fn forget_in_chunk(&mut self, words: Range<u64>, first: u64, mask: ClearMask<'_>) {
+        let (start, end) = (words.start, words.end);
+        let whole =
+            start % CHUNK_WORDS_U64 == 0 && (end - start == CHUNK_WORDS_U64 || end == self.words());
         if mask == ClearMask::All && whole {
-            *self.chunk_mut(start) = Chunk::Uniform(InitialBits::Clear);
-        } else {
-            for window in &cleared[before..] {
-                *self.word_mut(window.offset / 64) &= !window.mask;
+            let pages = (end * 64).min(self.pages.raw()) - start * 64;
+            let chunk = self.chunk_mut(start);
+            let gone = chunk.count(pages);
+            *chunk = Chunk::Uniform(InitialBits::Clear);
+            self.count -= gone;
+            return;
+        }
+        for word in words {
+            let hit = mask.word(word - first) & self.word(word);
+            if hit != 0 {
+                *self.word_mut(word) &= !hit;
+                self.count -= u64::from(hit.count_ones());
             }
         }
-        let gone = cleared[before..].iter().map(|w| u64::from(w.count()));
-        self.count -= gone.sum::<u64>();
     }
 
     /// The number of words with a page of the slot.
@@ -240,16 +221,7 @@ impl DirtyBitmap {
     fn word(&self, word: u64) -> u64 {
         let (chunk, at) = place(word);
         let chunk = self.chunks.get(chunk);
-        chunk.map_or(self.rest.word(), |chunk| chunk.word(at)) & self.valid(word)
-    }
-
-    /// The bits of a word that stand for a page of the slot.
-    const fn valid(&self, word: u64) -> u64 {
-        match self.pages.raw().saturating_sub(word.saturating_mul(64)) {
-            0 => 0,
-            pages @ 1..64 => (1 << pages) - 1,
-            _ => u64::MAX,
-        }
+        chunk.map_or(self.rest.word(), |chunk| chunk.word(at)) & valid(self.pages.raw(), word)
     }
 
     /// The chunk of a word of the slot.
@@ -268,6 +240,14 @@ impl DirtyBitmap {
 }
 
 impl ClearMask<'_> {
+    /// The word behind the last that it names, when it starts at word `first`.
+    fn end(self, first: u64) -> u64 {
+        match self {
+            Self::All => u64::MAX,
+            Self::Words(words) => first.saturating_add(words.len() as u64),
+        }
+    }
+
     fn word(self, at: u64) -> u64 {
         match self {
             Self::All => u64::MAX,
@@ -314,7 +294,7 @@ mod tests {
     #[test]
     fn bits_behind_the_end_are_never_set() {
         let mut bitmap = DirtyBitmap::new(Pages::new(70), InitialBits::Set);
-        assert_eq!(bitmap.get().words(), [u64::MAX, 0x3f]);
+        assert_eq!(bitmap.get().to_words(), [u64::MAX, 0x3f]);
         let cleared = bitmap.clear(64, 6, ClearMask::Words(&[u64::MAX, u64::MAX]));
         assert_eq!(
             cleared,

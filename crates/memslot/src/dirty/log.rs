@@ -91,7 +91,7 @@ impl Memory {
         let key = self.check_clear_dirty_log(slot, first_page, num_pages, bits)?;
         let bitmap = self.bitmap_mut(key)?;
         let clear = |bitmap: &mut DirtyBitmap, mask| {
-            drop(bitmap.clear(first_page, u64::from(num_pages), mask))
+            bitmap.forget(first_page, u64::from(num_pages), mask);
         };
         match bits {
             ClearBits::All => clear(bitmap, ClearMask::All),

@@ -83,18 +83,20 @@ where
 {
     let mut union = DirtyPages::none(pages);
     for (index, source) in sources.into_iter().enumerate() {
-        let words = checked_words(source.into(), index, &union)?;
-        union.add_words(words);
+        match checked(source.into(), index, &union)? {
+            DirtySource::Pages(source) => union.add(source),
+            DirtySource::Words(words) => union.add(&DirtyPages::from_words(pages, words.to_vec())),
+        }
     }
     Ok(union)
 }
 
-/// The words of a source, when it is of the same pages as `slot`.
-fn checked_words<'a>(
+/// A source, when it is of the same pages as `slot`.
+fn checked<'a>(
     source: DirtySource<'a>,
     source_index: usize,
     slot: &DirtyPages,
-) -> Result<&'a [u64], MergeError> {
+) -> Result<DirtySource<'a>, MergeError> {
     let pages = slot.pages();
     match source {
         DirtySource::Pages(source) if source.pages() != pages => Err(MergeError::PageCount {
@@ -102,11 +104,10 @@ fn checked_words<'a>(
             expected: pages,
             actual: source.pages(),
         }),
-        DirtySource::Pages(source) => Ok(source.words()),
-        DirtySource::Words(words) if words.len() != slot.words().len() => {
+        DirtySource::Words(words) if words.len() != slot.word_count() => {
             Err(MergeError::WordCount {
                 source_index,
-                expected: slot.words().len(),
+                expected: slot.word_count(),
                 actual: words.len(),
             })
         }
@@ -116,8 +117,9 @@ fn checked_words<'a>(
                 page,
                 pages,
             }),
-            None => Ok(words),
+            None => Ok(source),
         },
+        DirtySource::Pages(_) => Ok(source),
     }
 }
 
@@ -139,7 +141,7 @@ fn page_behind_end(words: &[u64], pages: Pages) -> Option<u64> {
 /// assert_eq!(ranges(2), [(0, 8)]);
 /// ```
 pub fn coalesce_dirty(dirty: &DirtyPages, max_gap: Pages) -> impl Iterator<Item = (u64, u64)> + '_ {
-    let mut runs = Runs { dirty, at: 0 }.peekable();
+    let mut runs = dirty.runs().peekable();
     core::iter::from_fn(move || {
         let (first, mut end) = runs.next()?;
         while let Some((_, next)) = runs.next_if(|(start, _)| start - end <= max_gap.raw()) {
@@ -147,39 +149,6 @@ pub fn coalesce_dirty(dirty: &DirtyPages, max_gap: Pages) -> impl Iterator<Item 
         }
         Some((first, end))
     })
-}
-
-/// The runs of set bits, found word by word.
-#[derive(Debug)]
-struct Runs<'a> {
-    dirty: &'a DirtyPages,
-    at: u64,
-}
-
-impl Iterator for Runs<'_> {
-    type Item = (u64, u64);
-
-    fn next(&mut self) -> Option<(u64, u64)> {
-        let start = next_bit(self.dirty.words(), self.at, 0)?;
-        let end = next_bit(self.dirty.words(), start, u64::MAX);
-        // Without a clear bit up to the end of the last word, every bit of it stands for a page.
-        self.at = end.unwrap_or(self.dirty.pages().raw());
-        Some((start, self.at))
-    }
-}
-
-/// The first bit from `from` on that is set in the words combined with `flip` by exclusive or.
-fn next_bit(words: &[u64], from: u64, flip: u64) -> Option<u64> {
-    let first = usize::try_from(from / 64).ok()?;
-    let mut mask = u64::MAX << (from % 64);
-    for (at, word) in (from / 64..).zip(words.get(first..)?) {
-        let hit = (word ^ flip) & mask;
-        if hit != 0 {
-            return Some(at * 64 + u64::from(hit.trailing_zeros()));
-        }
-        mask = u64::MAX;
-    }
-    None
 }
 
 #[cfg(test)]
@@ -240,7 +209,8 @@ mod tests {
         fn union_has_the_pages_of_all(pages in 0u64..700, bitmaps in prop::collection::vec(any_words(), 0..4)) {
             let pages = Pages::new(pages);
             let bitmaps: Vec<_> = bitmaps.into_iter().map(|w| DirtyPages::from_words(pages, w)).collect();
-            let merged = merge_dirty(pages, bitmaps.iter().map(DirtyPages::words)).unwrap();
+            let words: Vec<_> = bitmaps.iter().map(DirtyPages::to_words).collect();
+            let merged = merge_dirty(pages, words.iter().map(Vec::as_slice)).unwrap();
             let again = merge_dirty(pages, &bitmaps).unwrap();
             prop_assert_eq!(&merged, &again);
             let mut expected: Vec<u64> = bitmaps.iter().flat_map(DirtyPages::iter).collect();

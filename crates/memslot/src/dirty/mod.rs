@@ -1,6 +1,7 @@
 //! Dirty logging: which pages a guest wrote, and what becomes of that knowledge.
 
 mod bitmap;
+mod chunk;
 mod epoch;
 mod log;
 mod merge;

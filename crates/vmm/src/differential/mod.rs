@@ -3,7 +3,7 @@
 //! Sequences are biased towards the edges of what exists: alignment, overlap by one page, wraps, limits, flag pairs,
 //! live slots, shared guest_memfd ranges. Error numbers alone cannot confirm a reason, since nearly all of them are
 //! `EINVAL`; so for a sample of refusals the model's repairs are applied on the live kernel, which must then accept
-//! (the repair oracle, [`oracle`]). The first difference is shrunk to a few calls and written as a scenario.
+//! (the repair oracle). The first difference is shrunk to a few calls and written as a scenario.
 
 mod dice;
 mod generate;

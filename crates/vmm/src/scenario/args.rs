@@ -1,6 +1,6 @@
 //! The words of one line, taken one by one.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::ParseError;
 use super::lex::{Parsed, Token, TokenKind};
@@ -28,6 +28,7 @@ pub(super) struct Args<'a> {
     title: Option<(u32, String)>,
     words: VecDeque<Word<'a>>,
     pairs: Vec<Pair<'a>>,
+    keys: BTreeSet<&'a str>,
 }
 
 impl<'a> Args<'a> {
@@ -39,6 +40,7 @@ impl<'a> Args<'a> {
             title: None,
             words: VecDeque::new(),
             pairs: Vec::new(),
+            keys: BTreeSet::new(),
         };
         for token in rest {
             args.add(token)?;
@@ -57,7 +59,7 @@ impl<'a> Args<'a> {
             self.words.push_back(Word { column, text });
             return Ok(());
         };
-        if self.pairs.iter().any(|pair| pair.key == key) {
+        if !self.keys.insert(key) {
             return Err(self.error(column, format!("{key}=: given twice")));
         }
         self.pairs.push(Pair { column, key, value });

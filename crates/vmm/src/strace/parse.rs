@@ -19,6 +19,8 @@ pub struct Events<'a> {
     lines: core::iter::Zip<core::ops::RangeFrom<u32>, core::str::Split<'a, char>>,
     fds: Fds,
     begun: BTreeMap<Option<u32>, Begun>,
+    /// At the end of the trace: the calls that it does not end, the last first.
+    lost: Vec<Begun>,
 }
 
 /// A call whose end is yet to come, or that is all there.
@@ -41,6 +43,7 @@ impl<'a> Events<'a> {
             lines: (1..).zip(trace.split('\n')),
             fds: Fds::new(),
             begun: BTreeMap::new(),
+            lost: Vec::new(),
         }
     }
 
@@ -231,8 +234,13 @@ impl Iterator for Events<'_> {
                 return Some(found);
             }
         }
-        while let Some(pid) = self.begun.values().min_by_key(|b| b.line).map(|b| b.pid) {
-            let lost = self.begun.remove(&pid)?;
+        if !self.begun.is_empty() {
+            self.lost
+                .extend(core::mem::take(&mut self.begun).into_values());
+            self.lost
+                .sort_by_key(|begun| core::cmp::Reverse(begun.line));
+        }
+        while let Some(lost) = self.lost.pop() {
             if let Some(found) = self.lost(lost).transpose() {
                 return Some(found);
             }

@@ -288,3 +288,15 @@ fn recorder_names_what_it_sees() {
     assert_eq!(text, expected);
     assert!(parse(&text).is_ok());
 }
+
+#[test]
+fn a_line_of_very_many_arguments_is_refused_at_the_first_unknown() {
+    let pairs: String = (0..100_000).map(|n| format!(" a{n}=0")).collect();
+    let error = parse(&format!("create_vcpu{pairs}")).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "line 1, column 13: a0=: create_vcpu has no such argument"
+    );
+    let error = parse(&format!("create_vcpu{pairs} a0=1")).unwrap_err();
+    assert!(error.message == "a0=: given twice", "{error}");
+}

@@ -248,3 +248,14 @@ fn broken_kvm_lines_are_errors_and_the_walk_goes_on() {
     let bad = REGION.replace("0x4,", "KVM_MEM_WHAT,");
     assert!(error(&format!("{bad} = 0")).ends_with("KVM_MEM_WHAT: not a number"));
 }
+
+#[test]
+fn many_unfinished_calls_come_out_in_the_order_of_their_lines() {
+    let lines = (1..=50_000)
+        .rev()
+        .map(|pid| format!("{pid} ioctl(4, KVM_CREATE_IRQCHIP, 0 <unfinished ...>\n"));
+    let trace: String = lines.collect();
+    let seen = events(&trace);
+    assert!(seen.iter().map(|e| e.line).eq(1..=50_000));
+    assert!(seen.iter().all(|e| e.returned == Returned::Unknown));
+}
