@@ -94,8 +94,8 @@ impl Writer {
 
     /// A name that stands for nothing yet.
     fn fresh_name(&self) -> String {
-        let taken =
-            |name: &String| self.names.file(name).is_some() || self.names.host(name).is_some();
+        let free =
+            |name: &String| self.names.file(name).is_none() && self.names.host(name).is_none();
         let mut names = (0u32..).map(|number| format!("g{number}"));
         names.find(free).unwrap_or_default()
     }
