@@ -202,7 +202,7 @@ fn summary(seed: u64, outcome: &Outcome) -> serde_json::Value {
 /// The recorded results of real kernels, on the model.
 fn replay(args: &Args) -> Result<ExitCode, Error> {
     let (mut agreed, mut failed) = (0, 0);
-    for (name, text) in recordings::GOLDEN {
+    for (name, text) in recordings::GOLDEN.iter().chain(recordings::RECORDED) {
         let scenario = scenario::parse(text)?;
         let profile = scenario
             .profile()

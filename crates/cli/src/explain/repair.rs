@@ -24,7 +24,8 @@ impl Way {
             Repair::Calls { .. } => None,
         });
         let mut writer = Writer::new(situation);
-        let lines = writer.lines(&steps);
+        let mut lines = situation.first.clone();
+        lines.extend(writer.lines(&steps));
         match impossible {
             None if writer.works => Self {
                 steps,

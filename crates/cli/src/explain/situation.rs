@@ -20,6 +20,8 @@ pub(super) struct Situation {
     pub(super) names: Names,
     pub(super) request: Request,
     pub(super) call: Call,
+    /// The lines of the question before its call.
+    pub(super) first: Vec<String>,
 }
 
 /// Where a line comes from.
@@ -98,10 +100,14 @@ impl Situation {
             Some(StepKind::Call(request)) => request,
             _ => return Err("the line is not a call".into()),
         };
-        Self::new(&script, &scenario, around, |names| {
+        let mut situation = Self::new(&script, &scenario, around, |names| {
             let call = question.resolve(names)?;
             Ok((question, call))
-        })
+        })?;
+        if let [first @ .., _] = lines {
+            situation.first = first.to_vec();
+        }
+        Ok(situation)
     }
 
     /// A call with numbers.
@@ -144,6 +150,7 @@ impl Situation {
             names,
             request,
             call,
+            first: Vec::new(),
         })
     }
 }
