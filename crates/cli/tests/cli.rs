@@ -78,7 +78,7 @@ refused with EINVAL: log-with-gmem
   fact: guest_memfd = true, observed on Debian 6.12.117
   note: assumed that VMs of type snp can be made; linux-6.12 does not say so
 what would make it succeed:
-  create_guest_memfd new size=0x200000
+  create_guest_memfd new size=2M
   set_user_memory_region2 slot=0 flags=GUEST_MEMFD gpa=0 size=0x200000 hva=A gmem=new
 ",
     );
@@ -189,10 +189,38 @@ fn a_guest_memfd_that_is_too_small() {
         out.contains("refused with EINVAL: gmem-beyond-file\n"),
         "{out}"
     );
-    assert!(out.contains("the refused call leaves behind: "), "{out}");
-    assert_eq!(
-        way(&out).first(),
-        Some(&"create_guest_memfd new size=0x8000")
+    assert_eq!(way(&out).first(), Some(&"create_guest_memfd new size=32K"));
+}
+
+#[test]
+fn a_move_that_fails_has_zapped_already() {
+    refused(
+        &[
+            "region",
+            "--with",
+            "set_user_memory_region slot=0 gpa=0 size=64K hva=A",
+            "--slot",
+            "0",
+            "--gpa",
+            "0x1000000000000",
+            "--size",
+            "64K",
+            "--hva",
+            "A",
+        ],
+        "\
+set_user_memory_region2 slot=0 gpa=0x1000000000000 size=0x10000 hva=A
+refused with EINVAL: gfn-too-high
+  the last frame 0x100000000f is above 0x3ffffffff, the highest that the MMU can map
+  kernel: x86.c:kvm_arch_prepare_memory_region, since 5.19
+  profile: linux-6.12 (by --profile)
+  fact: tdp = true, observed on Debian 6.12.117
+  fact: maxphyaddr = 46, inferred: a common Intel server
+the refused call leaves behind: as 0 is now generation 0x6; zapped: all roots of the VM (a default VM with the quirk \
+         SLOT_ZAP_ALL on)
+what would make it succeed:
+  set_user_memory_region2 slot=0 gpa=0x10000 size=0x10000 hva=A
+",
     );
 }
 
@@ -441,9 +469,7 @@ fn a_log_of_qemu_is_predicted() {
     );
     assert!(out.contains("from line 19 on, the model's state may be incomplete: it lacks the arguments of KVM_ENABLE_CAP"));
     let log = std::fs::read_to_string(QEMU).unwrap();
-    let damaged = log
-        .replacen("userspace_addr=", "userspace_addr=0x1, was=", 0)
-        .replacen("memory_size=268435456, ", "memory_size=268435457, ", 1);
+    let damaged = log.replacen("memory_size=268435456", "memory_size=268435457", 1);
     let (code, out, _) = slat(&[
         "explain",
         "--profile",
