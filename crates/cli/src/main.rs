@@ -1,8 +1,15 @@
 //! The `slat` command.
 
+/// Prints a line as the macro of the standard library does, but does not panic when the reader has gone, as `head` does.
+macro_rules! println {
+    () => { crate::output::line(format_args!("")) };
+    ($($text:tt)*) => { crate::output::line(format_args!($($text)*)) };
+}
+
 mod diff;
 mod explain;
 mod kernel;
+mod output;
 mod record;
 mod run;
 mod table;

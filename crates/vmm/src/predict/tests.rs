@@ -85,3 +85,69 @@ fn a_vm_type_that_the_profile_lacks_is_refused() {
     assert_eq!((done.right(), done.refusals.len()), (1, 1));
     assert_eq!(done.refusals[0].reason().map(Reason::code), Some("vm-type"));
 }
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod recorded {
+    use std::collections::BTreeMap;
+
+    use slat_memslot::{FileRef, GmemId, Region, SlotFlags, SlotKey};
+
+    use super::*;
+    use crate::record::{Exit, Recorded, RecordedCall, Recording};
+
+    fn recording_of(calls: Vec<(RecordedCall, Result<i64, Errno>)>) -> Recording {
+        let event = |(call, result)| Recorded {
+            vm: 0,
+            call,
+            result,
+        };
+        Recording {
+            events: calls.into_iter().map(event).collect(),
+            exit: Exit::Code(0),
+            undecoded: BTreeMap::new(),
+        }
+    }
+
+    fn bind(file: u32) -> RecordedCall {
+        let region = Region::new(SlotKey::normal(file), u64::from(file) << 20, 0x1000, 0x7000)
+            .with_flags(SlotFlags::GUEST_MEMFD)
+            .with_gmem(GmemId::new(file), 0);
+        assert_eq!(region.gmem, FileRef::Gmem(GmemId::new(file)));
+        RecordedCall::Call(Call::SetRegion(region))
+    }
+
+    /// A file that the model would not have made does not shift the numbers of the others.
+    #[test]
+    fn files_keep_their_numbers() {
+        let create = |size| {
+            RecordedCall::Call(Call::CreateGmem {
+                size,
+                flags: 0,
+                reserved: 0,
+            })
+        };
+        let done = recording(
+            &recording_of(vec![
+                (RecordedCall::CreateVm { vm_type: 0 }, Ok(4)),
+                (create(0x1000), Err(Errno::ENOMEM)),
+                (create(0x1001), Ok(5)),
+                (create(0x1000), Ok(6)),
+                (bind(1), Ok(0)),
+                (bind(0), Ok(0)),
+                (
+                    RecordedCall::Unknown {
+                        request: 0x4068_aea3,
+                    },
+                    Ok(0),
+                ),
+            ]),
+            Profile::latest(),
+        );
+        let wrong: Vec<u32> = done.wrong.iter().map(|wrong| wrong.at).collect();
+        assert_eq!(wrong, [2, 3]);
+        let regions = done.calls["KVM_SET_USER_MEMORY_REGION2"];
+        assert_eq!((regions.right, regions.open), (1, 1));
+        assert_eq!(done.undecoded(), 1);
+        assert_eq!(done.gap.map(|gap| gap.at), Some(7));
+    }
+}
