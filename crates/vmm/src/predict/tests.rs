@@ -108,11 +108,11 @@ mod recorded {
         }
     }
 
-    fn bind(file: u32) -> RecordedCall {
+    fn bind(file: u16) -> RecordedCall {
         let region = Region::new(SlotKey::normal(file), u64::from(file) << 20, 0x1000, 0x7000)
             .with_flags(SlotFlags::GUEST_MEMFD)
-            .with_gmem(GmemId::new(file), 0);
-        assert_eq!(region.gmem, FileRef::Gmem(GmemId::new(file)));
+            .with_gmem(GmemId::new(u32::from(file)), 0);
+        assert_eq!(region.gmem, FileRef::Gmem(GmemId::new(u32::from(file))));
         RecordedCall::Call(Call::SetRegion(region))
     }
 
