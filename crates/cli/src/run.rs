@@ -83,7 +83,7 @@ fn run_file<'a>(args: &Args, file: &'a Path) -> Result<Done<'a>, Error> {
 
 fn on_model(args: &Args, scenario: &Scenario) -> Result<(String, Report), Error> {
     let choice = Choice::for_file(args.profile.as_deref(), scenario.profile())?;
-    let on = format!("model of {} ({})", choice.profile.name, choice.why);
+    let on = format!("the model of {} ({})", choice.profile.name, choice.why);
     let report = slat_vmm::run(scenario, &mut model::Machine::new(choice.profile))?;
     Ok((on, report))
 }
@@ -165,11 +165,7 @@ impl<'a> Difference<'a> {
 
 impl Done<'_> {
     fn print(&self) {
-        println!(
-            "{}: on the {}",
-            self.file.display(),
-            self.on.trim_start_matches("the ")
-        );
+        println!("{}: on {}", self.file.display(), self.on);
         for step in self.report.failures() {
             let d = Difference::new(step);
             println!("  line {}: {}", d.line, d.call);

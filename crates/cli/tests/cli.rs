@@ -55,7 +55,7 @@ fn logging_private_memory() {
         &[
             "region",
             "--vm-type",
-            "sev-snp",
+            "snp",
             "--slot",
             "0",
             "--gpa",

@@ -56,6 +56,11 @@ impl Script {
     fn around(around: &Around) -> Result<Self, Error> {
         let mut script = Self::default();
         if let Some(vm_type) = &around.vm_type {
+            // The model's own names of types are taken as well, such as `snp`.
+            let vm_type = match vm_type.parse::<VmType>() {
+                Ok(known) => known.raw().to_string(),
+                Err(_) => vm_type.clone(),
+            };
             let line = format!("vm {} type={vm_type}", scenario::DEFAULT_VM);
             script.push(&line, |_| Origin::VmType);
         }
