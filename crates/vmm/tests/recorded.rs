@@ -2,7 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use slat_memslot::Profile;
-use slat_vmm::{Machine, Report, StepReport, model, recordings, run, scenario};
+use slat_vmm::{
+    CheckedMachine, Machine, OnDivergence, Report, StepReport, Verdict, model, recordings, run,
+    scenario,
+};
 
 /// Runs all recordings; gives how many results agree.
 fn run_recorded(mut run_one: impl FnMut(&scenario::Scenario) -> Report) -> usize {
@@ -42,7 +45,7 @@ fn live_kernel_and_model_agree_on_every_recorded_call() {
         Err(error) => return println!("skipped: {error}"),
     };
     let model = model::Machine::new(kernel.shared_profile());
-    let agreed = on(&mut slat_vmm::CheckedMachine::new(kernel, model));
+    let agreed = on(&mut CheckedMachine::new(kernel, model));
     println!("{agreed} results agree");
 }
 
@@ -59,4 +62,22 @@ fn a_model_of_another_kernel_is_found_out() {
         &mut model::Machine::new(old),
     );
     assert!(report.unwrap().failures().count() > 50);
+}
+
+/// Two machines side by side that differ are reported step by step, even where the file agrees with the first one.
+#[test]
+fn machines_that_differ_are_reported() {
+    let machine = |name| model::Machine::new(Profile::named(name).unwrap());
+    let mut both = CheckedMachine::new(machine("linux-6.18"), machine("linux-6.1"))
+        .on_divergence(OnDivergence::Keep);
+    let text = "create_guest_memfd g size=64K => ok\ncreate_vcpu => ok";
+    let report = run(&scenario::parse(text).unwrap(), &mut both).unwrap();
+    let verdicts: Vec<&Verdict> = report.steps.iter().map(|step| &step.verdict).collect();
+    assert!(
+        matches!(
+            verdicts[..],
+            [Verdict::Diverges { model: Err(_) }, Verdict::Agrees]
+        ),
+        "{verdicts:?}"
+    );
 }
