@@ -1,5 +1,34 @@
 //! Recorded answers of real kernels, as scenarios.
 
+/// What real programs asked a kernel for, and what it answered, on Linux 6.18 with shadow paging: QEMU and kernel
+/// selftests, by name. Each file says what it was recorded from and what it shows.
+pub const RECORDED: &[(&str, &str)] = &[
+    (
+        "guest_memfd_test",
+        include_str!("../scenarios/recorded/guest_memfd_test.slat"),
+    ),
+    (
+        "memslot_modification_stress_test",
+        include_str!("../scenarios/recorded/memslot_modification_stress_test.slat"),
+    ),
+    (
+        "qemu-pc-migrate",
+        include_str!("../scenarios/recorded/qemu-pc-migrate.slat"),
+    ),
+    (
+        "qemu-q35-hotplug-reset",
+        include_str!("../scenarios/recorded/qemu-q35-hotplug-reset.slat"),
+    ),
+    (
+        "qemu-ring-migrate",
+        include_str!("../scenarios/recorded/qemu-ring-migrate.slat"),
+    ),
+    (
+        "set_memory_region_test",
+        include_str!("../scenarios/recorded/set_memory_region_test.slat"),
+    ),
+];
+
 /// 288 calls of the memory interface in cases of their own, recorded on Linux 6.18 with shadow paging, no SMM and VM type
 /// 0: the name of each group and its scenario.
 pub const GOLDEN: &[(&str, &str)] = &[
@@ -56,35 +85,6 @@ pub const GOLDEN: &[(&str, &str)] = &[
     (
         "slot-limits",
         include_str!("../scenarios/golden/slot-limits.slat"),
-    ),
-];
-
-/// What real programs asked a kernel for, and what it answered, on Linux 6.18 with shadow paging: QEMU and kernel
-/// selftests, by name. Each file says what it was recorded from and what it shows.
-pub const RECORDED: &[(&str, &str)] = &[
-    (
-        "guest_memfd_test",
-        include_str!("../scenarios/recorded/guest_memfd_test.slat"),
-    ),
-    (
-        "memslot_modification_stress_test",
-        include_str!("../scenarios/recorded/memslot_modification_stress_test.slat"),
-    ),
-    (
-        "qemu-pc-migrate",
-        include_str!("../scenarios/recorded/qemu-pc-migrate.slat"),
-    ),
-    (
-        "qemu-q35-hotplug-reset",
-        include_str!("../scenarios/recorded/qemu-q35-hotplug-reset.slat"),
-    ),
-    (
-        "qemu-ring-migrate",
-        include_str!("../scenarios/recorded/qemu-ring-migrate.slat"),
-    ),
-    (
-        "set_memory_region_test",
-        include_str!("../scenarios/recorded/set_memory_region_test.slat"),
     ),
 ];
 
