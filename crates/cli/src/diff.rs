@@ -9,7 +9,7 @@ use slat_memslot::{Errno, Profile};
 use slat_vmm::differential::{self, Area, Config, Outcome, Stats};
 use slat_vmm::{Machine, model, recordings, scenario};
 
-use crate::{Error, table};
+use crate::{Error, kernel, table};
 
 /// Options of `slat diff`.
 #[derive(Debug, clap::Args)]
@@ -59,23 +59,13 @@ impl ValueEnum for AreaName {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
-    match open_kernel() {
+    match kernel::open() {
         Ok(machine) => live(args, machine),
         Err(why) => {
             eprintln!("live comparison skipped: {why}");
             replay(args)
         }
     }
-}
-
-#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-fn open_kernel() -> Result<slat_vmm::kvm::Machine, Error> {
-    Ok(slat_vmm::kvm::Machine::open()?)
-}
-
-#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
-fn open_kernel() -> Result<model::Machine, Error> {
-    Err("KVM for x86-64 needs Linux on x86-64".into())
 }
 
 /// Random calls on the kernel and on the model of its profile.
@@ -212,7 +202,7 @@ fn summary(seed: u64, outcome: &Outcome) -> serde_json::Value {
 /// The recorded results of real kernels, on the model.
 fn replay(args: &Args) -> Result<ExitCode, Error> {
     let (mut agreed, mut failed) = (0, 0);
-    for (name, text) in recordings::GOLDEN {
+    for (name, text) in recordings::GOLDEN.iter().chain(recordings::RECORDED) {
         let scenario = scenario::parse(text)?;
         let profile = scenario
             .profile()

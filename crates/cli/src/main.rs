@@ -1,6 +1,17 @@
 //! The `slat` command.
 
+/// Prints a line as the macro of the standard library does, but does not panic when the reader has gone, as `head` does.
+macro_rules! println {
+    () => { crate::output::line(format_args!("")) };
+    ($($text:tt)*) => { crate::output::line(format_args!($($text)*)) };
+}
+
 mod diff;
+mod explain;
+mod kernel;
+mod output;
+mod record;
+mod run;
 mod table;
 
 use std::process::ExitCode;
@@ -19,11 +30,20 @@ struct Cli {
 enum Job {
     /// Hold the model against the local /dev/kvm with random calls; without it, replay recorded kernel results.
     Diff(diff::Args),
+    /// Say whether a call is accepted or refused, why, and what would make it succeed.
+    Explain(Box<explain::Args>),
+    /// Run a VMM and write down the memory calls it makes, as a scenario.
+    Record(record::Args),
+    /// Run scenario files on the model, on the local /dev/kvm, or on both.
+    Run(run::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().job {
         Job::Diff(args) => diff::run(&args),
+        Job::Explain(args) => explain::run(&args),
+        Job::Record(args) => record::run(&args),
+        Job::Run(args) => run::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("slat: {error}");

@@ -1,6 +1,6 @@
 //! One interface to KVM's memory calls, whoever answers them.
 
-use crate::Areas;
+use crate::{Areas, Divergence};
 use slat_memslot::{
     Buffer, Call, ClearBits, DirtyPages, Errno, GmemId, Outcome, Profile, Reason, Refusal, Region,
 };
@@ -86,6 +86,11 @@ pub trait MemoryVm {
     /// # Errors
     /// The call is refused, or cannot be made here.
     fn call(&mut self, call: &Call) -> CallResult;
+
+    /// What the last call showed to differ between two machines side by side; `None` for a single machine.
+    fn take_divergence(&mut self) -> Option<Divergence> {
+        None
+    }
 
     /// `KVM_SET_USER_MEMORY_REGION` or `KVM_SET_USER_MEMORY_REGION2`, by the request's version.
     ///

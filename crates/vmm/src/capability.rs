@@ -251,6 +251,17 @@ const NAMES: &[(u32, &str)] = &[
     (244, "GUEST_MEMFD_FLAGS"),
 ];
 
+/// Whether the call is about a capability that is no matter of memory.
+pub(crate) fn is_foreign_to_memory(call: &slat_memslot::Call) -> bool {
+    use slat_memslot::Call;
+    match call {
+        Call::CheckExtension { cap } | Call::EnableCap { cap, .. } => {
+            slat_memslot::cap::name(*cap).is_none()
+        }
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -79,6 +79,7 @@ pub struct Checked<K, M> {
     on_divergence: OnDivergence,
     calls: u64,
     divergences: Vec<Divergence>,
+    last: Option<Divergence>,
 }
 
 impl<K: MemoryVm, M: MemoryVm> Checked<K, M> {
@@ -90,6 +91,7 @@ impl<K: MemoryVm, M: MemoryVm> Checked<K, M> {
             on_divergence: OnDivergence::Panic,
             calls: 0,
             divergences: Vec::new(),
+            last: None,
         }
     }
 
@@ -122,6 +124,7 @@ impl<K: MemoryVm, M: MemoryVm> MemoryVm for Checked<K, M> {
     /// # Panics
     /// The answers differ, and the policy is [`OnDivergence::Panic`].
     fn call(&mut self, call: &Call) -> CallResult {
+        self.last = None;
         let kernel = self.kernel.call(call);
         if let Err(CallError::NotTried { .. }) = kernel {
             return kernel;
@@ -136,7 +139,10 @@ impl<K: MemoryVm, M: MemoryVm> MemoryVm for Checked<K, M> {
             };
             match self.on_divergence {
                 OnDivergence::Panic => panic!("the kernel and the model differ\n{divergence}"),
-                OnDivergence::Keep => self.divergences.push(divergence),
+                OnDivergence::Keep => {
+                    self.last = Some(divergence.clone());
+                    self.divergences.push(divergence);
+                }
             }
             return kernel;
         }
@@ -146,6 +152,10 @@ impl<K: MemoryVm, M: MemoryVm> MemoryVm for Checked<K, M> {
             (kernel, _) => kernel,
         }
     }
+
+    fn take_divergence(&mut self) -> Option<Divergence> {
+        self.last.take()
+    }
 }
 
 /// A machine whose VMs are [`Checked`].
@@ -153,12 +163,24 @@ impl<K: MemoryVm, M: MemoryVm> MemoryVm for Checked<K, M> {
 pub struct CheckedMachine<K, M> {
     kernel: K,
     model: M,
+    on_divergence: OnDivergence,
 }
 
 impl<K: Machine, M: Machine> CheckedMachine<K, M> {
-    /// Two machines.
+    /// Two machines; panics when they differ.
     pub fn new(kernel: K, model: M) -> Self {
-        Self { kernel, model }
+        Self {
+            kernel,
+            model,
+            on_divergence: OnDivergence::Panic,
+        }
+    }
+
+    /// Says what to do when the two differ, for VMs made from now on.
+    #[must_use]
+    pub fn on_divergence(mut self, policy: OnDivergence) -> Self {
+        self.on_divergence = policy;
+        self
     }
 }
 
@@ -176,13 +198,15 @@ impl<K: Machine, M: Machine> Machine for CheckedMachine<K, M> {
     /// Makes a VM on both; the two must agree on whether the type is supported.
     ///
     /// # Panics
-    /// They do not.
+    /// They do not, and the policy is [`OnDivergence::Panic`].
     fn create_vm(&mut self, vm_type: u32) -> Result<Self::Vm, CallError> {
         match (
             self.kernel.create_vm(vm_type),
             self.model.create_vm(vm_type),
         ) {
-            (Ok(kernel), Ok(model)) => Ok(Checked::new(kernel, model)),
+            (Ok(kernel), Ok(model)) => {
+                Ok(Checked::new(kernel, model).on_divergence(self.on_divergence))
+            }
             (
                 Err(CallError::Refused { errno: a, .. }),
                 Err(e @ CallError::Refused { errno: b, .. }),
@@ -190,6 +214,9 @@ impl<K: Machine, M: Machine> Machine for CheckedMachine<K, M> {
             (Err(e @ CallError::NotTried { .. }), _) | (_, Err(e @ CallError::NotTried { .. })) => {
                 Err(e)
             }
+            _ if self.on_divergence == OnDivergence::Keep => Err(CallError::NotTried {
+                why: "the kernel and the model differ on whether there are VMs of this type",
+            }),
             (kernel, model) => panic!(
                 "VM type {vm_type}: the kernel says {:?}, the model {:?}",
                 kernel.map(drop),

@@ -3,7 +3,7 @@
 //!
 //! Around it: the text form of calls and results ([`scenario`]), running one ([`run()`]), random sequences held against
 //! a kernel and shrunk when they differ ([`differential`]), the logs of real VMMs ([`strace`], `record`), and what
-//! real kernels answered ([`recordings`]).
+//! real kernels answered ([`recordings`]). [`predict`] puts what a real VMM did to the model.
 
 mod api;
 mod areas;
@@ -14,6 +14,7 @@ pub mod differential;
 pub mod kvm;
 pub mod model;
 mod parse_error;
+pub mod predict;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod record;
 pub mod recordings;
@@ -24,4 +25,4 @@ pub mod strace;
 pub use api::{CallError, CallResult, Machine, MemoryVm};
 pub use areas::Areas;
 pub use checked::{Checked, CheckedMachine, Divergence, OnDivergence, agree};
-pub use run::{Report, RunError, StepReport, Verdict, run};
+pub use run::{Report, RunError, Session, StepReport, Verdict, run};

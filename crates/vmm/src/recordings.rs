@@ -1,5 +1,34 @@
 //! Recorded answers of real kernels, as scenarios.
 
+/// What real programs asked a kernel for, and what it answered, on Linux 6.18 with shadow paging: QEMU and kernel
+/// selftests, by name. Each file says what it was recorded from and what it shows.
+pub const RECORDED: &[(&str, &str)] = &[
+    (
+        "guest_memfd_test",
+        include_str!("../scenarios/recorded/guest_memfd_test.slat"),
+    ),
+    (
+        "memslot_modification_stress_test",
+        include_str!("../scenarios/recorded/memslot_modification_stress_test.slat"),
+    ),
+    (
+        "qemu-pc-migrate",
+        include_str!("../scenarios/recorded/qemu-pc-migrate.slat"),
+    ),
+    (
+        "qemu-q35-hotplug-reset",
+        include_str!("../scenarios/recorded/qemu-q35-hotplug-reset.slat"),
+    ),
+    (
+        "qemu-ring-migrate",
+        include_str!("../scenarios/recorded/qemu-ring-migrate.slat"),
+    ),
+    (
+        "set_memory_region_test",
+        include_str!("../scenarios/recorded/set_memory_region_test.slat"),
+    ),
+];
+
 /// 288 calls of the memory interface in cases of their own, recorded on Linux 6.18 with shadow paging, no SMM and VM type
 /// 0: the name of each group and its scenario.
 pub const GOLDEN: &[(&str, &str)] = &[
@@ -64,7 +93,7 @@ pub const REASONS: &str = include_str!("../scenarios/reasons.slat");
 
 #[cfg(test)]
 mod tests {
-    use super::GOLDEN;
+    use super::{GOLDEN, RECORDED};
     use crate::scenario;
 
     #[test]
@@ -76,5 +105,16 @@ mod tests {
             cases += scenario.cases().count();
         }
         assert_eq!((GOLDEN.len(), cases), (18, 288));
+    }
+
+    #[test]
+    fn every_recorded_program_parses() {
+        for (name, text) in RECORDED {
+            let scenario = scenario::parse(text).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert_eq!(scenario.profile(), Some("linux-6.18.44-pvm"), "{name}");
+            assert!(text.len() < 150 * 1024, "{name}");
+            assert!(text.starts_with("# Program: "), "{name}");
+        }
+        assert_eq!(RECORDED.len(), 6);
     }
 }

@@ -21,11 +21,25 @@ pub enum Verdict {
         /// The reason that the model gave.
         code: &'static str,
     },
+    /// Two machines side by side gave different answers; see [`Checked`](crate::Checked).
+    Diverges {
+        /// What the second one, the model, answered; the step's result is the first one's.
+        model: CallResult,
+    },
     /// The step could not be made here.
     NotTried {
         /// What is missing.
         why: String,
     },
+}
+
+impl Verdict {
+    fn is_failure(&self) -> bool {
+        matches!(
+            self,
+            Self::Differs | Self::OtherReason { .. } | Self::Diverges { .. }
+        )
+    }
 }
 
 /// One step that was run.
@@ -49,11 +63,9 @@ pub struct Report {
 }
 
 impl Report {
-    /// Steps whose result was not the expected one.
+    /// Steps whose result was not the expected one, or not the same on two machines.
     pub fn failures(&self) -> impl Iterator<Item = &StepReport> {
-        self.steps
-            .iter()
-            .filter(|s| matches!(s.verdict, Verdict::Differs | Verdict::OtherReason { .. }))
+        self.steps.iter().filter(|s| s.verdict.is_failure())
     }
 
     /// Steps that could not be made.
@@ -97,20 +109,16 @@ pub struct RunError {
 /// # Errors
 /// A step names something that the scenario never makes.
 pub fn run<M: Machine>(scenario: &Scenario, machine: &mut M) -> Result<Report, RunError> {
-    let names = Names::new(machine.areas().list());
-    let mut runner = Runner {
-        machine,
-        names,
-        vms: BTreeMap::new(),
-        report: Report::default(),
-    };
+    let mut session = Session::new(machine);
     for step in &scenario.steps {
-        runner.step(step)?;
+        session.step(step)?;
     }
-    Ok(runner.report)
+    Ok(session.report)
 }
 
-struct Runner<'m, M: Machine> {
+/// A scenario that is being run, step by step; [`run`] makes all steps at once.
+#[derive(Debug)]
+pub struct Session<'m, M: Machine> {
     machine: &'m mut M,
     names: Names,
     /// VMs of the case; `None` for one that could not be made.
@@ -118,8 +126,37 @@ struct Runner<'m, M: Machine> {
     report: Report,
 }
 
-impl<M: Machine> Runner<'_, M> {
-    fn step(&mut self, step: &Step) -> Result<(), RunError> {
+impl<'m, M: Machine> Session<'m, M> {
+    /// No VM and no name yet.
+    pub fn new(machine: &'m mut M) -> Self {
+        Self {
+            names: Names::new(machine.areas().list()),
+            machine,
+            vms: BTreeMap::new(),
+            report: Report::default(),
+        }
+    }
+
+    /// What has become of the steps so far.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// What the names stand for now.
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// The current VM, if it exists.
+    pub fn vm(&self) -> Option<&M::Vm> {
+        self.vms.get(self.names.vm())?.as_ref()
+    }
+
+    /// Makes one step.
+    ///
+    /// # Errors
+    /// The step names something that the scenario never makes.
+    pub fn step(&mut self, step: &Step) -> Result<(), RunError> {
         match &step.kind {
             StepKind::Profile(_) => {}
             StepKind::Case(_) => {
@@ -129,6 +166,10 @@ impl<M: Machine> Runner<'_, M> {
             StepKind::Vm { name, vm_type } => {
                 self.names.enter_vm(name);
                 self.enter_vm(step, vm_type.unwrap_or(0));
+            }
+            StepKind::DropVm(name) => {
+                self.vms.remove(name);
+                self.names.drop_vm(name);
             }
             StepKind::Call(request) => self.call(step, request)?,
         }
@@ -196,7 +237,12 @@ impl<M: Machine> Runner<'_, M> {
         if let Ok(outcome) = &result {
             self.names.bind(request, outcome);
         }
-        let verdict = judge(step.expect.as_ref(), &result);
+        let verdict = match vm.take_divergence() {
+            Some(divergence) => Verdict::Diverges {
+                model: divergence.model,
+            },
+            None => judge(step.expect.as_ref(), &result),
+        };
         self.push(step, Some(result), verdict);
         Ok(())
     }

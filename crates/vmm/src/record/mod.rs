@@ -22,9 +22,12 @@ mod decode;
 mod files;
 mod filter;
 mod memory;
+mod scenario;
 mod syscall;
 mod task;
 mod tracer;
+
+pub use scenario::Converted;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -78,6 +78,8 @@ pub enum StepKind {
         /// The type to create it with, 0 without; an existing VM keeps its own.
         vm_type: Option<u32>,
     },
+    /// `drop_vm NAME`: closes VM `NAME` with everything it made; was it the current one, [`DEFAULT_VM`] is current then.
+    DropVm(String),
     /// A call on the current VM.
     Call(Request),
 }

@@ -75,6 +75,15 @@ impl Names {
         name.clone_into(&mut self.vm);
     }
 
+    /// Forgets what VM `name` has made; was it the current one, [`DEFAULT_VM`] is current then.
+    pub fn drop_vm(&mut self, name: &str) {
+        self.files.retain(|_, (vm, _)| vm != name);
+        self.maps.retain(|_, (vm, ..)| vm != name);
+        if self.vm == name {
+            self.enter_vm(DEFAULT_VM);
+        }
+    }
+
     /// The current VM.
     pub fn vm(&self) -> &str {
         &self.vm
@@ -99,6 +108,19 @@ impl Names {
         } else {
             FileRef::Foreign
         })
+    }
+
+    /// The name of the current VM's file `id`: of several, the first in the alphabet.
+    pub fn file_name(&self, id: GmemId) -> Option<&str> {
+        let own = |(_, (vm, known)): &(&String, &(String, GmemId))| *vm == self.vm && *known == id;
+        self.files.iter().find(own).map(|(name, _)| name.as_str())
+    }
+
+    /// The name of the current VM's mapping `id`: of several, the first in the alphabet.
+    pub fn map_name(&self, id: MapId) -> Option<&str> {
+        let own =
+            |(_, (vm, known, _)): &(&String, &(String, MapId, Hva))| *vm == self.vm && *known == id;
+        self.maps.iter().find(own).map(|(name, _)| name.as_str())
     }
 
     /// The mapping `name`, when the current VM made it.

@@ -6,7 +6,7 @@ use slat_memslot::{Call, FileCall};
 
 use super::args::{Args, Word};
 use super::lex::{self, Parsed, Token, TokenKind};
-use super::{Expect, HOST_AREAS, ParseError, Request, Scenario, Step, StepKind};
+use super::{DEFAULT_VM, Expect, HOST_AREAS, ParseError, Request, Scenario, Step, StepKind};
 use super::{calls, expect, words};
 
 /// Reads a scenario.
@@ -31,6 +31,8 @@ struct Parser {
     steps: Vec<Step>,
     files: BTreeSet<String>,
     maps: BTreeSet<String>,
+    vms: BTreeSet<String>,
+    vm: Option<String>,
 }
 
 impl Parser {
@@ -73,6 +75,7 @@ impl Parser {
             "profile" => args.word("a name", profile).map(StepKind::Profile),
             "case" => args.title().map(StepKind::Case),
             "vm" => vm(args),
+            "drop_vm" => args.word("a name", lex::name).map(StepKind::DropVm),
             _ => match calls::read(op.text, args) {
                 Some(request) => request.map(StepKind::Call),
                 None => Err(args.fault("no such operation")),
@@ -86,16 +89,33 @@ impl Parser {
             StepKind::Case(_) => {
                 self.files.clear();
                 self.maps.clear();
+                self.vms.clear();
+                self.vm = None;
             }
+            StepKind::Vm { name, .. } => {
+                self.vms.insert(name.clone());
+                self.vm = Some(name.clone());
+            }
+            StepKind::DropVm(name) => self.drop_vm(name).map_err(|why| args.fault(&why))?,
             StepKind::Call(request) => {
+                let vm = self.vm.as_deref().unwrap_or(DEFAULT_VM);
+                self.vms.insert(vm.to_owned());
                 self.check(request).map_err(|why| args.fault(&why))?;
                 if step.expect.as_ref().is_none_or(Expect::is_success) {
                     self.bind(request);
                 }
             }
-            StepKind::Profile(_) | StepKind::Vm { .. } => {}
+            StepKind::Profile(_) => {}
         }
         self.steps.push(step);
+        Ok(())
+    }
+
+    fn drop_vm(&mut self, name: &str) -> Result<(), String> {
+        if !self.vms.remove(name) {
+            return Err(format!("{name} is no VM of this case"));
+        }
+        self.vm = self.vm.take().filter(|current| current != name);
         Ok(())
     }
 
@@ -165,7 +185,7 @@ impl ResultWords<'_> {
         let fits = match kind {
             StepKind::Call(request) => expect.fits(request.template()),
             StepKind::Vm { .. } => matches!(expect, Expect::Ok | Expect::Fails { .. }),
-            StepKind::Profile(_) | StepKind::Case(_) => false,
+            StepKind::Profile(_) | StepKind::Case(_) | StepKind::DropVm(_) => false,
         };
         if fits {
             return Ok(expect);

@@ -95,6 +95,24 @@ impl Recorder {
         self.push(StepKind::Vm { name, vm_type }, None);
     }
 
+    /// Goes over to the new VM `name`; with an error it could not be made.
+    pub fn create_vm(&mut self, name: &str, vm_type: u32, result: Result<(), Errno>) {
+        self.vm(name, Some(vm_type));
+        let expect = Expect::of(&result.map(|()| Outcome::Done));
+        if let Some(step) = self.steps.last_mut() {
+            step.expect = Some(expect);
+        }
+    }
+
+    /// Closes VM `name`, which goes with everything it made.
+    pub fn drop_vm(&mut self, name: &str) {
+        self.made.remove(name);
+        if self.vm == name {
+            DEFAULT_VM.clone_into(&mut self.vm);
+        }
+        self.push(StepKind::DropVm(name.to_owned()), None);
+    }
+
     /// Writes down a call and what it gave.
     pub fn call(&mut self, call: &Call, result: &Result<Outcome, Errno>) {
         let mut request = self.request(call);

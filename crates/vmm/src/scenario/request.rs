@@ -2,7 +2,7 @@
 
 use slat_memslot::{Call, FileRef, GmemId, MapId};
 
-use super::Names;
+use super::{Area, Names};
 
 /// A call as a scenario writes it: with names where a running machine has numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +39,43 @@ impl Request {
             host: None,
             binds: None,
         }
+    }
+
+    /// `call` with the names that `names` knows for its files and mappings, and its host memory as an offset from
+    /// `host` where it lies in there; what has no name is called by its number, `g0` or `m0`.
+    ///
+    /// A call that makes a file or a mapping gives it no name; see [`Request::named`].
+    pub fn of(call: &Call, names: &Names, host: Option<&Area>) -> Self {
+        let mut request = Self::plain(call.clone());
+        match &mut request.template {
+            Call::SetRegion(region) => {
+                if let FileRef::Gmem(id) = region.gmem {
+                    request.file = names.file_name(id).map(str::to_owned);
+                }
+                if let Some((area, offset)) =
+                    host.and_then(|area| Some((area, area.offset_of(region.hva)?)))
+                {
+                    region.hva = offset;
+                    request.host = Some(area.name.clone());
+                }
+            }
+            Call::File(id, _) => request.file = names.file_name(*id).map(str::to_owned),
+            Call::Map(id, _) => request.host = names.map_name(*id).map(str::to_owned),
+            _ => {}
+        }
+        request
+    }
+
+    /// The same giving `name` to what it makes.
+    #[must_use]
+    pub fn named(mut self, name: impl Into<String>) -> Self {
+        self.binds = Some(name.into());
+        self
+    }
+
+    /// The word that the line begins with, such as `set_user_memory_region`.
+    pub fn operation(call: &Call) -> &'static str {
+        super::write::operation(call)
     }
 
     /// The call with placeholders: where there is a [`file`](Self::file), file and mapping numbers are 0, and with a

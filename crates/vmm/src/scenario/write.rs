@@ -56,6 +56,7 @@ impl fmt::Display for StepKind {
                 }
                 f.write_str(&line.0)
             }
+            Self::DropVm(name) => write!(f, "drop_vm {name}"),
             Self::Call(request) => write!(f, "{request}"),
         }
     }
@@ -154,10 +155,7 @@ impl fmt::Display for Request {
 
 impl Request {
     fn region(&self, region: &Region) -> Line {
-        let mut line = Line::new(match region.version {
-            RegionVersion::V1 => "set_user_memory_region",
-            RegionVersion::V2 => "set_user_memory_region2",
-        });
+        let mut line = Line::new(region_op(region));
         line.pair("slot", slot(region.slot));
         line.unless_zero("flags", bits32(words::SLOT_FLAGS, region.flags));
         let (gpa, hva) = (hex(region.gpa), self.address(region.hva));
@@ -268,12 +266,7 @@ fn file_op(call: FileCall) -> &'static str {
 }
 
 fn on_map(name: &str, call: MapCall) -> Line {
-    let mut line = Line::new(match call {
-        MapCall::Touch { .. } => "touch",
-        MapCall::Madvise { .. } => "madvise",
-        MapCall::Mprotect { .. } => "mprotect",
-        MapCall::Unmap => "munmap",
-    });
+    let mut line = Line::new(map_op(call));
     line.word(name);
     match call {
         MapCall::Touch { offset } => line.pair("offset", hex(offset)),
@@ -348,6 +341,33 @@ fn vm_fields(line: &mut Line, call: &Call) {
             line.unless_zero("flags", hex(*flags));
         }
         _ => {}
+    }
+}
+
+/// The word that a line with `call` begins with.
+pub(super) fn operation(call: &Call) -> &'static str {
+    match call {
+        Call::SetRegion(region) => region_op(region),
+        Call::CreateGmem { .. } => "create_guest_memfd",
+        Call::File(_, call) => file_op(*call),
+        Call::Map(_, call) => map_op(*call),
+        other => vm_op(other),
+    }
+}
+
+fn region_op(region: &Region) -> &'static str {
+    match region.version {
+        RegionVersion::V1 => "set_user_memory_region",
+        RegionVersion::V2 => "set_user_memory_region2",
+    }
+}
+
+fn map_op(call: MapCall) -> &'static str {
+    match call {
+        MapCall::Touch { .. } => "touch",
+        MapCall::Madvise { .. } => "madvise",
+        MapCall::Mprotect { .. } => "mprotect",
+        MapCall::Unmap => "munmap",
     }
 }
 

@@ -300,3 +300,36 @@ fn a_line_of_very_many_arguments_is_refused_at_the_first_unknown() {
     let error = parse(&format!("create_vcpu{pairs} a0=1")).unwrap_err();
     assert!(error.message == "a0=: given twice", "{error}");
 }
+
+#[test]
+fn a_dropped_vm_takes_its_files_along() {
+    let text = "\
+vm a
+create_guest_memfd G size=4K => ok
+drop_vm a
+set_user_memory_region2 slot=0 flags=GUEST_MEMFD gpa=0 size=4K hva=A gmem=G => EBADF
+vm b
+drop_vm b
+";
+    let scenario = parse(text).unwrap_or_else(|e| panic!("{e}"));
+    let mut machine = crate::model::Machine::new(slat_memslot::Profile::latest());
+    let report = crate::run(&scenario, &mut machine).unwrap_or_else(|e| panic!("{e}"));
+    let last = report.steps.last().map(|step| &step.verdict);
+    let gone = "G: no guest_memfd of this name".to_owned();
+    assert_eq!(last, Some(&crate::Verdict::NotTried { why: gone }));
+    let canonical = scenario.to_string();
+    assert_eq!(parse(&canonical), Ok(scenario.renumbered()));
+}
+
+#[test]
+fn only_a_vm_of_the_case_can_be_dropped() {
+    let error = |text: &str| parse(text).expect_err(text).to_string();
+    assert_eq!(
+        error("vm a\ncase \"b\"\ndrop_vm a"),
+        "line 3, column 1: drop_vm: a is no VM of this case"
+    );
+    assert_eq!(
+        error("create_vcpu\ndrop_vm vm\ndrop_vm vm"),
+        "line 3, column 1: drop_vm: vm is no VM of this case"
+    );
+}
