@@ -101,6 +101,8 @@ const MAX_SLOT_PAGES: u64 = 1 << 18;
 const MAX_ALLOCATION: u64 = 1 << 20;
 /// The longest mapping that is made.
 const MAX_MAPPING: u64 = 1 << 30;
+/// The longest range whose attributes are set.
+const MAX_ATTRIBUTES: u64 = 64 << 20;
 /// The most files of one VM, so that descriptors do not run out.
 const MAX_FILES: usize = 48;
 
@@ -202,6 +204,8 @@ pub(super) fn is_too_dear(call: &Call, memory: &Memory) -> bool {
             mode & 2 == 0 && *len > MAX_ALLOCATION
         }
         Call::File(_, FileCall::Mmap { len, .. }) => *len > MAX_MAPPING,
+        // The kernel keeps an entry per frame.
+        Call::SetAttributes { size, .. } => *size > MAX_ATTRIBUTES,
         Call::CreateGmem { .. } => return memory.gmem_files() >= MAX_FILES,
         Call::CreateVcpu => return memory.vcpus() >= 3,
         _ => false,
