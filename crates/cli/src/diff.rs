@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// Where the scenario of a difference goes.
     #[arg(long, default_value = ".")]
     output: PathBuf,
+    /// Write every call with the kernel's answer to this scenario file.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
     /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
@@ -63,7 +66,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
         Ok(machine) => live(args, machine),
         Err(why) => {
             eprintln!("live comparison skipped: {why}");
-            replay(args)
+            let replayed = replay_recordings()?;
+            match args.json {
+                true => println!("{}", serde_json::json!({ "replayed": replayed.json() })),
+                false => println!("{replayed}"),
+            }
+            Ok(exit_code(replayed.failed == 0))
         }
     }
 }
@@ -76,9 +84,11 @@ fn live<K: Machine>(args: &Args, mut machine: K) -> Result<ExitCode, Error> {
         some => some.iter().map(|a| a.0).collect(),
     };
     eprintln!("kernel: {}, seed {seed}", machine.profile().name);
+    let mut skipped = false;
     for area in &areas {
         if let Some(missing) = area.missing(machine.profile()) {
             eprintln!("skipped: {}: {missing}", area.name());
+            skipped = true;
         }
     }
     let config = Config {
@@ -86,12 +96,30 @@ fn live<K: Machine>(args: &Args, mut machine: K) -> Result<ExitCode, Error> {
         calls: args.ops,
         areas,
         oracle_every: args.oracle_every,
+        record: args.record.is_some(),
         ..Config::default()
     };
     let bar = progress(args.ops);
     let outcome = differential::compare(&mut machine, &config, |calls| bar.set_position(calls))?;
     bar.finish_and_clear();
-    report(args, seed, &outcome)
+    if let (Some(path), Some(recording)) = (&args.record, &outcome.recording) {
+        std::fs::write(path, recording.to_string())?;
+    }
+    // What this kernel cannot show, others have shown.
+    let replayed = if skipped {
+        Some(replay_recordings()?)
+    } else {
+        None
+    };
+    report(args, seed, &outcome, replayed.as_ref())
+}
+
+fn exit_code(good: bool) -> ExitCode {
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn clock_seed() -> u64 {
@@ -109,9 +137,17 @@ fn progress(len: u64) -> ProgressBar {
     bar
 }
 
-fn report(args: &Args, seed: u64, outcome: &Outcome) -> Result<ExitCode, Error> {
+fn report(
+    args: &Args,
+    seed: u64,
+    outcome: &Outcome,
+    replayed: Option<&Replayed>,
+) -> Result<ExitCode, Error> {
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&summary(seed, outcome))?);
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&summary(seed, outcome, replayed))?
+        );
     } else {
         print_summary(&outcome.stats);
         let seconds = outcome.elapsed.as_secs_f64();
@@ -126,23 +162,26 @@ fn report(args: &Args, seed: u64, outcome: &Outcome) -> Result<ExitCode, Error> 
             outcome.stats.confirmed.len(),
         );
     }
-    match &outcome.finding {
-        None => {
-            println!("0 divergences");
-            Ok(ExitCode::SUCCESS)
-        }
+    let verdict = match &outcome.finding {
+        None => "0 divergences".to_owned(),
         Some(finding) => {
             let path = args.output.join(format!("slat-divergence-{seed}.slat"));
             std::fs::write(&path, finding.scenario.to_string())?;
-            println!(
-                "1 divergence, shrunk from {} calls: {}",
-                finding.original_calls,
+            let (from, difference) = (finding.original_calls, &finding.difference);
+            format!(
+                "1 divergence, shrunk from {from} calls: {}\n{difference}",
                 path.display()
-            );
-            println!("{}", finding.difference);
-            Ok(ExitCode::FAILURE)
+            )
         }
+    };
+    match (args.json, replayed) {
+        (true, _) => eprintln!("{verdict}"),
+        (false, None) => println!("{verdict}"),
+        (false, Some(replayed)) => println!("{verdict}\n{replayed}"),
     }
+    Ok(exit_code(
+        outcome.finding.is_none() && replayed.is_none_or(|r| r.failed == 0),
+    ))
 }
 
 fn print_summary(stats: &Stats) {
@@ -175,7 +214,7 @@ fn result_name(errno: Option<Errno>) -> String {
     errno.map_or("ok".to_owned(), |e| e.to_string())
 }
 
-fn summary(seed: u64, outcome: &Outcome) -> serde_json::Value {
+fn summary(seed: u64, outcome: &Outcome, replayed: Option<&Replayed>) -> serde_json::Value {
     let stats = &outcome.stats;
     let operations: Vec<_> = stats
         .by_operation
@@ -195,41 +234,51 @@ fn summary(seed: u64, outcome: &Outcome) -> serde_json::Value {
         "confirmed": stats.confirmed,
         "unconfirmed": stats.unconfirmed,
         "not_tried": stats.not_tried,
+        "replayed": replayed.map(Replayed::json),
         "divergence": outcome.finding.as_ref().map(|f| f.difference.to_string()),
     })
 }
 
-/// The recorded results of real kernels, on the model.
-fn replay(args: &Args) -> Result<ExitCode, Error> {
-    let (mut agreed, mut failed) = (0, 0);
+/// What came of replaying the recorded results of real kernels on the model.
+struct Replayed {
+    agreed: usize,
+    failed: usize,
+}
+
+impl Replayed {
+    fn json(&self) -> serde_json::Value {
+        serde_json::json!({ "agreed": self.agreed, "failed": self.failed })
+    }
+}
+
+impl std::fmt::Display for Replayed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { agreed, failed } = self;
+        write!(
+            f,
+            "{agreed} recorded kernel results replayed on the model, {failed} differ"
+        )
+    }
+}
+
+fn replay_recordings() -> Result<Replayed, Error> {
+    let mut replayed = Replayed {
+        agreed: 0,
+        failed: 0,
+    };
     for (name, text) in recordings::GOLDEN.iter().chain(recordings::RECORDED) {
         let scenario = scenario::parse(text)?;
-        let profile = scenario
-            .profile()
-            .and_then(Profile::named)
-            .unwrap_or_else(Profile::latest);
+        let named = scenario.profile().and_then(Profile::named);
+        let profile = named.unwrap_or_else(Profile::latest);
         let report = slat_vmm::run(&scenario, &mut model::Machine::new(profile))?;
-        agreed += report.agreed();
+        replayed.agreed += report.agreed();
         for step in report.failures() {
-            failed += 1;
-            println!(
+            replayed.failed += 1;
+            eprintln!(
                 "{name}:{}: {}: the model says {:?}",
                 step.line, step.text, step.result
             );
         }
     }
-    match args.json {
-        true => println!(
-            "{}",
-            serde_json::json!({ "replayed": true, "agreed": agreed, "failed": failed })
-        ),
-        false => {
-            println!("{agreed} recorded kernel results replayed on the model, {failed} differ")
-        }
-    }
-    Ok(if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(replayed)
 }

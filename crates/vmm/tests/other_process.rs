@@ -4,7 +4,6 @@
     unsafe_code,
     reason = "a descriptor is handed to another process by number"
 )]
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;

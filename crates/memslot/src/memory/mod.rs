@@ -154,6 +154,13 @@ impl Memory {
         &self.spaces[as_id.index()]
     }
 
+    /// The slot that an ioctl's 32-bit `slot` names.
+    pub fn slot(&self, slot: u32) -> Option<&crate::Slot> {
+        let as_id = u8::try_from(slot >> 16).ok().and_then(AsId::new)?;
+        let id = crate::SlotId::new(crate::set_region::low_half(slot));
+        self.space(as_id).by_id(id)
+    }
+
     /// The address space that the upper half of an ioctl's `slot` names, the normal one when it names none.
     pub(crate) fn space_of(&self, slot: u32) -> AsId {
         let index = u8::try_from(slot >> 16)

@@ -5,7 +5,7 @@ mod logs;
 mod regions;
 mod vm;
 
-use slat_memslot::{Call, FileCall, Memory, Profile, Region, SlotId};
+use slat_memslot::{AddressSpace, AsId, Buffer, Call, FileCall, Memory, Profile, Region, Slot};
 
 use super::Config;
 use super::dice::Dice;
@@ -183,10 +183,13 @@ impl Generator {
 
     /// Calls whose answers show the VM's state: the log of every slot, the size of every file.
     pub(super) fn read_back(&mut self, memory: &Memory) -> Vec<Call> {
-        let logs = (0..32u32).map(|slot| Call::GetDirtyLog {
-            slot,
-            buffer: slat_memslot::Buffer::Good,
-        });
+        let spaces = 0..u32::from(memory.address_space_count());
+        let logs = spaces
+            .flat_map(|as_id| (0..32).map(move |id| as_id << 16 | id))
+            .map(|slot| Call::GetDirtyLog {
+                slot,
+                buffer: Buffer::Good,
+            });
         let files = self
             .files(memory)
             .into_iter()
@@ -213,9 +216,11 @@ pub(super) fn is_too_dear(call: &Call, memory: &Memory) -> bool {
     dear && memory.check(call).is_ok()
 }
 
-/// Ids that are in use, for calls that want a live slot.
-fn live_slot(dice: &mut Dice, memory: &Memory) -> Option<SlotId> {
-    let space = memory.space(slat_memslot::AsId::NORMAL);
-    let ids: Vec<SlotId> = space.iter().map(|s| s.key().id).collect();
-    (!ids.is_empty()).then(|| dice.pick(&ids))
+/// A slot that exists, in any address space.
+fn live_slot<'m>(dice: &mut Dice, memory: &'m Memory) -> Option<&'m Slot> {
+    let spaces = || [AsId::NORMAL, AsId::SMM].map(|as_id| memory.space(as_id));
+    let count = spaces().iter().map(|space| space.len()).sum::<usize>() as u64;
+    let at = (count != 0).then(|| dice.below(count))?;
+    let mut slots = spaces().into_iter().flat_map(AddressSpace::iter);
+    slots.nth(usize::try_from(at).ok()?)
 }

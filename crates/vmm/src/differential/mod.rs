@@ -24,7 +24,7 @@ use generate::Generator;
 use pair::Pair;
 use slat_memslot::{Call, Reason};
 
-use crate::scenario::Scenario;
+use crate::scenario::{Recorder, Scenario};
 use crate::{CallError, Divergence, Machine, MemoryVm, model};
 
 /// What to compare.
@@ -40,6 +40,8 @@ pub struct Config {
     pub oracle_every: u32,
     /// Calls on one VM before a fresh one is made.
     pub sequence: u32,
+    /// Keep every call with the kernel's answer as a scenario.
+    pub record: bool,
     /// Replaces the model's reasons by wrong ones, to see that the oracle notices.
     pub planted: Option<Planted>,
 }
@@ -52,6 +54,7 @@ impl Default for Config {
             areas: Area::ALL.to_vec(),
             oracle_every: 16,
             sequence: 400,
+            record: false,
             planted: None,
         }
     }
@@ -115,6 +118,8 @@ pub struct Outcome {
     pub stats: Stats,
     /// The first difference, if there was one.
     pub finding: Option<Finding>,
+    /// What the kernel answered, one case per VM, if that was asked for.
+    pub recording: Option<Scenario>,
     /// How long it took.
     pub elapsed: Duration,
 }
@@ -134,24 +139,37 @@ pub fn compare<K: Machine>(
     let mut model = model::Machine::new(kernel.profile().clone());
     let mut stats = Stats::default();
     let mut generator = Generator::new(config, kernel.profile(), kernel.areas());
-    while stats.calls < config.calls {
+    let mut recorder = config
+        .record
+        .then(|| shrink::recorder(kernel.profile(), kernel.areas()));
+    let mut finding = None;
+    while stats.calls < config.calls && finding.is_none() {
         let vm_type = generator.vm_type();
         let mut pair = Pair::new(kernel.create_vm(vm_type)?, model.create_vm(vm_type)?);
-        if let Err(difference) = sequence(&mut pair, &mut generator, config, &mut stats) {
-            let history = pair.into_history();
-            let finding = shrink::shrink(kernel, &mut model, vm_type, history, difference, config)?;
-            return Ok(Outcome {
-                stats,
-                finding: Some(finding),
-                elapsed: start.elapsed(),
-            });
+        let difference = sequence(&mut pair, &mut generator, config, &mut stats).err();
+        let history = pair.into_history();
+        if let Some(recorder) = &mut recorder {
+            shrink::write_case(
+                recorder,
+                &format!("random VM {}", stats.vms),
+                vm_type,
+                &history,
+            );
         }
+        finding = match difference {
+            Some(d) => Some(shrink::shrink(
+                kernel, &mut model, vm_type, history, d, config,
+            )?),
+            None => None,
+        };
         stats.vms += 1;
         progress(stats.calls);
     }
+    let recording = recorder.map(Recorder::finish);
     Ok(Outcome {
         stats,
-        finding: None,
+        finding,
+        recording,
         elapsed: start.elapsed(),
     })
 }

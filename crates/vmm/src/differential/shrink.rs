@@ -197,9 +197,24 @@ fn write(
     made: &[Made],
     difference: &Difference,
 ) -> Scenario {
+    let mut recorder = recorder(profile, areas);
+    write_case(&mut recorder, "shrunk difference", vm_type, made);
+    if let Difference::Reason(wrong) = difference {
+        recorder.because(wrong.reason.code());
+    }
+    recorder.finish()
+}
+
+/// A recorder of calls on a machine.
+pub(super) fn recorder(profile: &Profile, areas: crate::Areas) -> Recorder {
     let mut recorder = Recorder::new(areas.list());
     recorder.profile(&profile.name);
-    recorder.case("shrunk difference");
+    recorder
+}
+
+/// One VM's calls with the kernel's answers.
+pub(super) fn write_case(recorder: &mut Recorder, title: &str, vm_type: u32, made: &[Made]) {
+    recorder.case(title);
     if vm_type != 0 {
         recorder.vm("vm", Some(vm_type));
     }
@@ -208,10 +223,6 @@ fn write(
             recorder.call(call, &answer);
         }
     }
-    if let Difference::Reason(wrong) = difference {
-        recorder.because(wrong.reason.code());
-    }
-    recorder.finish()
 }
 
 fn plain(answer: &CallResult) -> Option<Result<slat_memslot::Outcome, Errno>> {

@@ -1,8 +1,6 @@
 //! Random dirty-log and dirty-ring calls, and guest writes.
 
-use slat_memslot::{
-    AsId, Buffer, Call, ClearBits, Memory, PAGE_SIZE, Region, SlotFlags, SlotKey, cap,
-};
+use slat_memslot::{Buffer, Call, ClearBits, Memory, PAGE_SIZE, Region, SlotFlags, SlotKey, cap};
 
 use super::{Generator, live_slot};
 
@@ -13,11 +11,7 @@ impl Generator {
                 .pick(&[7, 31, 32763, 32764, 0x1_0000, 40000, u32::MAX]),
         );
         match live_slot(&mut self.dice, memory).filter(|_| self.dice.percent(90)) {
-            Some(id) => SlotKey {
-                as_id: AsId::NORMAL,
-                id,
-            }
-            .raw(),
+            Some(slot) => slot.key().raw(),
             None => u32::try_from(wild).unwrap_or(0),
         }
     }
@@ -63,11 +57,8 @@ impl Generator {
 
     fn clear_dirty_log(&mut self, memory: &Memory) -> Call {
         let slot = self.log_slot(memory);
-        let id = slat_memslot::SlotId::new(u16::try_from(slot & 0xffff).unwrap_or(0));
-        let pages = memory
-            .space(AsId::NORMAL)
-            .by_id(id)
-            .map_or(64, |s| s.pages().raw());
+        let live = memory.slot(slot);
+        let pages = live.map_or(64, |s| s.pages().raw());
         let words = pages / 64 + 1;
         let first = 64 * self.dice.below(words);
         let first_page = self.dice.mostly(
@@ -105,8 +96,7 @@ impl Generator {
 
     /// A write to a live slot, or rarely to a hole.
     fn guest_write(&mut self, memory: &Memory) -> Call {
-        let slot =
-            live_slot(&mut self.dice, memory).and_then(|id| memory.space(AsId::NORMAL).by_id(id));
+        let slot = live_slot(&mut self.dice, memory);
         let page = match slot {
             Some(slot) if self.dice.percent(95) => {
                 slot.range().start().raw() + self.dice.below(slot.pages().raw())

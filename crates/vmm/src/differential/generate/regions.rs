@@ -72,15 +72,14 @@ const ODD_OFFSETS: [u64; 6] = [
 impl Generator {
     /// A set-region call: a new slot, a change of a live one, or something wild.
     pub(super) fn region(&mut self, memory: &Memory) -> Region {
-        let live = live_slot(&mut self.dice, memory)
-            .and_then(|id| memory.space(AsId::NORMAL).by_id(id).cloned());
+        let live = live_slot(&mut self.dice, memory);
         let crowded = memory.space(AsId::NORMAL).len() > 24;
         match (self.dice.below(100), live) {
             (0..=4, _) => self.wild_region(memory),
-            (5..=44, Some(slot)) => self.change_of(&slot, memory),
+            (5..=44, Some(slot)) => self.change_of(slot, memory),
             (45..=64, Some(slot)) => self.delete_of(slot.key()),
             (65.., Some(slot)) if crowded => self.delete_of(slot.key()),
-            (_, live) => self.new_region(live.as_ref(), memory),
+            (_, live) => self.new_region(live, memory),
         }
     }
 
@@ -91,6 +90,8 @@ impl Generator {
         } else {
             u64::from(self.dice.pick(&ODD_SLOTS))
         };
+        let smm = memory.address_space_count() == 2 && self.dice.percent(20);
+        let slot = slot | u64::from(smm) << 16;
         let pages = self.pages();
         let gpa = self.place(neighbour, pages);
         let mut region = Region {

@@ -69,8 +69,7 @@ impl Generator {
         if memory.vcpus() == 0 {
             return Call::CreateVcpu;
         }
-        let slot = live_slot(&mut self.dice, memory)
-            .and_then(|id| memory.space(slat_memslot::AsId::NORMAL).by_id(id));
+        let slot = live_slot(&mut self.dice, memory);
         let gpa = slot.map_or(0, |s| s.range().start().gpa().raw());
         let size = slot.map_or(PAGE_SIZE, |s| s.pages().bytes());
         let size = self.dice.pick(&[size, PAGE_SIZE, size + PAGE_SIZE]);
