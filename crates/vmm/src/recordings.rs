@@ -24,6 +24,10 @@ pub const RECORDED: &[(&str, &str)] = &[
         include_str!("../scenarios/recorded/qemu-ring-migrate.slat"),
     ),
     (
+        "random-6.12.117-npt",
+        include_str!("../scenarios/recorded/random-6.12.117-npt.slat"),
+    ),
+    (
         "set_memory_region_test",
         include_str!("../scenarios/recorded/set_memory_region_test.slat"),
     ),

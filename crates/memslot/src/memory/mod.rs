@@ -201,6 +201,11 @@ impl Memory {
         self.files.len()
     }
 
+    /// How many mappings of guest_memfds were ever made.
+    pub fn gmem_maps(&self) -> usize {
+        self.maps.len()
+    }
+
     pub(crate) fn gmem_file_mut(&mut self, id: GmemId) -> Option<&mut GmemFile> {
         self.files.get_mut(id.index())
     }

@@ -112,7 +112,6 @@ pub(super) struct Generator {
     areas: Vec<Area>,
     host: Areas,
     vm_types: Vec<u32>,
-    maps: u32,
     logged_mode: bool,
 }
 
@@ -126,7 +125,6 @@ impl Generator {
             areas: config.areas.clone(),
             host,
             vm_types,
-            maps: 0,
             logged_mode: false,
         }
     }
@@ -142,7 +140,6 @@ impl Generator {
 
     /// A fresh VM.
     pub(super) fn begin(&mut self) {
-        self.maps = 0;
         self.logged_mode = self.dice.percent(40);
     }
 

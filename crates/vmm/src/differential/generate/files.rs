@@ -42,8 +42,8 @@ impl Generator {
             25..=59 => Call::SetRegion(self.bind(memory)),
             _ if files.is_empty() => self.create_gmem(),
             60..=84 => self.file_call(&files, memory),
-            _ if self.maps == 0 => self.file_call(&files, memory),
-            _ => self.map_call(),
+            _ if memory.gmem_maps() == 0 => self.file_call(&files, memory),
+            _ => self.map_call(memory),
         }
     }
 
@@ -95,9 +95,6 @@ impl Generator {
             6..=15 => self.fallocate(size),
             _ => self.mmap(size),
         };
-        if let FileCall::Mmap { .. } = call {
-            self.maps += 1;
-        }
         Call::File(file, call)
     }
 
@@ -139,8 +136,9 @@ impl Generator {
         }
     }
 
-    fn map_call(&mut self) -> Call {
-        let map = MapId::new(u32::try_from(self.dice.below(u64::from(self.maps))).unwrap_or(0));
+    fn map_call(&mut self, memory: &Memory) -> Call {
+        let map = self.dice.below(memory.gmem_maps() as u64);
+        let map = MapId::new(u32::try_from(map).unwrap_or(0));
         let offset = self.dice.small(64) * PAGE_SIZE;
         let call = match self.dice.below(12) {
             0 => MapCall::Madvise {
