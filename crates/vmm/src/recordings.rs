@@ -115,10 +115,11 @@ mod tests {
     fn every_recorded_program_parses() {
         for (name, text) in RECORDED {
             let scenario = scenario::parse(text).unwrap_or_else(|e| panic!("{name}: {e}"));
-            assert_eq!(scenario.profile(), Some("linux-6.18.44-pvm"), "{name}");
+            let known = scenario.profile().and_then(slat_memslot::Profile::named);
+            assert!(known.is_some(), "{name}");
             assert!(text.len() < 150 * 1024, "{name}");
             assert!(text.starts_with("# Program: "), "{name}");
         }
-        assert_eq!(RECORDED.len(), 6);
+        assert_eq!(RECORDED.len(), 7);
     }
 }
