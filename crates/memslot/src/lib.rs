@@ -77,8 +77,10 @@ pub use reason::{
     MapError, PreFaultError, Reason, ReasonInfo, RegionError, VmError, catalogue,
 };
 pub use repair::{Repair, RepairStep};
-pub use set_region::{Change, ChangeKind, Effects, LogSwitch, StalePlan, Zap, ZapReach, ZapRule};
-pub use slot::{Binding, Slot};
+pub use set_region::{
+    Change, ChangeKind, Effects, LogSwitch, Requests, StalePlan, Zap, ZapReach, ZapRule,
+};
+pub use slot::{Binding, HvaError, Intent, Slot};
 pub use slot_ids::SlotIdAllocator;
 pub use space::AddressSpace;
 pub use vm_type::{UnknownVmType, VmType};

@@ -16,6 +16,26 @@ pub struct Binding {
     pub gmem_only: bool,
 }
 
+/// Why a guest frame has no host address (`__gfn_to_hva_many`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HvaError {
+    /// No slot holds the frame (`KVM_HVA_ERR_BAD`).
+    #[error("no slot holds the frame")]
+    Bad,
+    /// The slot is read-only and the access writes (`KVM_HVA_ERR_RO_BAD`).
+    #[error("the slot is read-only")]
+    ReadOnly,
+}
+
+/// What an access wants to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// Read or fetch.
+    Read,
+    /// Write.
+    Write,
+}
+
 /// A memory slot (`struct kvm_memory_slot`): guest frames backed by a range of host addresses.
 #[derive(Clone, Debug)]
 pub struct Slot {

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{
     AddressSpace, AsId, AttributeMap, Attributes, DirtyRing, Effects, GateError, Gfn, GfnRange,
-    GmemFile, GmemId, Gpa, Hva, ManualProtect, PageSize, Pages, Profile, Quirks, Reason, SlotKey,
-    VmType,
+    GmemFile, GmemId, Gpa, Hva, HvaError, Intent, ManualProtect, PageSize, Pages, Profile, Quirks,
+    Reason, SlotKey, VmType,
 };
 
 mod call;
@@ -189,6 +189,50 @@ impl Memory {
         let slot = self.space(as_id).by_gfn(gpa.gfn())?;
         let page = slot.hva_of(gpa.gfn())?;
         Some((slot, Hva::new(page.raw() + gpa.raw() % crate::PAGE_SIZE)))
+    }
+
+    /// The host address for an access to a guest-physical address, as KVM's own accesses find it (`__gfn_to_hva_many`).
+    ///
+    /// # Errors
+    /// No slot holds the address, or the slot is read-only and the access writes.
+    pub fn hva_for(&self, as_id: AsId, gpa: Gpa, intent: Intent) -> Result<Hva, HvaError> {
+        let (slot, hva) = self.hva_of(as_id, gpa).ok_or(HvaError::Bad)?;
+        match intent {
+            Intent::Write if slot.is_readonly() => Err(HvaError::ReadOnly),
+            Intent::Read | Intent::Write => Ok(hva),
+        }
+    }
+
+    /// The guest frames that a range of a guest_memfd backs, by slot: what punching a hole there unmaps
+    /// (`kvm_gmem_invalidate_begin`).
+    ///
+    /// ```
+    /// use slat_memslot::{Gfn, GfnRange, Memory, Pages, Profile, Region, SlotKey, VmType};
+    /// let mut memory = Memory::new(Profile::latest(), VmType::SwProtected);
+    /// let file = memory.create_gmem(0x10000, 0).unwrap();
+    /// let region = Region::new(SlotKey::normal(1), 0x100000, 0x8000, 0).with_gmem(file, 0x4000);
+    /// let _effects = memory.set_region(&region).unwrap();
+    /// let backed: Vec<_> = memory.frames_of_file(file, 0, 0x6000).collect();
+    /// let frames = GfnRange::new(Gfn::new(0x100), Pages::new(2)).unwrap();
+    /// assert_eq!(backed, [(SlotKey::normal(1), frames)]);
+    /// ```
+    pub fn frames_of_file(
+        &self,
+        id: GmemId,
+        offset: u64,
+        len: u64,
+    ) -> impl Iterator<Item = (SlotKey, GfnRange)> + '_ {
+        let (start, end) = (
+            offset / crate::PAGE_SIZE,
+            offset.saturating_add(len).div_ceil(crate::PAGE_SIZE),
+        );
+        let bindings = self.gmem_file(id).into_iter().flat_map(GmemFile::bindings);
+        bindings.filter_map(move |(first, behind, key)| {
+            let base = self.space(key.as_id).by_id(key.id)?.range().start();
+            let from = base + Pages::new(start.max(first) - first);
+            let to = base + Pages::new(end.min(behind).checked_sub(first)?);
+            Some((key, GfnRange::between(from, to)?))
+        })
     }
 
     /// A guest_memfd of this VM, open or closed.

@@ -122,6 +122,35 @@ pub enum LogSwitch {
     Off,
 }
 
+/// What a change asks of the CPUs beside a zap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Requests {
+    /// The slot's guest frames are flushed from all TLBs, whatever was changed (`kvm_mmu_slot_apply_flags`).
+    pub flush_slot: bool,
+    /// All CPUs write their caches back, since encrypted memory goes (`sev_guest_memory_reclaimed`).
+    pub write_back_caches: bool,
+    /// All vCPUs switch page-modification logging on or off (`KVM_REQ_UPDATE_CPU_DIRTY_LOGGING`).
+    pub update_dirty_logging: bool,
+}
+
+impl Requests {
+    /// Those that are made, in words.
+    pub fn iter(&self) -> impl Iterator<Item = &'static str> {
+        let all = [
+            (self.flush_slot, "flushes the slot's frames from all TLBs"),
+            (self.write_back_caches, "writes all CPUs' caches back"),
+            (
+                self.update_dirty_logging,
+                "switches page-modification logging on all vCPUs",
+            ),
+        ];
+        all.into_iter()
+            .filter(|(made, _)| *made)
+            .map(|(_, words)| words)
+    }
+}
+
 /// The plan of one set-region call: everything that will change, printable, not yet done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
@@ -141,6 +170,8 @@ pub struct Change {
     pub zap: Option<Zap>,
     /// What happens to the dirty log.
     pub log: Option<LogSwitch>,
+    /// What the CPUs are asked to do.
+    pub requests: Requests,
     /// How often the address space's slots are exchanged, each time with a wait for all readers.
     pub swaps: u32,
     /// The address space's generation before.
@@ -171,6 +202,9 @@ impl fmt::Display for Change {
                 LogSwitch::Off => "off",
             };
             write!(f, "\n  dirty log {what}")?;
+        }
+        for words in self.requests.iter() {
+            write!(f, "\n  {words}")?;
         }
         match self.swaps {
             0 => Ok(()),

@@ -1,6 +1,6 @@
 //! Every test of a set-region call, in kernel order.
 
-use super::{Change, ChangeKind, Effects, LogSwitch, Zap, ZapReach, ZapRule};
+use super::{Change, ChangeKind, Effects, LogSwitch, Requests, Zap, ZapReach, ZapRule};
 use crate::{
     AsId, FileRef, Gfn, GfnRange, Gpa, ManualProtect, Memory, PAGE_SIZE, Pages, Quirks, Refusal,
     Region, RegionError, RegionVersion, Slot, SlotFlags, SlotId, SlotKey, SlotZap, VmType,
@@ -62,7 +62,7 @@ impl Memory {
         }
         let v1_flags = SlotFlags::LOG_DIRTY_PAGES.union(SlotFlags::READONLY).bits();
         let unknown = request.flags & !v1_flags;
-        if request.version == RegionVersion::V1 && unknown != 0 && !self.v1_takes(unknown) {
+        if request.version == RegionVersion::V1 && unknown != 0 {
             return Err(RegionError::FlagsOfV2 {
                 flags: request.flags,
             });
@@ -72,13 +72,6 @@ impl Memory {
             return Err(RegionError::SlotId { id });
         }
         Ok(())
-    }
-
-    /// The experiment's flag would have been the older struct's too, had the newer one not come before it.
-    fn v1_takes(&self, unknown: u32) -> bool {
-        !self.profile().region2.get()
-            && self.profile().slot_zap.get() == SlotZap::BySlotFlag
-            && unknown == SlotFlags::ZAP_LEAFS_ONLY.bits()
     }
 
     /// The tests of single arguments, which apply to every request, deletes included.
@@ -187,6 +180,7 @@ impl Memory {
             new,
             zap,
             log: self.log_switch(request, kind, slot),
+            requests: self.requests(request, kind, slot),
             swaps,
             before,
             after: before.after(swaps, self.address_space_count()),
@@ -220,6 +214,21 @@ impl Memory {
             | ZapRule::MmioGenerationWrap => ZapReach::AllRoots,
         };
         Zap { reach, rule }
+    }
+
+    /// What the CPUs are asked to do beside the zap.
+    fn requests(&self, request: &Region, kind: ChangeKind, slot: SlotKey) -> Requests {
+        let log = self.log_switch(request, kind, slot);
+        let last_log = self.logged_slots == 1 && log == Some(LogSwitch::Off);
+        let first_log = self.logged_slots == 0
+            && matches!(log, Some(LogSwitch::On | LogSwitch::OnInitiallySet));
+        let encrypted = matches!(self.vm_type(), VmType::Sev | VmType::SevEs);
+        let readonly = request.has(SlotFlags::READONLY);
+        Requests {
+            flush_slot: kind == ChangeKind::FlagsOnly && log == Some(LogSwitch::On) && !readonly,
+            write_back_caches: encrypted && matches!(kind, ChangeKind::Delete | ChangeKind::Move),
+            update_dirty_logging: self.profile().pml.get() && (first_log || last_log),
+        }
     }
 
     fn log_switch(&self, request: &Region, kind: ChangeKind, slot: SlotKey) -> Option<LogSwitch> {

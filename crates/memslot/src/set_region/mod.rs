@@ -11,7 +11,7 @@ mod change;
 mod check;
 mod commit;
 
-pub use change::{Change, ChangeKind, Effects, LogSwitch, Zap, ZapReach, ZapRule};
+pub use change::{Change, ChangeKind, Effects, LogSwitch, Requests, Zap, ZapReach, ZapRule};
 pub(crate) use check::{MAX_PAGES, high_half, low_half};
 pub use commit::StalePlan;
 

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
-    AsId, Call, Generation, Gfn, GfnRange, Gpa, Hva, Memory, PAGE_SIZE, PageSize, Pages, Profile,
-    Quirks, Region, RegionVersion, SlotFlags, SlotId, SlotKey, VmType, cap,
+    AsId, Call, Generation, Gfn, GfnRange, Gpa, Hva, HvaError, Intent, Memory, PAGE_SIZE, PageSize,
+    Pages, Profile, Quirks, Region, RegionVersion, SlotFlags, SlotId, SlotKey, VmType, cap,
 };
 
 const MIB: u64 = 1 << 20;
@@ -446,4 +446,63 @@ fn mixed_ranges_forbid_huge_pages() {
     assert!(!memory.allows_huge(later, small, Gpa::new(8 * GIB).gfn()));
     assert!(memory.allows_huge(later, small, Gpa::new(8 * GIB + 2 * MIB).gfn()));
     assert!(!memory.allows_huge(slot(AsId::NORMAL, 2), small, Gfn::new(0)));
+}
+
+/// What a plan asks of the CPUs, on a kernel with page-modification logging.
+fn requests(vm_type: VmType, logged: bool, request: Region) -> Requests {
+    let mut memory = Memory::new(Profile::latest(), vm_type);
+    let flags = if logged {
+        SlotFlags::LOG_DIRTY_PAGES
+    } else {
+        SlotFlags::empty()
+    };
+    let _effects = memory
+        .set_region(&plain(0).with_flags(flags))
+        .expect("a good slot");
+    memory
+        .check_region(&request)
+        .expect("a good change")
+        .requests
+}
+
+fn plain(gpa: u64) -> Region {
+    Region::new(SlotKey::normal(0), gpa, 0x10_0000, 0x7000_0000_0000)
+}
+
+#[test]
+fn the_first_and_the_last_log_reach_the_vcpus() {
+    let logged = plain(0).with_flags(SlotFlags::LOG_DIRTY_PAGES);
+    let on = requests(VmType::Default, false, logged);
+    assert!(on.update_dirty_logging && on.flush_slot && !on.write_back_caches);
+    let off = requests(VmType::Default, true, plain(0));
+    assert!(off.update_dirty_logging && !off.flush_slot);
+    assert_eq!(requests(VmType::Default, true, logged), Requests::default());
+}
+
+#[test]
+fn encrypted_memory_that_goes_is_written_back() {
+    let delete = Region::delete(SlotKey::normal(0));
+    for (vm_type, expected) in [
+        (VmType::Default, false),
+        (VmType::Sev, true),
+        (VmType::SevEs, true),
+        (VmType::Snp, false),
+        (VmType::Tdx, false),
+    ] {
+        let plan = requests(vm_type, false, delete);
+        assert_eq!(plan.write_back_caches, expected, "{vm_type}");
+        let moved = requests(vm_type, false, plain(0x100_0000));
+        assert_eq!(moved.write_back_caches, expected, "{vm_type}");
+    }
+}
+
+#[test]
+fn a_readonly_slot_has_a_host_address_for_reading_only() {
+    let mut memory = Memory::new(Profile::latest(), VmType::Default);
+    let request = plain(0).with_flags(SlotFlags::READONLY);
+    let _effects = memory.set_region(&request).expect("a good slot");
+    let at = |gpa, intent| memory.hva_for(AsId::NORMAL, Gpa::new(gpa), intent);
+    assert_eq!(at(0x1234, Intent::Read), Ok(Hva::new(0x7000_0000_1234)));
+    assert_eq!(at(0x1234, Intent::Write), Err(HvaError::ReadOnly));
+    assert_eq!(at(0x20_0000, Intent::Write), Err(HvaError::Bad));
 }
