@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use slat_memslot::{Call, Errno};
 
+use crate::scenario::Request;
 use crate::{CallError, CallResult};
 
 /// What was called and what came of it.
@@ -45,53 +46,7 @@ impl Stats {
         };
         *self
             .by_operation
-            .entry((operation(call), errno))
+            .entry((Request::operation(call), errno))
             .or_default() += 1;
-    }
-}
-
-/// The name of an operation in scenario files.
-pub(super) fn operation(call: &Call) -> &'static str {
-    use slat_memslot::{FileCall, MapCall, RegionVersion};
-    match call {
-        Call::SetRegion(region) => match region.version {
-            RegionVersion::V1 => "set_user_memory_region",
-            RegionVersion::V2 => "set_user_memory_region2",
-        },
-        Call::CreateGmem { .. } => "create_guest_memfd",
-        Call::File(_, call) => match call {
-            FileCall::Close => "close",
-            FileCall::Read => "read",
-            FileCall::Write => "write",
-            FileCall::Pread => "pread",
-            FileCall::Pwrite => "pwrite",
-            FileCall::Lseek => "lseek",
-            FileCall::Chmod => "fchmod",
-            FileCall::Truncate { .. } => "ftruncate",
-            FileCall::Size => "size",
-            FileCall::Blocks => "blocks",
-            FileCall::Fallocate { .. } => "fallocate",
-            FileCall::Mmap { .. } => "mmap",
-        },
-        Call::Map(_, call) => match call {
-            MapCall::Touch { .. } => "touch",
-            MapCall::Madvise { .. } => "madvise",
-            MapCall::Mprotect { .. } => "mprotect",
-            MapCall::Unmap => "munmap",
-        },
-        Call::SetAttributes { .. } => "set_memory_attributes",
-        Call::GetDirtyLog { .. } => "get_dirty_log",
-        Call::ClearDirtyLog { .. } => "clear_dirty_log",
-        Call::ResetDirtyRings => "reset_dirty_rings",
-        Call::HarvestDirtyRing { .. } => "harvest_dirty_ring",
-        Call::EnableCap { .. } => "enable_cap",
-        Call::CheckExtension { .. } => "check_extension",
-        Call::CreateVcpu => "create_vcpu",
-        Call::PreFault { .. } => "pre_fault_memory",
-        Call::SetNrMmuPages { .. } => "set_nr_mmu_pages",
-        Call::SetTssAddr { .. } => "set_tss_addr",
-        Call::SetIdentityMapAddr { .. } => "set_identity_map_addr",
-        Call::CreateIrqchip => "create_irqchip",
-        Call::GuestWrite { .. } => "guest_write",
     }
 }
