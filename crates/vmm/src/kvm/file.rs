@@ -10,8 +10,8 @@ use kvm_ioctls::VmFd;
 use slat_memslot::{Errno, FileCall, GmemId, Hva, MapCall, MapId, Outcome, PAGE_SIZE};
 
 use super::Vm;
+use super::ioctl::errno;
 use super::ioctl::{last_errno, result};
-use super::vm::errno;
 
 /// A mapping of a guest_memfd, unmapped on drop.
 #[derive(Debug)]

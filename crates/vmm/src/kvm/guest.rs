@@ -10,7 +10,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use slat_memslot::{Access, Errno, Hva, Outcome, PAGE_SIZE, Vendor};
 
 use super::Vm;
-use super::vm::errno;
+use super::ioctl::errno;
 use crate::{CallError, CallResult};
 
 /// `mov [ebx], eax; hlt`.

@@ -19,6 +19,11 @@ pub(super) fn last_errno() -> Errno {
     Errno::new(std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
 }
 
+/// The error number of a wrapper's error.
+pub(super) fn errno(error: kvm_ioctls::Error) -> Errno {
+    Errno::new(error.errno())
+}
+
 /// A system call's result, where a negative number means that errno is set.
 pub(super) fn result(value: i32) -> Result<i32, Errno> {
     if value < 0 {

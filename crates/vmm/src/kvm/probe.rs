@@ -13,7 +13,7 @@ use slat_memslot::{
 };
 
 use super::file;
-use super::vm::errno;
+use super::ioctl::errno;
 
 /// The end of user space with 4-level paging, with 5-level paging, and with linear address masking.
 const USER_ENDS: [u64; 3] = [

@@ -9,7 +9,7 @@ use kvm_ioctls::{Kvm, VmFd};
 use slat_memslot::{Errno, FileRef, OtherFile, Outcome, Region, RegionVersion};
 
 use super::Vm;
-use super::vm::errno;
+use super::ioctl::errno;
 
 /// A descriptor number that no process has open.
 const NOT_OPEN: RawFd = i32::MAX;

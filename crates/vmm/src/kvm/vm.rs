@@ -10,6 +10,7 @@ use slat_memslot::{Buffer, Call, ClearBits, DirtyPages, Errno, Outcome, Pages, P
 
 use super::file::FileMapping;
 use super::guest::Vcpu;
+use super::ioctl::errno;
 use super::region::{OtherFiles, Placed};
 use super::{HostMemory, ioctl};
 use crate::{CallError, CallResult, MemoryVm};
@@ -270,10 +271,6 @@ fn word_count(pages: u64) -> usize {
     usize::try_from(pages.div_ceil(64))
         .unwrap_or(usize::MAX)
         .max(1)
-}
-
-pub(super) fn errno(error: kvm_ioctls::Error) -> Errno {
-    Errno::new(error.errno())
 }
 
 impl MemoryVm for Vm {
