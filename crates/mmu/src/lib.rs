@@ -6,5 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod limits;
+mod sync;
+pub mod table;
 
 pub use limits::{Eviction, ShadowPageLimit, Tuning};

@@ -1,0 +1,239 @@
+//! Tables by number.
+
+use std::sync::OnceLock;
+
+use crate::sync::{AtomicU64, Mutex, Ordering, lock};
+
+/// Entries of a table. A model checker cannot explore 512.
+pub const ENTRIES: usize = if cfg!(loom) { 4 } else { 512 };
+
+/// Tables made at a time: 2 MiB of entries.
+const CHUNK: u32 = if cfg!(loom) { 4 } else { 512 };
+
+/// The entries of one table.
+pub type Table = [AtomicU64; ENTRIES];
+
+/// The number of a table in its arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct TableId(u32);
+
+impl TableId {
+    /// The number, from 0.
+    #[inline]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The table of this number.
+    #[inline]
+    pub const fn new(raw: u32) -> Self {
+        Self(raw)
+    }
+
+    /// The raw number.
+    #[inline]
+    pub const fn raw(self) -> u32 {
+        self.0
+    }
+}
+
+/// Tables and what is known about each, beside it.
+#[derive(Debug)]
+struct Chunk<M> {
+    tables: Box<[Table]>,
+    meta: Box<[M]>,
+}
+
+impl<M: Default> Chunk<M> {
+    fn new(fill: u64) -> Self {
+        let table = || core::array::from_fn(|_| AtomicU64::new(fill));
+        Self {
+            tables: (0..CHUNK).map(|_| table()).collect(),
+            meta: (0..CHUNK).map(|_| M::default()).collect(),
+        }
+    }
+}
+
+/// Numbers that can be given out.
+#[derive(Debug, Default)]
+struct Free {
+    recycled: Vec<TableId>,
+    /// The first number never given out.
+    next: u32,
+}
+
+/// Tables of atomic entries, found by number in constant time, made by the chunk and recycled for ever.
+///
+/// Tables never move and are never unmapped, so a shared reference to the arena reaches any of them without a lock; only
+/// allocation takes one. `M` is what is kept beside each table.
+///
+/// ```
+/// use slat_mmu::table::Arena;
+/// use std::sync::atomic::Ordering;
+/// let mut arena = Arena::<()>::new(1 << 63, 1024);
+/// let id = arena.allocate().unwrap();
+/// assert_eq!(arena.table(id)[7].load(Ordering::Relaxed), 1 << 63);
+/// *arena.table_mut(id)[7].get_mut() = 0x807;
+/// arena.recycle(id);
+/// assert_eq!((arena.allocate(), arena.in_use()), (Some(id), 1));
+/// assert_eq!(arena.table(id)[7].load(Ordering::Relaxed), 1 << 63);
+/// ```
+#[derive(Debug)]
+pub struct Arena<M> {
+    chunks: Box<[OnceLock<Chunk<M>>]>,
+    free: Mutex<Free>,
+    fill: u64,
+}
+
+impl<M: Default> Arena<M> {
+    /// An arena of at most `limit` tables (rounded up to a chunk), whose entries start as `fill`. Costs a few bytes for
+    /// each 512 tables of the limit until tables are allocated.
+    pub fn new(fill: u64, limit: u32) -> Self {
+        Self {
+            chunks: (0..limit.div_ceil(CHUNK))
+                .map(|_| OnceLock::new())
+                .collect(),
+            free: Mutex::new(Free::default()),
+            fill,
+        }
+    }
+
+    /// A table whose entries are all the fill value; `None` when the limit is reached.
+    pub fn allocate(&self) -> Option<TableId> {
+        let mut free = lock(&self.free);
+        if let Some(id) = free.recycled.pop() {
+            drop(free);
+            self.clear(id);
+            return Some(id);
+        }
+        let id = TableId(free.next);
+        let chunk = self.chunks.get((id.0 / CHUNK) as usize)?;
+        free.next += 1;
+        // Made under the lock: two threads at the border of a chunk would make it twice otherwise.
+        let _made = chunk.get_or_init(|| Chunk::new(self.fill));
+        Some(id)
+    }
+
+    fn clear(&self, id: TableId) {
+        for entry in self.table(id) {
+            entry.store(self.fill, Ordering::Relaxed);
+        }
+    }
+
+    /// Lets a table's number be given out again. Nobody may walk through the table any more: see
+    /// [`Epochs`](super::Epochs).
+    pub fn recycle(&self, id: TableId) {
+        lock(&self.free).recycled.push(id);
+    }
+
+    /// How many tables are given out.
+    pub fn in_use(&self) -> usize {
+        let free = lock(&self.free);
+        free.next as usize - free.recycled.len()
+    }
+}
+
+impl<M> Arena<M> {
+    /// The entries of a table.
+    ///
+    /// # Panics
+    /// The number was never given out.
+    #[inline]
+    pub fn table(&self, id: TableId) -> &Table {
+        &self.chunk(id).tables[(id.0 % CHUNK) as usize]
+    }
+
+    /// What is known about a table.
+    ///
+    /// # Panics
+    /// The number was never given out.
+    #[inline]
+    pub fn meta(&self, id: TableId) -> &M {
+        &self.chunk(id).meta[(id.0 % CHUNK) as usize]
+    }
+
+    /// The entries of a table, for plain stores: whoever has the arena to itself needs no atomic operation.
+    ///
+    /// # Panics
+    /// The number was never given out.
+    #[inline]
+    pub fn table_mut(&mut self, id: TableId) -> &mut Table {
+        &mut self.chunk_mut(id).tables[(id.0 % CHUNK) as usize]
+    }
+
+    /// What is known about a table, to be changed by whoever has the arena to itself.
+    ///
+    /// # Panics
+    /// The number was never given out.
+    #[inline]
+    pub fn meta_mut(&mut self, id: TableId) -> &mut M {
+        &mut self.chunk_mut(id).meta[(id.0 % CHUNK) as usize]
+    }
+
+    #[inline]
+    fn chunk(&self, id: TableId) -> &Chunk<M> {
+        let chunk = self.chunks[(id.0 / CHUNK) as usize].get();
+        chunk.expect("a table that was given out lies in a chunk that was made")
+    }
+
+    #[inline]
+    fn chunk_mut(&mut self, id: TableId) -> &mut Chunk<M> {
+        let chunk = self.chunks[(id.0 / CHUNK) as usize].get_mut();
+        chunk.expect("a table that was given out lies in a chunk that was made")
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_number_is_given_out_once_until_it_comes_back() {
+        let arena = Arena::<()>::new(0, 1500);
+        let mut seen = BTreeSet::new();
+        while let Some(id) = arena.allocate() {
+            assert!(seen.insert(id));
+        }
+        // The limit is rounded up to whole chunks.
+        assert_eq!((seen.len(), arena.in_use()), (1536, 1536));
+        let back = TableId::new(700);
+        arena.recycle(back);
+        assert_eq!((arena.allocate(), arena.allocate()), (Some(back), None));
+    }
+
+    #[test]
+    fn a_table_comes_back_clean() {
+        let arena = Arena::<()>::new(1 << 63, 1);
+        let id = arena.allocate().unwrap();
+        for entry in arena.table(id) {
+            entry.store(0x5a0, Ordering::Relaxed);
+        }
+        arena.recycle(id);
+        assert_eq!(arena.allocate(), Some(id));
+        assert!(
+            arena
+                .table(id)
+                .iter()
+                .all(|e| e.load(Ordering::Relaxed) == 1 << 63)
+        );
+    }
+
+    #[test]
+    fn threads_share_an_arena() {
+        let arena = Arena::<()>::new(0, 1 << 14);
+        let numbers = std::thread::scope(|scope| {
+            let take = || {
+                (0..2000)
+                    .filter_map(|_| arena.allocate())
+                    .collect::<Vec<_>>()
+            };
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();
+            let join = |t: std::thread::ScopedJoinHandle<'_, Vec<TableId>>| t.join().unwrap();
+            threads.into_iter().flat_map(join).collect::<BTreeSet<_>>()
+        });
+        assert_eq!(numbers.len(), 8000);
+    }
+}
