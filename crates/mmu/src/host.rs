@@ -317,9 +317,5 @@ pub(crate) const fn bits_between(low: u8, high: u8) -> u64 {
 }
 
 const fn bits_below(end: u8) -> u64 {
-    if end >= 64 {
-        u64::MAX
-    } else {
-        (1 << end) - 1
-    }
+    if end >= 64 { u64::MAX } else { (1 << end) - 1 }
 }

@@ -13,8 +13,6 @@ pub const PAGE_SIZE: u64 = 1 << 7;
 pub const MMU_PRESENT: u64 = 1 << 11;
 /// Bits 51:12: the frame (SDM, APM 5.4; `SPTE_BASE_ADDR_MASK` on hosts without a C-bit).
 pub const ADDRESS: u64 = bits_between(12, 52);
-/// Bits 11:0: what a huge leaf shares with a small one besides bits 63:52.
-pub(crate) const LOW_ATTRIBUTES: u64 = bits_between(0, 12);
 
 /// Bits of EPT entries.
 pub mod ept {
@@ -149,11 +147,6 @@ impl LayoutBits {
     /// The lower part of the generation (`MMIO_SPTE_GEN_LOW_MASK`).
     pub(crate) const fn gen_low_mask(&self) -> u64 {
         ((1 << self.gen_low_bits) - 1) << GEN_LOW_START
-    }
-
-    /// Bits in a whole generation.
-    pub(crate) const fn gen_bits(&self) -> u32 {
-        self.gen_low_bits + GEN_HIGH_BITS
     }
 }
 
