@@ -61,12 +61,12 @@ pub enum Encryption {
     /// Switched on in SYSCFG (AMD), but the host itself runs unencrypted: entries have no C-bit, only the bits that
     /// mark an MMIO entry change.
     Available {
-        /// The C-bit's position, CPUID `0x8000001f` EBX[5:0].
+        /// The C-bit's position, bits 5:0 of EBX of CPUID `0x8000001f`.
         c_bit: u8,
     },
     /// The host runs with SME: every entry but those of host MMIO carries the C-bit (`sme_me_mask`).
     Active {
-        /// The C-bit's position, CPUID `0x8000001f` EBX[5:0].
+        /// The C-bit's position, bits 5:0 of EBX of CPUID `0x8000001f`.
         c_bit: u8,
     },
 }

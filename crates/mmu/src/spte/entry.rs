@@ -182,19 +182,20 @@ impl<F: Format> Codec<F> {
     /// How the A/D bits of a present entry are used.
     #[inline]
     pub const fn ad_type(&self, spte: Spte<F>) -> AdType {
-        AdType::ALL[self.ad_index(spte)]
+        // Two bits index an array of four.
+        AdType::ALL[((spte.raw() >> self.masks.ad_shift) & 3) as usize]
     }
 
     /// Whether hardware does not maintain A/D bits in this entry (the opposite of `spte.h:spte_ad_enabled`).
     #[inline]
     pub const fn is_ad_disabled(&self, spte: Spte<F>) -> bool {
-        matches!(self.ad_type(spte), AdType::Disabled)
+        spte.raw() & self.masks.ad_mask == self.masks.ad_disabled
     }
 
     /// Whether writes to this page are found by write protection only (`spte.h:spte_ad_need_write_protect`).
     #[inline]
     pub const fn needs_write_protection(&self, spte: Spte<F>) -> bool {
-        !matches!(self.ad_type(spte), AdType::Enabled)
+        spte.raw() & self.masks.ad_mask != 0
     }
 
     #[inline]

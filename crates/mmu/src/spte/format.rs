@@ -188,10 +188,10 @@ pub struct Masks {
     pub(crate) accessed: u64,
     /// `shadow_dirty_mask`.
     pub(crate) dirty: u64,
-    /// The bit that shows whether an entry was accessed, by A/D type.
-    pub(crate) accessed_by_type: [u64; 4],
-    /// The bit that shows whether an entry is dirty, by A/D type.
-    pub(crate) dirty_by_type: [u64; 4],
+    /// What shows that an entry without hardware A/D bits was accessed.
+    pub(crate) accessed_without_ad: u64,
+    /// What shows that an entry without hardware A/D bits is dirty.
+    pub(crate) dirty_without_ad: u64,
     /// `shadow_host_writable_mask`.
     pub(crate) host_writable: u64,
     /// `shadow_mmu_writable_mask`.
@@ -204,6 +204,10 @@ pub struct Masks {
     pub(crate) saved_shift: u32,
     /// `SPTE_TDP_AD_SHIFT`.
     pub(crate) ad_shift: u32,
+    /// `SPTE_TDP_AD_MASK`.
+    pub(crate) ad_mask: u64,
+    /// `SPTE_TDP_AD_DISABLED`.
+    pub(crate) ad_disabled: u64,
     /// `shadow_me_value`.
     pub(crate) me_value: u64,
     /// The frame of a present entry (`SPTE_BASE_ADDR_MASK`).
@@ -236,14 +240,16 @@ impl Masks {
             user_execute: 0,
             accessed: 0,
             dirty: 0,
-            accessed_by_type: [0; 4],
-            dirty_by_type: [0; 4],
+            accessed_without_ad: 0,
+            dirty_without_ad: 0,
             host_writable: 0,
             mmu_writable: 0,
             tracked: 0,
             saved: layout.saved,
             saved_shift: layout.saved_shift,
             ad_shift: layout.ad_shift,
+            ad_mask: layout.ad_mask(),
+            ad_disabled: 1 << layout.ad_shift,
             me_value: 0,
             address: bits::ADDRESS & !host.me_value(),
             nonpresent: layout.nonpresent,
@@ -257,14 +263,12 @@ impl Masks {
         }
     }
 
-    /// Completes the masks: MMIO marks, and which bit tells accessed and dirty for each A/D type.
+    /// Completes the masks: MMIO marks, and what tells accessed and dirty without hardware A/D bits.
     fn finish(mut self, host: &Host, layout: &LayoutBits, marks: &MmioMarks) -> Self {
-        self.accessed_by_type = [self.accessed; 4];
-        self.dirty_by_type = [self.dirty; 4];
-        if host.ad_bits == AdBits::Hardware {
-            self.accessed_by_type[1] = self.tracked;
-            self.dirty_by_type[1] = bits::WRITABLE;
-        }
+        (self.accessed_without_ad, self.dirty_without_ad) = match host.ad_bits {
+            AdBits::Hardware => (self.tracked, bits::WRITABLE),
+            AdBits::Software => (self.accessed, self.dirty),
+        };
         if host.mmio_caching == MmioCaching::On && self.accepts_mmio(layout, marks) {
             self.mmio_mask = marks.mask;
             self.mmio_value = marks.value;

@@ -247,18 +247,17 @@ impl<F: Format> Codec<F> {
         spte.0 & (F::EXECUTE | F::NO_EXECUTE) == F::EXECUTE
     }
 
-    #[inline]
-    const fn ad_index(&self, spte: Spte<F>) -> usize {
-        // Two bits index an array of four.
-        ((spte.0 >> self.masks.ad_shift) & 3) as usize
-    }
-
     /// Whether a present entry has been accessed since the mark was last taken (`spte.h:is_accessed_spte`).
     ///
     /// Up to 6.12 an entry without hardware A/D bits counts as accessed unless it is access-tracked.
     #[inline]
     pub const fn is_accessed(&self, spte: Spte<F>) -> bool {
-        spte.0 & self.masks.accessed_by_type[self.ad_index(spte)] != 0
+        let mask = if self.is_ad_disabled(spte) {
+            self.masks.accessed_without_ad
+        } else {
+            self.masks.accessed
+        };
+        spte.0 & mask != 0
     }
 
     /// Whether a present leaf is dirty (`spte.h:is_dirty_spte`).
@@ -266,7 +265,12 @@ impl<F: Format> Codec<F> {
     /// Up to 6.12 an entry without hardware A/D bits counts as dirty while it is writable.
     #[inline]
     pub const fn is_dirty(&self, spte: Spte<F>) -> bool {
-        spte.0 & self.masks.dirty_by_type[self.ad_index(spte)] != 0
+        let mask = if self.is_ad_disabled(spte) {
+            self.masks.dirty_without_ad
+        } else {
+            self.masks.dirty
+        };
+        spte.0 & mask != 0
     }
 
     /// Whether hardware or a lockless fault may change a present entry at any time, so that it has to be replaced

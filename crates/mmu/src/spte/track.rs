@@ -10,7 +10,7 @@ impl<F: Format> Codec<F> {
     /// Whether permissions were taken from a present entry to find the next access (`spte.h:is_access_track_spte`).
     #[inline]
     pub const fn is_access_tracked(&self, spte: Spte<F>) -> bool {
-        self.is_ad_disabled(spte) && spte.raw() & self.masks.tracked == 0
+        spte.raw() & (self.masks.ad_mask | self.masks.tracked) == self.masks.ad_disabled
     }
 
     /// Makes the next access to a present leaf visible (`spte.c:mark_spte_for_access_track`).
