@@ -1,7 +1,7 @@
 //! Every bit of an entry, with its number, where it is defined, and KVM's name.
 //!
-//! SDM is Intel's manual, volume 3C, "The Extended Page Table Mechanism"; APM is AMD's, volume 2, 5.4 "Page-Translation
-//! -Table Entry Fields" and 15.25 "Nested Paging". "KVM" means that hardware ignores the bit and KVM uses it.
+//! SDM is Intel's manual, volume 3C, section "EPT Translation Mechanism". APM is AMD's manual, volume 2, sections 5.4
+//! (fields of page-table entries) and 15.25 (nested paging). "KVM" means that hardware ignores the bit and KVM uses it.
 
 use crate::host::{Layout, bits_between};
 

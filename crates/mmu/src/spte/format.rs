@@ -135,10 +135,10 @@ const fn user_execute(layout: Layout) -> u64 {
 }
 
 /// What KVM is asked to tell MMIO entries by (the arguments of `spte.c:kvm_mmu_set_mmio_spte_mask`).
-struct MmioMarks {
-    value: u64,
-    mask: u64,
-    access: u64,
+pub(super) struct MmioMarks {
+    pub(super) value: u64,
+    pub(super) mask: u64,
+    pub(super) access: u64,
 }
 
 fn ept_mmio(layout: Layout) -> MmioMarks {
@@ -278,7 +278,7 @@ impl Masks {
     }
 
     /// The rules that MMIO marks have to keep, else there are no MMIO entries (`spte.c:kvm_mmu_set_mmio_spte_mask`).
-    fn accepts_mmio(&self, layout: &LayoutBits, marks: &MmioMarks) -> bool {
+    pub(super) fn accepts_mmio(&self, layout: &LayoutBits, marks: &MmioMarks) -> bool {
         let MmioMarks { value, mask, .. } = *marks;
         value != 0
             && mask & !layout.mmio_allowed == 0

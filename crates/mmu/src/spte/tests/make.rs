@@ -249,3 +249,31 @@ fn dirty_and_accessed_without_ad_bits() {
     assert!(!codec.is_dirty(leaf) && !codec.is_accessed(leaf));
     assert!(codec.is_accessed(codec.mark_accessed(leaf)));
 }
+
+#[test]
+fn parts_of_a_page_that_may_be_executed() {
+    // The table's access takes nothing away before P3, and does since.
+    let part = |layout| {
+        let codec = Codec::<Ept>::new(&EPT.with_layout(layout));
+        let leaf = codec.make_leaf(&huge(&codec)).spte;
+        let child = TableRole {
+            access: Access::USER | Access::WRITE,
+            ..small(&codec).table
+        };
+        let part = codec.make_small(leaf, &child, 0, NxHugePages::On).unwrap();
+        part.raw() & 0xfff
+    };
+    assert_eq!(part(Layout::P2), 0xb77);
+    assert_eq!(part(Layout::P3), 0xb73);
+}
+
+#[test]
+fn tracking_takes_permissions_only_without_hardware_bits() {
+    let codec = Codec::<Ept>::new(&LATER);
+    let leaf = Spte::from_raw(0x8610_0000_0000_0b77);
+    assert_eq!(codec.track_access(leaf).raw(), 0x8750_0000_0000_0a70);
+    assert_eq!(
+        codec.track_access(Spte::from_raw(0x8600_0000_0000_0b77)),
+        Spte::from_raw(0x8600_0000_0000_0a77)
+    );
+}

@@ -2,6 +2,8 @@
 
 use slat_memslot::{Generation, Gfn};
 
+use super::super::bits::{ADDRESS, LayoutBits};
+use super::super::format::MmioMarks;
 use super::*;
 
 fn every_generation<F: Format>(host: &Host, bits: u32) {
@@ -81,6 +83,12 @@ fn hosts_without_spare_address_bits_have_no_mmio_entries() {
     let codec = Codec::<Npt>::new(&Host::npt(52));
     let none = codec.make_mmio(Gfn::new(1), Access::all(), Generation::new(2));
     assert_eq!(none, None);
+    let mmio = Mmio {
+        gfn: Gfn::new(1),
+        access: Access::empty(),
+        generation: MmioGeneration::default(),
+    };
+    assert_eq!(codec.encode(&Entry::Mmio(mmio)), codec.nonpresent());
     for raw in [0, 1, 0x8_0000_0040_0017, !bits::MMU_PRESENT] {
         assert!(!codec.is_mmio(Spte::from_raw(raw)));
     }
@@ -127,4 +135,31 @@ fn a_vm_may_have_its_own_value() {
     assert_eq!(spte.unwrap().raw(), 0x1010);
     assert!(!codec.is_mmio(codec.nonpresent()) && !codec.is_mmio(codec.frozen()));
     assert!(!codec.is_mmio(Spte::from_raw(0xfed0_0096)));
+}
+
+#[test]
+fn marks_that_could_be_mistaken_are_refused() {
+    let masks = Ept::masks(&Host::ept(46).with_l1tf(44));
+    let accepts = |value, mask| {
+        let marks = MmioMarks {
+            value,
+            mask,
+            access: 0,
+        };
+        masks.accepts_mmio(&LayoutBits::of(Layout::P2), &marks)
+    };
+    assert!(accepts(6, 7));
+    assert!(!accepts(0, 7), "no value");
+    assert!(!accepts(6, 4), "more than the mask");
+    assert!(!accepts(6, 0xf), "the mask has a bit of the generation");
+    assert!(!accepts(1 << 44, ADDRESS), "where L1TF moves bits to");
+    assert!(!accepts(1 << 63, 1 << 63), "the frozen entry");
+}
+
+#[test]
+fn frames_beyond_what_encryption_leaves_are_cut() {
+    let codec = Codec::<Ept>::new(&Host::ept(46).with_key_ids(40));
+    let spte = codec.make_mmio(Gfn::new(1 << 28 | 1), Access::all(), Generation::new(0));
+    let mmio = codec.decode_mmio(spte.unwrap()).unwrap();
+    assert_eq!(mmio.gfn, Gfn::new(1));
 }
