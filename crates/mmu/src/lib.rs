@@ -6,5 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod limits;
+pub mod role;
+pub mod roots;
 
 pub use limits::{Eviction, ShadowPageLimit, Tuning};
