@@ -153,6 +153,192 @@ fn recorded_words_print_as_recorded() {
     }
 }
 
+#[test]
+fn an_invalid_page_prints_as_recorded() {
+    let role = PageRole::from_word(BASELINE, 0x2_0705).unwrap();
+    let invalid = role.with(RoleFlag::Invalid);
+    assert_eq!(invalid.to_string(), "l5 8-byte q0 wux invalid !nxe ad");
+    assert_eq!(invalid.word(BASELINE), 0x2_0f05);
+}
+
+#[test]
+fn the_six_roots_have_the_recorded_words() {
+    for (access_dirty, extra) in [
+        (AccessDirty::Hardware, 0),
+        (AccessDirty::Software, AD_DISABLED),
+    ] {
+        for (level, mode, word) in SIX_ROOTS {
+            let vcpu = VcpuState {
+                mode,
+                phys_bits: widths(if level == Level::L4 { 48 } else { 49 }),
+                ..VcpuState::default()
+            };
+            let role = root_role_for_tdp(&vcpu, &host(TdpDepth::Ept5, access_dirty));
+            assert_eq!(role.word(BASELINE), word | extra);
+            assert_eq!(role.level(), level);
+            let as_id = [AsId::NORMAL, AsId::SMM][usize::from(mode == VcpuMode::Smm)];
+            assert_eq!(role.as_id(), as_id);
+        }
+    }
+}
+
+/// Enumerates every combination of registers that role computation could look at, all widths, and all modes.
+#[test]
+fn no_other_root_can_be_reached() {
+    for (access_dirty, extra) in [
+        (AccessDirty::Hardware, 0),
+        (AccessDirty::Software, AD_DISABLED),
+    ] {
+        let host = host(TdpDepth::Ept5, access_dirty);
+        let mut seen = BTreeSet::new();
+        for (cr0, cr4, efer) in all_registers() {
+            for bits in 0..=u8::MAX {
+                let roots = VcpuMode::ALL.map(|mode| {
+                    let phys_bits = widths(bits);
+                    let vcpu = VcpuState {
+                        cr0,
+                        cr4,
+                        efer,
+                        mode,
+                        phys_bits,
+                        ..VcpuState::default()
+                    };
+                    root_role_for_tdp(&vcpu, &host).word(BASELINE)
+                });
+                seen.extend(roots);
+            }
+        }
+        assert_eq!(seen, SIX_ROOTS.map(|(_, _, word)| word | extra).into());
+        let reachable = reachable_tdp_roots(host).map(|role| role.word(BASELINE));
+        assert_eq!(reachable.collect::<BTreeSet<_>>(), seen);
+    }
+}
+
+#[test]
+fn hosts_with_one_level_have_three_roots() {
+    for depth in [
+        TdpDepth::Ept4,
+        TdpDepth::NptPae,
+        TdpDepth::Npt4,
+        TdpDepth::Npt5,
+    ] {
+        let roots: BTreeSet<_> = reachable_tdp_roots(TdpHost::new(depth)).collect();
+        assert_eq!(roots.len(), 3);
+    }
+}
+
+#[test]
+fn the_guest_s_width_chooses_the_level_of_ept_only() {
+    for (bits, level) in [
+        (36, Level::L4),
+        (39, Level::L4),
+        (48, Level::L4),
+        (49, Level::L5),
+        (52, Level::L5),
+    ] {
+        assert_eq!(
+            tdp_level(&TdpHost::new(TdpDepth::Ept5), widths(bits)),
+            level
+        );
+        assert_eq!(
+            tdp_level(&TdpHost::new(TdpDepth::Ept4), widths(bits)),
+            Level::L4
+        );
+        assert_eq!(
+            tdp_level(&TdpHost::new(TdpDepth::Npt5), widths(bits)),
+            Level::L5
+        );
+        assert_eq!(
+            tdp_level(&TdpHost::new(TdpDepth::Npt4), widths(bits)),
+            Level::L4
+        );
+        assert_eq!(
+            tdp_level(&TdpHost::new(TdpDepth::NptPae), widths(bits)),
+            Level::L3
+        );
+    }
+    let tdx = TdpHost {
+        width: WidthSource::GuestPhysical,
+        ..TdpHost::new(TdpDepth::Ept5)
+    };
+    assert_eq!(
+        tdp_level(&tdx, PhysBits::from_leaf(Some(0x30_0034))),
+        Level::L4
+    );
+    assert_eq!(
+        tdp_level(&tdx, PhysBits::from_leaf(Some(0x34_0034))),
+        Level::L5
+    );
+}
+
+proptest! {
+    /// Two vCPUs with any registers need the same root if mode and level are the same, and only then.
+    #[test]
+    fn only_mode_and_level_choose_a_tdp_root(one in any_vcpu(), other in any_vcpu(), host in any_host()) {
+        let roles = [one, other].map(|vcpu| root_role_for_tdp(&vcpu, &host));
+        let keys = [one, other].map(|vcpu| (vcpu.mode, tdp_level(&host, vcpu.phys_bits)));
+        prop_assert_eq!(roles[0] == roles[1], keys[0] == keys[1]);
+        for role in roles {
+            prop_assert!(reachable_tdp_roots(host).any(|reachable| reachable == role));
+            prop_assert!(role.fits(host.layout));
+            prop_assert_eq!(PageRole::from_word(host.layout, role.word(host.layout)), Ok(role));
+        }
+    }
+
+    #[test]
+    fn words_and_roles_are_one_to_one(word in any::<u32>()) {
+        for layout in RoleLayout::ALL {
+            if let Ok(role) = PageRole::from_word(layout, word) {
+                prop_assert_eq!(role.word(layout), word);
+                prop_assert!(role.fits(layout));
+            }
+        }
+    }
+
+    /// Words of valid shape, which random integers rarely are.
+    #[test]
+    fn known_fields_make_a_word(level in 1_u32..=5, fields in any::<u32>()) {
+        for (layout, known) in [
+            (RoleLayout::Baseline, 0x0107_fff0),
+            (RoleLayout::Mirror, 0x010f_fff0),
+            (RoleLayout::Mbec, 0x011f_fff0),
+        ] {
+            let word = fields & known | level;
+            let role = PageRole::from_word(layout, word);
+            prop_assert_eq!(role.map(|role| role.word(layout)), Ok(word));
+        }
+    }
+
+    #[test]
+    fn a_shadow_role_is_the_cpu_role_of_the_registers(vcpu in any_vcpu()) {
+        let role = CpuRole::of(&vcpu, BASELINE);
+        let root = role.shadow_root_role();
+        prop_assert!(root.level() >= Level::L3 && root.has(RoleFlag::EferNx));
+        prop_assert_eq!(root.is_direct(), !vcpu.cr0.contains(Cr0::PG));
+        prop_assert_eq!(role.level().is_none(), root.is_direct());
+        prop_assert!(root.has(RoleFlag::FourByteGpte) == (role.level() == Some(Level::L2)));
+    }
+}
+
+#[test]
+fn unknown_bits_and_levels_are_no_role() {
+    let read = |word| PageRole::from_word(BASELINE, word);
+    for (word, level) in [(0x3780, 0), (0x3786, 6), (0x378f, 15)] {
+        assert_eq!(read(word), Err(WordError::Level { word, level }));
+    }
+    for (layout, unknown) in [
+        (BASELINE, 1 << 19),
+        (RoleLayout::Mirror, 1 << 20),
+        (RoleLayout::Mbec, 1 << 25),
+    ] {
+        let word = 0x784 | unknown;
+        assert_eq!(
+            PageRole::from_word(layout, word),
+            Err(WordError::Unknown { word, unknown })
+        );
+    }
+}
+
 /// Paging modes of a guest without TDP, with their recorded roots.
 #[test]
 fn shadow_roots_have_the_known_words() {

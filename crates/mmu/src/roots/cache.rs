@@ -1,0 +1,292 @@
+//! The root in use and three earlier ones.
+
+use crate::role::PageRole;
+
+use super::table::{Released, RootId, RootTable};
+
+/// What a vCPU's own top-level table is: CR3, an EPT pointer, or a nested CR3.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct Pgd(u64);
+
+impl Pgd {
+    /// What direct roots are kept under.
+    pub const ZERO: Self = Self(0);
+
+    /// From the register.
+    #[inline]
+    pub const fn new(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// The register.
+    #[inline]
+    pub const fn raw(self) -> u64 {
+        self.0
+    }
+}
+
+/// A root without a page of its own in the table of roots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SpecialRoot {
+    /// Four page-directory pointers in a page of the vCPU.
+    Pae,
+    /// An empty page, for a guest whose table is in no slot.
+    Dummy,
+}
+
+/// What a place in the cache holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Root {
+    /// Nothing.
+    #[default]
+    None,
+    /// A root without a page of its own; only ever the one in use.
+    Special(SpecialRoot),
+    /// A root of the table.
+    Page(RootId),
+}
+
+/// A reference that a cache gave up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "a root that was freed takes its page tables along"]
+pub enum Dropped<P> {
+    /// A root that nobody else can hold.
+    Special(SpecialRoot),
+    /// A reference to a root of the table.
+    Page(Released<P>),
+}
+
+bitflags::bitflags! {
+    /// Places of a cache (`KVM_MMU_ROOT_*`).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct RootSet: u8 {
+        /// The root in use.
+        const CURRENT = 1 << 0;
+        /// The one before it.
+        const PREVIOUS_0 = 1 << 1;
+        /// The one before that.
+        const PREVIOUS_1 = 1 << 2;
+        /// The oldest.
+        const PREVIOUS_2 = 1 << 3;
+    }
+}
+
+impl RootSet {
+    /// The place with this number, 0 being the one in use.
+    pub(super) const fn place(number: usize) -> Self {
+        Self::from_bits_truncate(1 << (number & 3))
+    }
+}
+
+/// Where a switch found its root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Found {
+    /// It was in use already.
+    Current,
+    /// In this place of the earlier ones, 0 being the latest; it is in use now.
+    Previous(usize),
+    /// Nowhere: no root is in use now, and one must be loaded.
+    Nowhere,
+}
+
+/// What a switch did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "a miss leaves the vCPU without a root, and a root that was freed takes its page tables along"]
+pub struct Switch<P> {
+    /// Where the root was.
+    pub found: Found,
+    /// What had to go.
+    pub dropped: Option<Dropped<P>>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    pgd: Pgd,
+    root: Root,
+    /// The role that a page had when it came here; nothing for other roots.
+    role: Option<PageRole>,
+}
+
+/// Places of a cache.
+const PLACES: usize = 4;
+
+/// The root in use and the three before it, each with the CR3 it was made for (`struct kvm_mmu`'s `root` and
+/// `prev_roots`).
+///
+/// A cache holds a reference to each of its roots, so it must be emptied into the table that they came from.
+///
+/// ```text
+///                      current  prev 0  prev 1  prev 2
+///                         A       B       C       D
+/// switch to C: a hit      C       A       B       D     the earlier ones move down into the gap
+/// switch to E: a miss     -       C       A       B     D is dropped, and E must be loaded
+/// load E                  E       C       A       B
+/// ```
+///
+/// For a direct role CR3 does not count: whatever it is, the root is the same.
+#[derive(Clone, Debug, Default)]
+pub struct RootCache {
+    /// The root in use first.
+    places: [Place; PLACES],
+}
+
+impl RootCache {
+    /// No root.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The root in use.
+    #[inline]
+    pub const fn current(&self) -> Root {
+        self.places[0].root
+    }
+
+    /// All places, the root in use first.
+    pub fn roots(&self) -> impl Iterator<Item = (Pgd, Root)> {
+        self.places.iter().map(|place| (place.pgd, place.root))
+    }
+
+    /// The places that hold a root for which `wanted` says so.
+    pub(super) fn select(&self, mut wanted: impl FnMut(Root) -> bool) -> RootSet {
+        let roots = self.places.iter().map(|place| place.root).enumerate();
+        let chosen = roots.filter(|(_, root)| *root != Root::None && wanted(*root));
+        chosen.fold(RootSet::empty(), |set, (number, _)| {
+            set | RootSet::place(number)
+        })
+    }
+
+    /// Makes a root with this CR3 and role the one in use, if it is here (`mmu.c:fast_pgd_switch`).
+    ///
+    /// A root counts if its role is the wanted one in full, `invalid` included, and if the CR3 is equal or the role is
+    /// direct. Nothing is allocated, and a hit releases nothing but a special root that was in use.
+    #[inline]
+    pub fn switch<P>(&mut self, table: &mut RootTable<P>, pgd: Pgd, role: PageRole) -> Switch<P> {
+        let found = self.find(table, pgd, role);
+        match (found, self.current()) {
+            (Some(0), _) => Switch {
+                found: Found::Current,
+                dropped: None,
+            },
+            (Some(number), Root::Page(_)) => {
+                self.bring_forward(number);
+                Switch {
+                    found: Found::Previous(number - 1),
+                    dropped: None,
+                }
+            }
+            _ => self.switch_slowly(table, found),
+        }
+    }
+
+    /// The first place with a root that can be used.
+    #[inline]
+    fn find<P>(&self, table: &RootTable<P>, pgd: Pgd, role: PageRole) -> Option<usize> {
+        let mut candidates = self.candidates(pgd, role);
+        while candidates != 0 {
+            let number = candidates.trailing_zeros() as usize % PLACES;
+            let usable = match self.places[number].root {
+                Root::Page(root) => table.held_has_role(root, role),
+                Root::None | Root::Special(_) => false,
+            };
+            if usable {
+                return Some(number);
+            }
+            candidates &= candidates - 1;
+        }
+        None
+    }
+
+    /// A bit for each place whose root had this role when it came, and has this CR3 if that counts.
+    #[inline]
+    fn candidates(&self, pgd: Pgd, role: PageRole) -> u32 {
+        let counts = if role.is_direct() { 0 } else { u64::MAX };
+        let mut candidates = 0;
+        for (number, place) in self.places.iter().enumerate() {
+            let same_pgd = (place.pgd.0 ^ pgd.0) & counts == 0;
+            let same_role = place.role == Some(role);
+            candidates |= u32::from(same_pgd & same_role) << number;
+        }
+        candidates
+    }
+
+    /// Puts a place in front; those before it move down by one.
+    #[inline]
+    fn bring_forward(&mut self, number: usize) {
+        let wanted = self.places[number];
+        for place in (1..PLACES).rev() {
+            if place <= number {
+                self.places[place] = self.places[place - 1];
+            }
+        }
+        self.places[0] = wanted;
+    }
+
+    /// Switches on a miss, or where no page was in use.
+    #[cold]
+    fn switch_slowly<P>(&mut self, table: &mut RootTable<P>, found: Option<usize>) -> Switch<P> {
+        match (self.current(), found) {
+            (Root::Page(_), _) => self.miss(table),
+            (root, Some(number)) => {
+                self.places[0] = self.places[number];
+                self.places.copy_within(number + 1.., number);
+                self.places[PLACES - 1] = Place::default();
+                Switch {
+                    found: Found::Previous(number - 1),
+                    dropped: special(root),
+                }
+            }
+            (root, None) => {
+                self.places[0] = Place::default();
+                Switch {
+                    found: Found::Nowhere,
+                    dropped: special(root),
+                }
+            }
+        }
+    }
+
+    /// Moves everything down by one; what was oldest goes.
+    fn miss<P>(&mut self, table: &mut RootTable<P>) -> Switch<P> {
+        let oldest = core::mem::take(&mut self.places[PLACES - 1]);
+        self.places.rotate_right(1);
+        Switch {
+            found: Found::Nowhere,
+            dropped: drop_reference(table, oldest.root),
+        }
+    }
+
+    /// Puts a root in use, where none is. The reference is the cache's from now on.
+    pub(super) fn set_current(&mut self, pgd: Pgd, root: Root, role: PageRole) {
+        debug_assert_eq!(self.current(), Root::None, "a root is in use");
+        let role = matches!(root, Root::Page(_)).then_some(role);
+        self.places[0] = Place { pgd, root, role };
+    }
+
+    /// Gives up the references of some places, the earlier roots first (`mmu.c:kvm_mmu_free_roots`).
+    pub fn free<P>(&mut self, table: &mut RootTable<P>, set: RootSet) -> Vec<Dropped<P>> {
+        let mut dropped = Vec::new();
+        for number in [1, 2, 3, 0] {
+            if set.contains(RootSet::place(number)) {
+                let place = core::mem::take(&mut self.places[number]);
+                dropped.extend(drop_reference(table, place.root));
+            }
+        }
+        dropped
+    }
+}
+
+fn special<P>(root: Root) -> Option<Dropped<P>> {
+    match root {
+        Root::Special(special) => Some(Dropped::Special(special)),
+        Root::None | Root::Page(_) => None,
+    }
+}
+
+fn drop_reference<P>(table: &mut RootTable<P>, root: Root) -> Option<Dropped<P>> {
+    match root {
+        Root::Page(root) => Some(Dropped::Page(table.release(root))),
+        other => special(other),
+    }
+}
