@@ -265,6 +265,7 @@ impl RootCache {
     }
 
     /// Gives up the references of some places, the earlier roots first (`mmu.c:kvm_mmu_free_roots`).
+    #[must_use = "roots that were freed take their page tables along"]
     pub fn free<P>(&mut self, table: &mut RootTable<P>, set: RootSet) -> Vec<Dropped<P>> {
         let mut dropped = Vec::new();
         for number in [1, 2, 3, 0] {

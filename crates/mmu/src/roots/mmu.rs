@@ -82,7 +82,7 @@ pub enum Reused {
 /// // SMM has a root of its own; on the way back the first one is found again.
 /// assert!(mmu.reset_context(&mut table, role(VcpuMode::Smm)).len() == 1);
 /// assert!(matches!(mmu.load(&mut table, GuestRoot::Visible(Pgd::ZERO), || ()), Load::Created(_)));
-/// mmu.reset_context(&mut table, role(VcpuMode::Normal));
+/// assert!(mmu.reset_context(&mut table, role(VcpuMode::Normal)).len() == 1);
 /// assert!(matches!(mmu.load(&mut table, GuestRoot::Visible(Pgd::ZERO), || ()), Load::Shared(_)));
 /// assert_eq!(mmu.check(&table), Ok(()));
 /// ```
@@ -137,6 +137,7 @@ impl VcpuMmu {
     }
 
     /// Gives up all roots and wants a role anew (`mmu.c:kvm_mmu_reset_context`).
+    #[must_use = "roots that were freed take their page tables along"]
     pub fn reset_context<P>(
         &mut self,
         table: &mut RootTable<P>,
@@ -224,11 +225,13 @@ impl VcpuMmu {
     }
 
     /// Gives up some roots (`mmu.c:kvm_mmu_free_roots`).
+    #[must_use = "roots that were freed take their page tables along"]
     pub fn free<P>(&mut self, table: &mut RootTable<P>, set: RootSet) -> Vec<Dropped<P>> {
         self.cache.free(table, set)
     }
 
     /// Gives up the roots that are obsolete (`mmu.c:kvm_mmu_free_obsolete_roots`). Special roots always count as such.
+    #[must_use = "roots that were freed take their page tables along"]
     pub fn free_obsolete<P>(&mut self, table: &mut RootTable<P>) -> Vec<Dropped<P>> {
         let obsolete = self.cache.select(|root| match root {
             Root::Page(root) => table.is_obsolete(root),
@@ -242,6 +245,7 @@ impl VcpuMmu {
     ///
     /// # Panics
     /// The role that is wanted is L2's.
+    #[must_use = "roots that were freed take their page tables along"]
     pub fn free_guest_mode<P>(&mut self, table: &mut RootTable<P>) -> Vec<Dropped<P>> {
         assert!(!self.role.is_guest_mode(), "the MMU is in guest mode");
         let of_l2 = |root| match root {
@@ -253,6 +257,7 @@ impl VcpuMmu {
     }
 
     /// Gives up the earlier roots that are out of step with the guest's tables (`mmu.c:kvm_mmu_sync_prev_roots`).
+    #[must_use = "roots that were freed take their page tables along"]
     pub fn free_unsync_previous<P>(
         &mut self,
         table: &mut RootTable<P>,
@@ -267,6 +272,7 @@ impl VcpuMmu {
     }
 
     /// Serves the next request. What concerns roots is done here; the rest is for the caller.
+    #[must_use = "roots that were freed take their page tables along"]
     pub fn serve<P>(&mut self, table: &mut RootTable<P>) -> Option<(Request, Vec<Dropped<P>>)> {
         let request = self.requests.pop()?;
         let dropped = match request {

@@ -56,7 +56,7 @@ impl Request {
 /// let mut requests = Requests::from([Request::TlbFlushCurrent, Request::FreeObsoleteRoots]);
 /// requests.insert(Request::LoadMmuPgd);
 /// assert_eq!(requests.pop(), Some(Request::FreeObsoleteRoots));
-/// assert!(requests.eq([Request::LoadMmuPgd, Request::TlbFlushCurrent]));
+/// assert!(requests.iter().eq([Request::LoadMmuPgd, Request::TlbFlushCurrent]));
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Requests(u16);
@@ -79,7 +79,7 @@ impl Requests {
 
     /// Takes a request out; says whether it was there.
     #[inline]
-    pub const fn take(&mut self, request: Request) -> bool {
+    pub const fn withdraw(&mut self, request: Request) -> bool {
         let was = self.contains(request);
         self.0 &= !request.bit();
         was
@@ -90,8 +90,13 @@ impl Requests {
         let first = Request::ALL
             .into_iter()
             .find(|request| self.contains(*request))?;
-        self.take(first);
+        self.withdraw(first);
         Some(first)
+    }
+
+    /// All of them, in the order in which they are served.
+    pub fn iter(mut self) -> impl Iterator<Item = Request> {
+        core::iter::from_fn(move || self.pop())
     }
 
     /// Whether a request is there.
@@ -104,15 +109,6 @@ impl Requests {
     #[inline]
     pub const fn is_empty(self) -> bool {
         self.0 == 0
-    }
-}
-
-/// In the order in which they are served.
-impl Iterator for Requests {
-    type Item = Request;
-
-    fn next(&mut self) -> Option<Request> {
-        self.pop()
     }
 }
 
