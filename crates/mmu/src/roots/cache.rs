@@ -2,6 +2,7 @@
 
 use crate::role::PageRole;
 
+use super::order::Order;
 use super::table::{Released, RootId, RootTable};
 
 /// What a vCPU's own top-level table is: CR3, an EPT pointer, or a nested CR3.
@@ -90,6 +91,17 @@ pub enum Found {
     Nowhere,
 }
 
+impl Found {
+    /// In the place with this number, 0 being the one in use.
+    #[inline]
+    const fn at(number: usize) -> Self {
+        match number.checked_sub(1) {
+            None => Self::Current,
+            Some(previous) => Self::Previous(previous),
+        }
+    }
+}
+
 /// What a switch did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "a miss leaves the vCPU without a root, and a root that was freed takes its page tables along"]
@@ -104,8 +116,8 @@ pub struct Switch<P> {
 struct Place {
     pgd: Pgd,
     root: Root,
-    /// The role that a page had when it came here; nothing for other roots.
-    role: Option<PageRole>,
+    /// The bits of the role that a page had when it came here; 0, which no role is, for other roots.
+    role: u32,
 }
 
 /// Places of a cache.
@@ -127,8 +139,10 @@ const PLACES: usize = 4;
 /// For a direct role CR3 does not count: whatever it is, the root is the same.
 #[derive(Clone, Debug, Default)]
 pub struct RootCache {
-    /// The root in use first.
-    places: [Place; PLACES],
+    /// By slot; a hit moves none of them.
+    slots: [Place; PLACES],
+    /// Which slot is the root in use, and which are the earlier ones.
+    order: Order,
 }
 
 impl RootCache {
@@ -139,18 +153,30 @@ impl RootCache {
 
     /// The root in use.
     #[inline]
-    pub const fn current(&self) -> Root {
-        self.places[0].root
+    pub fn current(&self) -> Root {
+        self.place(0).root
+    }
+
+    /// The place with a number, 0 being the one in use.
+    #[inline]
+    fn place(&self, number: usize) -> &Place {
+        &self.slots[self.order.slot(number)]
+    }
+
+    #[inline]
+    fn place_mut(&mut self, number: usize) -> &mut Place {
+        &mut self.slots[self.order.slot(number)]
     }
 
     /// All places, the root in use first.
     pub fn roots(&self) -> impl Iterator<Item = (Pgd, Root)> {
-        self.places.iter().map(|place| (place.pgd, place.root))
+        let places = (0..PLACES).map(|number| self.place(number));
+        places.map(|place| (place.pgd, place.root))
     }
 
     /// The places that hold a root for which `wanted` says so.
     pub(super) fn select(&self, mut wanted: impl FnMut(Root) -> bool) -> RootSet {
-        let roots = self.places.iter().map(|place| place.root).enumerate();
+        let roots = self.roots().map(|(_, root)| root).enumerate();
         let chosen = roots.filter(|(_, root)| *root != Root::None && wanted(*root));
         chosen.fold(RootSet::empty(), |set, (number, _)| {
             set | RootSet::place(number)
@@ -170,9 +196,9 @@ impl RootCache {
                 dropped: None,
             },
             (Some(number), Root::Page(_)) => {
-                self.bring_forward(number);
+                self.order = self.order.bring_forward(number);
                 Switch {
-                    found: Found::Previous(number - 1),
+                    found: Found::at(number),
                     dropped: None,
                 }
             }
@@ -180,47 +206,51 @@ impl RootCache {
         }
     }
 
-    /// The first place with a root that can be used.
+    /// The number of the first place with a root that can be used.
     #[inline]
     fn find<P>(&self, table: &RootTable<P>, pgd: Pgd, role: PageRole) -> Option<usize> {
-        let mut candidates = self.candidates(pgd, role);
-        while candidates != 0 {
-            let number = candidates.trailing_zeros() as usize % PLACES;
-            let usable = match self.places[number].root {
-                Root::Page(root) => table.held_has_role(root, role),
-                Root::None | Root::Special(_) => false,
-            };
-            if usable {
-                return Some(number);
-            }
-            candidates &= candidates - 1;
+        let candidates = self.candidates(pgd, role);
+        if !candidates.is_power_of_two() {
+            return self.find_among(table, candidates, role);
         }
-        None
+        let number = self.order.number(candidates);
+        let slot = candidates.trailing_zeros() as usize % PLACES;
+        self.is_usable(table, slot, role).then_some(number)
     }
 
-    /// A bit for each place whose root had this role when it came, and has this CR3 if that counts.
+    /// The same where none or several have the CR3 and the role: an obsolete root beside its successor.
+    #[cold]
+    fn find_among<P>(
+        &self,
+        table: &RootTable<P>,
+        candidates: u32,
+        role: PageRole,
+    ) -> Option<usize> {
+        (0..PLACES).find(|number| {
+            let slot = self.order.slot(*number);
+            candidates >> slot & 1 == 1 && self.is_usable(table, slot, role)
+        })
+    }
+
+    #[inline]
+    fn is_usable<P>(&self, table: &RootTable<P>, slot: usize, role: PageRole) -> bool {
+        match self.slots[slot].root {
+            Root::Page(root) => table.held_has_role(root, role),
+            Root::None | Root::Special(_) => false,
+        }
+    }
+
+    /// A bit for each slot whose root had this role when it came, and has this CR3 if that counts.
     #[inline]
     fn candidates(&self, pgd: Pgd, role: PageRole) -> u32 {
         let counts = if role.is_direct() { 0 } else { u64::MAX };
         let mut candidates = 0;
-        for (number, place) in self.places.iter().enumerate() {
+        for (slot, place) in self.slots.iter().enumerate() {
             let same_pgd = (place.pgd.0 ^ pgd.0) & counts == 0;
-            let same_role = place.role == Some(role);
-            candidates |= u32::from(same_pgd & same_role) << number;
+            let same_role = place.role == role.bits();
+            candidates |= u32::from(same_pgd & same_role) << slot;
         }
         candidates
-    }
-
-    /// Puts a place in front; those before it move down by one.
-    #[inline]
-    fn bring_forward(&mut self, number: usize) {
-        let wanted = self.places[number];
-        for place in (1..PLACES).rev() {
-            if place <= number {
-                self.places[place] = self.places[place - 1];
-            }
-        }
-        self.places[0] = wanted;
     }
 
     /// Switches on a miss, or where no page was in use.
@@ -229,16 +259,15 @@ impl RootCache {
         match (self.current(), found) {
             (Root::Page(_), _) => self.miss(table),
             (root, Some(number)) => {
-                self.places[0] = self.places[number];
-                self.places.copy_within(number + 1.., number);
-                self.places[PLACES - 1] = Place::default();
+                *self.place_mut(0) = core::mem::take(self.place_mut(number));
+                self.order = self.order.send_back(number);
                 Switch {
-                    found: Found::Previous(number - 1),
+                    found: Found::at(number),
                     dropped: special(root),
                 }
             }
             (root, None) => {
-                self.places[0] = Place::default();
+                *self.place_mut(0) = Place::default();
                 Switch {
                     found: Found::Nowhere,
                     dropped: special(root),
@@ -249,8 +278,8 @@ impl RootCache {
 
     /// Moves everything down by one; what was oldest goes.
     fn miss<P>(&mut self, table: &mut RootTable<P>) -> Switch<P> {
-        let oldest = core::mem::take(&mut self.places[PLACES - 1]);
-        self.places.rotate_right(1);
+        let oldest = core::mem::take(self.place_mut(PLACES - 1));
+        self.order = self.order.bring_forward(PLACES - 1);
         Switch {
             found: Found::Nowhere,
             dropped: drop_reference(table, oldest.root),
@@ -260,8 +289,11 @@ impl RootCache {
     /// Puts a root in use, where none is. The reference is the cache's from now on.
     pub(super) fn set_current(&mut self, pgd: Pgd, root: Root, role: PageRole) {
         debug_assert_eq!(self.current(), Root::None, "a root is in use");
-        let role = matches!(root, Root::Page(_)).then_some(role);
-        self.places[0] = Place { pgd, root, role };
+        let role = match root {
+            Root::Page(_) => role.bits(),
+            Root::None | Root::Special(_) => 0,
+        };
+        *self.place_mut(0) = Place { pgd, root, role };
     }
 
     /// Gives up the references of some places, the earlier roots first (`mmu.c:kvm_mmu_free_roots`).
@@ -270,7 +302,7 @@ impl RootCache {
         let mut dropped = Vec::new();
         for number in [1, 2, 3, 0] {
             if set.contains(RootSet::place(number)) {
-                let place = core::mem::take(&mut self.places[number]);
+                let place = core::mem::take(self.place_mut(number));
                 dropped.extend(drop_reference(table, place.root));
             }
         }

@@ -14,6 +14,7 @@
 
 mod cache;
 mod mmu;
+mod order;
 mod request;
 mod table;
 #[cfg(test)]
