@@ -112,14 +112,6 @@ pub struct Switch<P> {
     pub dropped: Option<Dropped<P>>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Place {
-    pgd: Pgd,
-    root: Root,
-    /// The bits of the role that a page had when it came here; 0, which no role is, for other roots.
-    role: u32,
-}
-
 /// Places of a cache.
 const PLACES: usize = 4;
 
@@ -139,8 +131,11 @@ const PLACES: usize = 4;
 /// For a direct role CR3 does not count: whatever it is, the root is the same.
 #[derive(Clone, Debug, Default)]
 pub struct RootCache {
-    /// By slot; a hit moves none of them.
-    slots: [Place; PLACES],
+    /// By slot, like the next two; a hit moves none of them.
+    pgds: [Pgd; PLACES],
+    /// The bits of the role that a page had when it came; 0, which no role is, for other roots.
+    roles: [u32; PLACES],
+    roots: [Root; PLACES],
     /// Which slot is the root in use, and which are the earlier ones.
     order: Order,
 }
@@ -154,24 +149,21 @@ impl RootCache {
     /// The root in use.
     #[inline]
     pub fn current(&self) -> Root {
-        self.place(0).root
+        self.roots[self.order.slot(0)]
     }
 
-    /// The place with a number, 0 being the one in use.
-    #[inline]
-    fn place(&self, number: usize) -> &Place {
-        &self.slots[self.order.slot(number)]
-    }
-
-    #[inline]
-    fn place_mut(&mut self, number: usize) -> &mut Place {
-        &mut self.slots[self.order.slot(number)]
+    /// Empties a place, 0 being the one in use, and gives what it held.
+    fn take(&mut self, number: usize) -> Root {
+        let slot = self.order.slot(number);
+        self.pgds[slot] = Pgd::ZERO;
+        self.roles[slot] = 0;
+        core::mem::take(&mut self.roots[slot])
     }
 
     /// All places, the root in use first.
     pub fn roots(&self) -> impl Iterator<Item = (Pgd, Root)> {
-        let places = (0..PLACES).map(|number| self.place(number));
-        places.map(|place| (place.pgd, place.root))
+        let slots = (0..PLACES).map(|number| self.order.slot(number));
+        slots.map(|slot| (self.pgds[slot], self.roots[slot]))
     }
 
     /// The places that hold a root for which `wanted` says so.
@@ -189,12 +181,14 @@ impl RootCache {
     /// direct. Nothing is allocated, and a hit releases nothing but a special root that was in use.
     #[inline]
     pub fn switch<P>(&mut self, table: &mut RootTable<P>, pgd: Pgd, role: PageRole) -> Switch<P> {
-        let found = self.find(table, pgd, role);
-        match (found, self.current()) {
-            (Some(0), _) => Switch {
+        if self.is_current(table, pgd, role) {
+            return Switch {
                 found: Found::Current,
                 dropped: None,
-            },
+            };
+        }
+        let found = self.find(table, pgd, role);
+        match (found, self.current()) {
             (Some(number), Root::Page(_)) => {
                 self.order = self.order.bring_forward(number);
                 Switch {
@@ -204,6 +198,14 @@ impl RootCache {
             }
             _ => self.switch_slowly(table, found),
         }
+    }
+
+    /// Whether the root in use is the wanted one.
+    #[inline]
+    fn is_current<P>(&self, table: &RootTable<P>, pgd: Pgd, role: PageRole) -> bool {
+        let slot = self.order.slot(0);
+        let same_pgd = role.is_direct() | (self.pgds[slot] == pgd);
+        same_pgd & (self.roles[slot] == role.bits()) && self.is_usable(table, slot, role)
     }
 
     /// The number of the first place with a root that can be used.
@@ -234,7 +236,7 @@ impl RootCache {
 
     #[inline]
     fn is_usable<P>(&self, table: &RootTable<P>, slot: usize, role: PageRole) -> bool {
-        match self.slots[slot].root {
+        match self.roots[slot] {
             Root::Page(root) => table.held_has_role(root, role),
             Root::None | Root::Special(_) => false,
         }
@@ -245,9 +247,9 @@ impl RootCache {
     fn candidates(&self, pgd: Pgd, role: PageRole) -> u32 {
         let counts = if role.is_direct() { 0 } else { u64::MAX };
         let mut candidates = 0;
-        for (slot, place) in self.slots.iter().enumerate() {
-            let same_pgd = (place.pgd.0 ^ pgd.0) & counts == 0;
-            let same_role = place.role == role.bits();
+        for slot in 0..PLACES {
+            let same_pgd = (self.pgds[slot].0 ^ pgd.0) & counts == 0;
+            let same_role = self.roles[slot] == role.bits();
             candidates |= u32::from(same_pgd & same_role) << slot;
         }
         candidates
@@ -259,15 +261,16 @@ impl RootCache {
         match (self.current(), found) {
             (Root::Page(_), _) => self.miss(table),
             (root, Some(number)) => {
-                *self.place_mut(0) = core::mem::take(self.place_mut(number));
-                self.order = self.order.send_back(number);
+                // What was in use leaves its empty slot behind, which becomes the last.
+                self.take(0);
+                self.order = self.order.bring_forward(number).send_back(1);
                 Switch {
                     found: Found::at(number),
                     dropped: special(root),
                 }
             }
             (root, None) => {
-                *self.place_mut(0) = Place::default();
+                self.take(0);
                 Switch {
                     found: Found::Nowhere,
                     dropped: special(root),
@@ -278,22 +281,24 @@ impl RootCache {
 
     /// Moves everything down by one; what was oldest goes.
     fn miss<P>(&mut self, table: &mut RootTable<P>) -> Switch<P> {
-        let oldest = core::mem::take(self.place_mut(PLACES - 1));
+        let oldest = self.take(PLACES - 1);
         self.order = self.order.bring_forward(PLACES - 1);
         Switch {
             found: Found::Nowhere,
-            dropped: drop_reference(table, oldest.root),
+            dropped: drop_reference(table, oldest),
         }
     }
 
     /// Puts a root in use, where none is. The reference is the cache's from now on.
     pub(super) fn set_current(&mut self, pgd: Pgd, root: Root, role: PageRole) {
         debug_assert_eq!(self.current(), Root::None, "a root is in use");
-        let role = match root {
+        let slot = self.order.slot(0);
+        self.pgds[slot] = pgd;
+        self.roots[slot] = root;
+        self.roles[slot] = match root {
             Root::Page(_) => role.bits(),
             Root::None | Root::Special(_) => 0,
         };
-        *self.place_mut(0) = Place { pgd, root, role };
     }
 
     /// Gives up the references of some places, the earlier roots first (`mmu.c:kvm_mmu_free_roots`).
@@ -302,8 +307,7 @@ impl RootCache {
         let mut dropped = Vec::new();
         for number in [1, 2, 3, 0] {
             if set.contains(RootSet::place(number)) {
-                let place = core::mem::take(self.place_mut(number));
-                dropped.extend(drop_reference(table, place.root));
+                dropped.extend(drop_reference(table, self.take(number)));
             }
         }
         dropped

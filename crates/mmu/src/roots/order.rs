@@ -29,7 +29,7 @@ impl Order {
     /// The number that a slot has, given as a bit: `1 << slot`.
     #[inline]
     pub(super) const fn number(self, slot_bit: u32) -> usize {
-        let differ = self.0 ^ slot_bit.trailing_zeros() * ONES;
+        let differ = self.0 ^ (slot_bit.trailing_zeros() * ONES);
         let equal = differ.wrapping_sub(ONES) & !differ & TOPS;
         (equal.trailing_zeros() / 8) as usize
     }
