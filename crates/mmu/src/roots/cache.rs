@@ -189,8 +189,9 @@ impl RootCache {
         }
         let found = self.find(table, pgd, role);
         match (found, self.current()) {
-            (Some(number), Root::Page(_)) => {
-                self.order = self.order.bring_forward(number);
+            (Some(slot_bit), Root::Page(_)) => {
+                let number = self.order.number(slot_bit);
+                self.order = self.order.bring_slot_forward(slot_bit);
                 Switch {
                     found: Found::at(number),
                     dropped: None,
@@ -208,30 +209,24 @@ impl RootCache {
         same_pgd & (self.roles[slot] == role.bits()) && self.is_usable(table, slot, role)
     }
 
-    /// The number of the first place with a root that can be used.
+    /// The first root that can be used, as a bit for its slot.
     #[inline]
-    fn find<P>(&self, table: &RootTable<P>, pgd: Pgd, role: PageRole) -> Option<usize> {
+    fn find<P>(&self, table: &RootTable<P>, pgd: Pgd, role: PageRole) -> Option<u32> {
         let candidates = self.candidates(pgd, role);
         if !candidates.is_power_of_two() {
             return self.find_among(table, candidates, role);
         }
-        let number = self.order.number(candidates);
         let slot = candidates.trailing_zeros() as usize % PLACES;
-        self.is_usable(table, slot, role).then_some(number)
+        self.is_usable(table, slot, role).then_some(candidates)
     }
 
     /// The same where none or several have the CR3 and the role: an obsolete root beside its successor.
     #[cold]
-    fn find_among<P>(
-        &self,
-        table: &RootTable<P>,
-        candidates: u32,
-        role: PageRole,
-    ) -> Option<usize> {
-        (0..PLACES).find(|number| {
-            let slot = self.order.slot(*number);
-            candidates >> slot & 1 == 1 && self.is_usable(table, slot, role)
-        })
+    fn find_among<P>(&self, table: &RootTable<P>, candidates: u32, role: PageRole) -> Option<u32> {
+        let mut slots = (0..PLACES).map(|number| self.order.slot(number));
+        let usable =
+            |slot: &usize| candidates >> slot & 1 == 1 && self.is_usable(table, *slot, role);
+        slots.find(usable).map(|slot| 1 << slot)
     }
 
     #[inline]
@@ -257,10 +252,11 @@ impl RootCache {
 
     /// Switches on a miss, or where no page was in use.
     #[cold]
-    fn switch_slowly<P>(&mut self, table: &mut RootTable<P>, found: Option<usize>) -> Switch<P> {
+    fn switch_slowly<P>(&mut self, table: &mut RootTable<P>, found: Option<u32>) -> Switch<P> {
         match (self.current(), found) {
             (Root::Page(_), _) => self.miss(table),
-            (root, Some(number)) => {
+            (root, Some(slot_bit)) => {
+                let number = self.order.number(slot_bit);
                 // What was in use leaves its empty slot behind, which becomes the last.
                 self.take(0);
                 self.order = self.order.bring_forward(number).send_back(1);

@@ -29,20 +29,29 @@ impl Order {
     /// The number that a slot has, given as a bit: `1 << slot`.
     #[inline]
     pub(super) const fn number(self, slot_bit: u32) -> usize {
+        (self.place_of(slot_bit).trailing_zeros() / 8) as usize
+    }
+
+    /// A word whose lowest bit that is set is the uppermost of the byte that holds a slot.
+    const fn place_of(self, slot_bit: u32) -> u32 {
         let differ = self.0 ^ (slot_bit.trailing_zeros() * ONES);
-        let equal = differ.wrapping_sub(ONES) & !differ & TOPS;
-        (equal.trailing_zeros() / 8) as usize
+        differ.wrapping_sub(ONES) & !differ & TOPS
+    }
+
+    /// Puts a slot in front, given as a bit; those before it move back by one.
+    #[inline]
+    #[must_use]
+    pub(super) const fn bring_slot_forward(self, slot_bit: u32) -> Self {
+        let place = self.place_of(slot_bit);
+        // The bytes from the first to the slot's own.
+        let moved = place ^ place.wrapping_sub(1);
+        Self(self.0 & !moved | self.0 << 8 & moved | slot_bit.trailing_zeros())
     }
 
     /// Puts a number in front; those before it move back by one.
-    #[inline]
     #[must_use]
     pub(super) const fn bring_forward(self, number: usize) -> Self {
-        let shift = 8 * (number & 3);
-        let wanted = self.0 >> shift & 0xff;
-        // The bytes from the first to the wanted one.
-        let moved = u32::MAX >> (24 - shift);
-        Self(self.0 & !moved | self.0 << 8 & moved | wanted)
+        self.bring_slot_forward(1 << self.slot(number))
     }
 
     /// Puts a number last; those behind it move forward by one.
