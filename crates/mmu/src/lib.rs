@@ -1,13 +1,18 @@
-//! What KVM's MMU adds to the rules of memory slots.
+//! What KVM's MMU says in its page tables.
 //!
-//! - [`ShadowPageLimit`]: the limit of shadow pages, which follows the size of all slots unless userspace has set it.
-//!   It decides whether deleting a slot evicts page tables that have nothing to do with the slot.
-//! - [`spte`]: page-table entries of EPT and NPT, bit for bit as KVM makes and reads them on a [`host`].
+//! - [`spte`]: entries of EPT and NPT, bit for bit as KVM makes and reads them on a [`host`].
+//! - [`role`]: what a page table depends on, packed as KVM packs it; [`roots`]: which page tables a vCPU starts from,
+//!   and the cache of those it had before.
 //! - [`table`]: where page tables live, and when a removed one may be used again.
+//! - [`ShadowPageLimit`]: how many shadow pages KVM allows itself; deleting a slot lowers it.
+//!
+//! Faults, zaps and walks are not here yet.
 #![forbid(unsafe_code)]
 
 pub mod host;
 mod limits;
+pub mod role;
+pub mod roots;
 pub mod spte;
 mod sync;
 pub mod table;
