@@ -8,7 +8,7 @@
 //! - [`memslot`]: what userspace asked for. [`Memory`](memslot::Memory) is the memory of one VM on one kernel
 //!   ([`Profile`](memslot::Profile)); it checks, plans and commits any [`Call`](memslot::Call), and names the one
 //!   [`Reason`](memslot::Reason) of a refusal.
-//! - [`mmu`]: what the page tables say; today KVM's limit of shadow pages.
+//! - [`mmu`]: what the page tables say: entry formats, page roles, roots and their cache.
 //! - [`coco`]: what confidential hardware allows; nothing yet.
 //! - [`vmm`]: whole VMs. [`MemoryVm`](vmm::MemoryVm) is KVM's memory interface as a trait, answered by the model, by
 //!   the real `/dev/kvm`, or by both compared ([`Checked`](vmm::Checked)). Scenario files, differential runs, strace logs
