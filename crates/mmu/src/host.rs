@@ -6,6 +6,7 @@
 //! KVM counterparts: `spte.c:kvm_mmu_spte_module_init`, `spte.c:kvm_mmu_set_ept_masks`,
 //! `spte.c:kvm_mmu_reset_all_pte_masks`, `svm.c:svm_adjust_mmio_mask`, `vmx.c:vmx_setup_me_spte_mask`.
 
+use crate::role::{AccessDirty, RoleLayout, TdpDepth, TdpHost};
 use slat_memslot::{Gfn, Level, PageSize};
 
 #[cfg(test)]
@@ -140,6 +141,33 @@ pub struct Host {
 }
 
 impl Host {
+    /// What the roles of TDP roots depend on, for an ordinary VM; `None` without a second stage.
+    ///
+    /// ```
+    /// use slat_mmu::host::Host;
+    /// use slat_mmu::role::TdpDepth;
+    /// assert_eq!(Host::npt(48).tdp().unwrap().depth, TdpDepth::Npt4);
+    /// assert_eq!(Host::ept(52).with_five_levels().tdp().unwrap().depth, TdpDepth::Ept5);
+    /// assert!(Host::shadow(48).tdp().is_none());
+    /// ```
+    pub const fn tdp(&self) -> Option<TdpHost> {
+        let depth = match (self.second_stage, self.max_level) {
+            (SecondStage::Off, _) => return None,
+            (SecondStage::Ept, Level::L5) => TdpDepth::Ept5,
+            (SecondStage::Ept, _) => TdpDepth::Ept4,
+            (SecondStage::Npt, Level::L5) => TdpDepth::Npt5,
+            (SecondStage::Npt, _) => TdpDepth::Npt4,
+        };
+        let mut host = TdpHost::new(depth);
+        if let Layout::P3 = self.layout {
+            host.layout = RoleLayout::Mbec;
+        }
+        if !self.ad_enabled() {
+            host.access_dirty = AccessDirty::Software;
+        }
+        Some(host)
+    }
+
     /// An Intel host with EPT: A/D bits and PML, 4 levels, 1 GiB leaves, layout and rules of 6.12.
     pub const fn ept(maxphyaddr: u8) -> Self {
         Self {

@@ -3,6 +3,7 @@
 //! KVM counterpart: `spte.c`. [`Codec::make_leaf`] follows the order of `spte.c:make_spte`, since some rules undo what
 //! an earlier one did. What the kernel asks of its surroundings on the way is a field of [`LeafRequest`].
 
+use crate::role::{PageRole, RoleFlag};
 use slat_memslot::{Level, PageSize};
 
 use super::bits::{self, ept};
@@ -170,22 +171,20 @@ pub struct MadeLeaf<F> {
 impl<F: Format> Codec<F> {
     /// How the leaves of a table use A/D bits, from its role and whether it belongs to a nested guest.
     ///
-    /// `role` is the role's word, of which the bits `ad_disabled` (16) and `guest_mode` (17) count; they have the same
-    /// place in every layout.
-    ///
     /// ```
-    /// use slat_mmu::{host::Host, spte::{AdType, Codec, Ept}};
+    /// use slat_mmu::host::Host;
+    /// use slat_mmu::role::{PageRole, RoleFlag};
+    /// use slat_mmu::spte::{AdType, Codec, Ept};
     /// let codec = Codec::<Ept>::new(&Host::ept(40));
-    /// assert_eq!(codec.ad_type_of_table(0x0000_3784), AdType::Enabled);
-    /// assert_eq!(codec.ad_type_of_table(0x0001_3784), AdType::Disabled);
-    /// assert_eq!(codec.ad_type_of_table(0x0002_3784), AdType::WriteProtectOnly);
+    /// let role = PageRole::new(slat_memslot::Level::L4);
+    /// assert_eq!(codec.ad_type_of_table(role), AdType::Enabled);
+    /// let guest_mode = role.with(RoleFlag::GuestMode);
+    /// assert_eq!(codec.ad_type_of_table(guest_mode), AdType::WriteProtectOnly);
     /// ```
-    pub const fn ad_type_of_table(&self, role: u32) -> AdType {
-        const AD_DISABLED: u32 = 1 << 16;
-        const GUEST_MODE: u32 = 1 << 17;
-        if role & AD_DISABLED != 0 {
+    pub const fn ad_type_of_table(&self, role: PageRole) -> AdType {
+        if role.has(RoleFlag::AdDisabled) {
             AdType::Disabled
-        } else if role & GUEST_MODE != 0 && self.host.pml() {
+        } else if role.has(RoleFlag::GuestMode) && self.host.pml() {
             AdType::WriteProtectOnly
         } else {
             AdType::Enabled

@@ -82,11 +82,11 @@ fn ept_memory_types() {
 fn ept_write_protect_only() {
     let codec = Codec::<Ept>::new(&EPT);
     let mut request = small(&codec);
-    request.table.ad = codec.ad_type_of_table(0x0002_3781);
+    request.table.ad = codec.ad_type_of_table(role(0x0002_3781));
     assert_eq!(raw(&codec, &request), 0x8620_0000_0000_0b77);
     // Without PML the nested guest's leaves are like any other.
     let codec = Codec::<Ept>::new(&EPT.without_pml());
-    assert_eq!(codec.ad_type_of_table(0x0002_3781), AdType::Enabled);
+    assert_eq!(codec.ad_type_of_table(role(0x0002_3781)), AdType::Enabled);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use slat_memslot::PageSize;
 
 use super::*;
 use crate::host::{Encryption, ExecuteOnly, Layout};
+use crate::role::{PageRole, RoleLayout};
 
 /// The hosts of the recordings: kernel 6.12.117 on emulated CPUs of 40 physical address bits.
 const EPT: Host = Host::ept(40);
@@ -20,6 +21,11 @@ const NPT: Host = Host::npt(40);
 const SHADOW: Host = Host::shadow(40);
 
 /// A leaf of 4 KiB at frame 0, with the A/D type of the TDP MMU's tables.
+/// The role that a recorded word says.
+fn role(word: u32) -> PageRole {
+    PageRole::from_word(RoleLayout::Baseline, word).expect("a recorded word")
+}
+
 fn small<F: Format>(codec: &Codec<F>) -> LeafRequest<F> {
     let mut request = LeafRequest::new(codec.nonpresent(), PageSize::Size4K, Pfn::new(0));
     if !codec.host().ad_enabled() {

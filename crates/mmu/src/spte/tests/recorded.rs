@@ -29,13 +29,13 @@ impl Ask {
             Self::Tracked => request.tracking = Tracking::EveryWrite,
             Self::Nx => request.nx_huge_pages = NxHugePages::On,
             Self::Pat => request.guest_pat = GuestPat::Honoured,
-            Self::Nested => request.table.ad = codec.ad_type_of_table(0x0002_3781),
+            Self::Nested => request.table.ad = codec.ad_type_of_table(role(0x0002_3781)),
             Self::NestedPrefetch => {
-                request.table.ad = codec.ad_type_of_table(0x0002_3781);
+                request.table.ad = codec.ad_type_of_table(role(0x0002_3781));
                 request.fill = Fill::Prefetch;
             }
             Self::WithoutAd => {
-                request.table.ad = codec.ad_type_of_table(0x0003_0701);
+                request.table.ad = codec.ad_type_of_table(role(0x0003_0701));
                 request.fill = Fill::Prefetch;
             }
         }
