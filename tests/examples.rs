@@ -15,9 +15,15 @@ mod explain_region;
 #[path = "../examples/guest_memfd.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod guest_memfd;
+#[path = "../examples/root_role_audit.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod root_role_audit;
 #[path = "../examples/slots_on.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod slots_on;
+#[path = "../examples/tdp_roots.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod tdp_roots;
 
 type Run = fn(&[&str], &mut Vec<u8>) -> Result<(), Box<dyn Error>>;
 
@@ -128,4 +134,39 @@ fn kernel() -> Result<(), Box<dyn Error>> {
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 fn kernel() -> Result<(), Box<dyn Error>> {
     Err("/dev/kvm is for Linux on x86-64".into())
+}
+
+#[test]
+fn tdp_roots_names_the_six() {
+    let text = output(|_, out| tdp_roots::run(out), &[]);
+    assert_tells(
+        &text,
+        &[
+            "0x3784",
+            "0x1003784",
+            "0x23784",
+            "0x3785",
+            "0x1003785",
+            "0x23785",
+            "0x13784",
+            "0x1013784",
+            "0x33784",
+            "MAXPHYADDR 39, Normal: 0x3784",
+            "MAXPHYADDR 48, Smm: 0x1003784",
+            "MAXPHYADDR 49, Normal: 0x3785",
+            "MAXPHYADDR 52, Guest: 0x23785",
+        ],
+    );
+}
+
+#[test]
+fn root_role_audit_objects_to_the_wrong_order() {
+    let text = output(|_, out| root_role_audit::run(out), &[]);
+    assert_tells(
+        &text,
+        &[
+            "role first, then CR3: the audit is content",
+            "CR3 first, then role: the audit objects to guest_mode",
+        ],
+    );
 }
