@@ -5,7 +5,9 @@ mod logs;
 mod regions;
 mod vm;
 
-use slat_memslot::{AddressSpace, AsId, Buffer, Call, FileCall, Memory, Profile, Region, Slot};
+use slat_memslot::{
+    AddressSpace, AsId, Buffer, Call, FileCall, Memory, PAGE_SHIFT, Profile, Region, Slot,
+};
 
 use super::Config;
 use super::dice::Dice;
@@ -113,6 +115,8 @@ pub(super) struct Generator {
     host: Areas,
     vm_types: Vec<u32>,
     logged_mode: bool,
+    /// Where user space ends, and where guest-physical memory ends.
+    ends: (u64, u64),
 }
 
 impl Generator {
@@ -126,6 +130,10 @@ impl Generator {
             host,
             vm_types,
             logged_mode: false,
+            ends: (
+                profile.user_end.get(),
+                (profile.max_gfn() + 1) << PAGE_SHIFT,
+            ),
         }
     }
 

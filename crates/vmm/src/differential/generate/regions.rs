@@ -101,10 +101,21 @@ impl Generator {
             hva: self.host_address(),
             ..Region::default()
         };
+        self.push_to_an_end(&mut region);
         self.choose_version(&mut region);
         region.flags = self.flags();
         self.choose_file(&mut region, memory);
         region
+    }
+
+    /// Rarely lets a range end where user space or guest-physical memory ends, or a page beside that.
+    fn push_to_an_end(&mut self, region: &mut Region) {
+        let (user, guest) = self.ends;
+        match self.dice.below(60) {
+            0 => region.hva = self.dice.near(user.wrapping_sub(region.size)),
+            1 => region.gpa = self.dice.near(guest.wrapping_sub(region.size)),
+            _ => {}
+        }
     }
 
     fn pages(&mut self) -> u64 {
