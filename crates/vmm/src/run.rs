@@ -142,7 +142,7 @@ impl<'m, M: Machine> Session<'m, M> {
         &self.report
     }
 
-    /// What the names stand for now.
+    /// What the names stand for at this step.
     pub fn names(&self) -> &Names {
         &self.names
     }

@@ -41,18 +41,11 @@ impl Memory {
         };
         let old = self.space(as_id).by_id(key.id);
         let kind = classify(request, key, old)?;
-        let (new, pages) = (
-            GfnRange::new(Gpa::new(request.gpa).gfn(), Pages::in_bytes(request.size)),
-            old,
-        );
-        let change = self.plan(request, kind, key, pages.map(Slot::range), new);
-        match (kind, change.new) {
-            (ChangeKind::Create | ChangeKind::Move, Some(range)) => {
-                self.check_new_range(request, key, range, &change)?;
-                Ok(change)
-            }
-            _ => Ok(change),
+        let change = self.plan(request, kind, key, old);
+        if let (ChangeKind::Create | ChangeKind::Move, Some(range)) = (kind, change.new) {
+            self.check_new_range(request, key, range, &change)?;
         }
+        Ok(change)
     }
 
     /// The tests of the two structs, before any lock.
@@ -152,14 +145,11 @@ impl Memory {
         request: &Region,
         kind: ChangeKind,
         slot: SlotKey,
-        old: Option<GfnRange>,
-        new: Option<GfnRange>,
+        old: Option<&Slot>,
     ) -> Change {
-        let new = if kind == ChangeKind::Delete {
-            None
-        } else {
-            new
-        };
+        // Empty when the slot is deleted.
+        let new = GfnRange::new(Gpa::new(request.gpa).gfn(), Pages::in_bytes(request.size));
+        let log = self.log_switch(request, kind, old);
         let swaps = match kind {
             ChangeKind::Nothing => 0,
             ChangeKind::Create | ChangeKind::FlagsOnly => 1,
@@ -167,20 +157,18 @@ impl Memory {
         };
         let before = self.space(slot.as_id).generation();
         let zap = match (kind, old) {
-            (ChangeKind::Delete | ChangeKind::Move, Some(range)) => {
-                Some(self.slot_zap(slot, range))
-            }
+            (ChangeKind::Delete | ChangeKind::Move, Some(old)) => Some(self.slot_zap(old)),
             _ => None,
         };
         Change {
             request: *request,
             kind,
             slot,
-            old,
+            old: old.map(Slot::range),
             new,
             zap,
-            log: self.log_switch(request, kind, slot),
-            requests: self.requests(request, kind, slot),
+            log,
+            requests: self.requests(request, kind, log),
             swaps,
             before,
             after: before.after(swaps, self.address_space_count()),
@@ -189,12 +177,9 @@ impl Memory {
     }
 
     /// What deleting or moving a slot zaps (`kvm_arch_flush_shadow_memslot`).
-    pub(crate) fn slot_zap(&self, slot: SlotKey, range: GfnRange) -> Zap {
+    fn slot_zap(&self, slot: &Slot) -> Zap {
         let quirk = !self.disabled_quirks().contains(Quirks::SLOT_ZAP_ALL);
-        let flagged = self
-            .space(slot.as_id)
-            .by_id(slot.id)
-            .is_some_and(|s| s.flags().contains(SlotFlags::ZAP_LEAFS_ONLY));
+        let flagged = slot.flags().contains(SlotFlags::ZAP_LEAFS_ONLY);
         let rule = match (self.profile().slot_zap.get(), self.vm_type()) {
             (SlotZap::AlwaysAll, _) => ZapRule::KernelBeforeQuirk,
             (SlotZap::BySlotFlag, _) if flagged => ZapRule::Flag,
@@ -205,8 +190,8 @@ impl Memory {
         };
         let reach = match rule {
             ZapRule::Flag | ZapRule::QuirkDisabled | ZapRule::VmType(_) => ZapReach::Leafs {
-                as_id: slot.as_id,
-                range,
+                as_id: slot.key().as_id,
+                range: slot.range(),
             },
             ZapRule::KernelBeforeQuirk
             | ZapRule::DefaultVm
@@ -217,8 +202,7 @@ impl Memory {
     }
 
     /// What the CPUs are asked to do beside the zap.
-    fn requests(&self, request: &Region, kind: ChangeKind, slot: SlotKey) -> Requests {
-        let log = self.log_switch(request, kind, slot);
+    fn requests(&self, request: &Region, kind: ChangeKind, log: Option<LogSwitch>) -> Requests {
         let last_log = self.logged_slots == 1 && log == Some(LogSwitch::Off);
         let first_log = self.logged_slots == 0
             && matches!(log, Some(LogSwitch::On | LogSwitch::OnInitiallySet));
@@ -231,11 +215,13 @@ impl Memory {
         }
     }
 
-    fn log_switch(&self, request: &Region, kind: ChangeKind, slot: SlotKey) -> Option<LogSwitch> {
-        let was = self
-            .space(slot.as_id)
-            .by_id(slot.id)
-            .is_some_and(Slot::is_logged);
+    fn log_switch(
+        &self,
+        request: &Region,
+        kind: ChangeKind,
+        old: Option<&Slot>,
+    ) -> Option<LogSwitch> {
+        let was = old.is_some_and(Slot::is_logged);
         let will = kind != ChangeKind::Delete && request.has(SlotFlags::LOG_DIRTY_PAGES);
         match (was, will) {
             (false, true) if self.manual_protect().contains(ManualProtect::INITIALLY_SET) => {

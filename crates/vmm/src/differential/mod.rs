@@ -12,6 +12,7 @@ mod pair;
 mod sequence;
 mod shrink;
 mod stats;
+mod written;
 
 use std::time::{Duration, Instant};
 
@@ -141,7 +142,7 @@ pub fn compare<K: Machine>(
     let mut generator = Generator::new(config, kernel.profile(), kernel.areas());
     let mut recorder = config
         .record
-        .then(|| shrink::recorder(kernel.profile(), kernel.areas()));
+        .then(|| written::recorder(kernel.profile(), kernel.areas()));
     let mut finding = None;
     while stats.calls < config.calls && finding.is_none() {
         let vm_type = generator.vm_type();
@@ -149,7 +150,7 @@ pub fn compare<K: Machine>(
         let difference = sequence(&mut pair, &mut generator, config, &mut stats).err();
         let history = pair.into_history();
         if let Some(recorder) = &mut recorder {
-            shrink::write_case(
+            written::write_case(
                 recorder,
                 &format!("random VM {}", stats.vms),
                 vm_type,

@@ -1,12 +1,11 @@
 //! From a long sequence that ends in a difference to a short one.
 
-use slat_memslot::{Call, Errno, FileCall, FileRef, GmemId, MapId, Profile, Reason};
+use slat_memslot::{Call, FileCall, FileRef, GmemId, MapId, Profile, Reason};
 
-use super::oracle;
 use super::pair::{Made, Pair};
-use super::{Config, Difference, Finding, Stats};
-use crate::scenario::{Recorder, Scenario};
-use crate::{CallError, CallResult, Machine, MemoryVm, model};
+use super::{Config, Difference, Finding, Stats, oracle, written};
+use crate::scenario::Scenario;
+use crate::{CallError, Machine, MemoryVm, model};
 
 /// A call of the sequence, and whether the kernel accepted it at first.
 #[derive(Clone, Debug)]
@@ -197,38 +196,10 @@ fn write(
     made: &[Made],
     difference: &Difference,
 ) -> Scenario {
-    let mut recorder = recorder(profile, areas);
-    write_case(&mut recorder, "shrunk difference", vm_type, made);
+    let mut recorder = written::recorder(profile, areas);
+    written::write_case(&mut recorder, "shrunk difference", vm_type, made);
     if let Difference::Reason(wrong) = difference {
         recorder.because(wrong.reason.code());
     }
     recorder.finish()
-}
-
-/// A recorder of calls on a machine.
-pub(super) fn recorder(profile: &Profile, areas: crate::Areas) -> Recorder {
-    let mut recorder = Recorder::new(areas.list());
-    recorder.profile(&profile.name);
-    recorder
-}
-
-/// One VM's calls with the kernel's answers.
-pub(super) fn write_case(recorder: &mut Recorder, title: &str, vm_type: u32, made: &[Made]) {
-    recorder.case(title);
-    if vm_type != 0 {
-        recorder.vm("vm", Some(vm_type));
-    }
-    for (call, answer) in made {
-        if let Some(answer) = plain(answer) {
-            recorder.call(call, &answer);
-        }
-    }
-}
-
-fn plain(answer: &CallResult) -> Option<Result<slat_memslot::Outcome, Errno>> {
-    match answer {
-        Ok(outcome) => Some(Ok(outcome.clone())),
-        Err(CallError::Refused { errno, .. }) => Some(Err(*errno)),
-        Err(CallError::NotTried { .. }) => None,
-    }
 }

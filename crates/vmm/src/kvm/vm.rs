@@ -174,7 +174,44 @@ impl Vm {
         })
     }
 
-    fn try_call(&mut self, call: &Call) -> CallResult {
+    /// Whether all slots that hold some of a guest-physical range have host memory that can be read.
+    fn is_reachable(&self, gpa: u64, size: u64) -> bool {
+        let end = gpa.saturating_add(size);
+        let [writable, _, readonly] = self.host.areas().list();
+        let readable = |placed: &Placed| {
+            let inside = |area: &crate::scenario::Area| {
+                area.offset_of(placed.hva)
+                    .is_some_and(|offset| placed.size <= area.len - offset)
+            };
+            inside(&writable) || inside(&readonly)
+        };
+        self.placed
+            .values()
+            .filter(|p| p.gpa < end && gpa < p.gpa.saturating_add(p.size))
+            .all(readable)
+    }
+
+    fn set_tss_addr(&self, gpa: u64) -> Result<Outcome, Errno> {
+        let gpa = usize::try_from(gpa).map_err(|_| Errno::EINVAL)?;
+        self.vm
+            .set_tss_address(gpa)
+            .map(|()| Outcome::Done)
+            .map_err(errno)
+    }
+}
+
+fn count(value: i32) -> Outcome {
+    Outcome::Value(u64::try_from(value).unwrap_or(0))
+}
+
+fn word_count(pages: u64) -> usize {
+    usize::try_from(pages.div_ceil(64))
+        .unwrap_or(usize::MAX)
+        .max(1)
+}
+
+impl MemoryVm for Vm {
+    fn call(&mut self, call: &Call) -> CallResult {
         let outcome = match call {
             Call::SetRegion(request) => self.set_region(request),
             Call::CreateGmem {
@@ -235,46 +272,5 @@ impl Vm {
             Call::GuestWrite { gpa } => return self.guest_write(*gpa),
         };
         outcome.map_err(CallError::errno)
-    }
-
-    /// Whether all slots that hold some of a guest-physical range have host memory that can be read.
-    fn is_reachable(&self, gpa: u64, size: u64) -> bool {
-        let end = gpa.saturating_add(size);
-        let [writable, _, readonly] = self.host.areas().list();
-        let readable = |placed: &Placed| {
-            let inside = |area: &crate::scenario::Area| {
-                area.offset_of(placed.hva)
-                    .is_some_and(|offset| placed.size <= area.len - offset)
-            };
-            inside(&writable) || inside(&readonly)
-        };
-        self.placed
-            .values()
-            .filter(|p| p.gpa < end && gpa < p.gpa.saturating_add(p.size))
-            .all(readable)
-    }
-
-    fn set_tss_addr(&self, gpa: u64) -> Result<Outcome, Errno> {
-        let gpa = usize::try_from(gpa).map_err(|_| Errno::EINVAL)?;
-        self.vm
-            .set_tss_address(gpa)
-            .map(|()| Outcome::Done)
-            .map_err(errno)
-    }
-}
-
-fn count(value: i32) -> Outcome {
-    Outcome::Value(u64::try_from(value).unwrap_or(0))
-}
-
-fn word_count(pages: u64) -> usize {
-    usize::try_from(pages.div_ceil(64))
-        .unwrap_or(usize::MAX)
-        .max(1)
-}
-
-impl MemoryVm for Vm {
-    fn call(&mut self, call: &Call) -> CallResult {
-        self.try_call(call)
     }
 }

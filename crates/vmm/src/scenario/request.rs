@@ -78,7 +78,7 @@ impl Request {
         super::write::operation(call)
     }
 
-    /// The call with placeholders: where there is a [`file`](Self::file), file and mapping numbers are 0, and with a
+    /// The call with its names left blank: where there is a [`file`](Self::file), file and mapping numbers are 0, and with a
     /// [`host`](Self::host) the address is the offset from it.
     pub fn template(&self) -> &Call {
         &self.template
