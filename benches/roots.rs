@@ -55,17 +55,17 @@ fn random() -> Vec<usize> {
 
 fn target(name: &'static str, numbers: Vec<usize>) -> Target {
     let pgds = [1, 2, 3, 4].map(|number| number << 12);
-    let mut table = RootTable::new(TdpMmu::On);
+    let table = RootTable::new(TdpMmu::On);
     let mut mmu = VcpuMmu::new(role());
     for pgd in pgds.map(Pgd::new) {
-        let _ = mmu.new_pgd(&mut table, pgd, FlushOnReuse::Off);
-        mmu.load(&mut table, GuestRoot::Visible(pgd), || ());
+        let _ = mmu.new_pgd(&table, pgd, FlushOnReuse::Off);
+        mmu.load(&table, GuestRoot::Visible(pgd), || ());
     }
     let (mut turn, own_numbers) = (0, numbers.clone());
     let measured = Side::new("VcpuMmu::new_pgd", move || {
         let pgd = Pgd::new(pgds[own_numbers[turn % NUMBERS]]);
         turn += 1;
-        let _ = black_box(mmu.new_pgd(&mut table, black_box(pgd), FlushOnReuse::Off));
+        let _ = black_box(mmu.new_pgd(&table, black_box(pgd), FlushOnReuse::Off));
     });
     let mut entries = [4, 3, 2, 1].map(|number| (number << 12, role()));
     let role = role();

@@ -22,8 +22,8 @@ pub(crate) fn run(out: &mut impl Write) -> Result<(), Box<dyn Error>> {
         ("role first, then CR3", Order::RoleFirst),
         ("CR3 first, then role", Order::Cr3First),
     ] {
-        let (mut mmu, mut table) = nested_guest();
-        exit_to_l1(&mut mmu, &mut table, order);
+        let (mut mmu, table) = nested_guest();
+        exit_to_l1(&mut mmu, &table, order);
         let audit = match mmu.check(&table) {
             Ok(()) => "the audit is content".to_owned(),
             Err(mismatch) => {
@@ -49,32 +49,32 @@ enum Order {
 const CR3: u64 = 0x1000;
 
 /// A vCPU whose hypervisor (L1) has run before and whose nested guest (L2) runs now, both on shadow paging.
-fn nested_guest() -> (VcpuMmu, RootTable<&'static str>) {
-    let mut table = RootTable::new(TdpMmu::On);
+fn nested_guest() -> (VcpuMmu, RootTable<()>) {
+    let table = RootTable::new(TdpMmu::On);
     let mut mmu = VcpuMmu::new(shadow_role(VcpuMode::Normal));
-    load_cr3(&mut mmu, &mut table, "L1's tables");
+    load_cr3(&mut mmu, &table);
     mmu.init(shadow_role(VcpuMode::Guest));
-    load_cr3(&mut mmu, &mut table, "L2's tables");
+    load_cr3(&mut mmu, &table);
     (mmu, table)
 }
 
-fn exit_to_l1(mmu: &mut VcpuMmu, table: &mut RootTable<&'static str>, order: Order) {
+fn exit_to_l1(mmu: &mut VcpuMmu, table: &RootTable<()>, order: Order) {
     match order {
         Order::RoleFirst => {
             mmu.init(shadow_role(VcpuMode::Normal));
-            load_cr3(mmu, table, "L1's tables, made anew");
+            load_cr3(mmu, table);
         }
         Order::Cr3First => {
-            load_cr3(mmu, table, "L1's tables, made anew");
+            load_cr3(mmu, table);
             mmu.init(shadow_role(VcpuMode::Normal));
         }
     }
 }
 
 /// Looks CR3's root up in the cache, and makes one before the entry if there is none.
-fn load_cr3(mmu: &mut VcpuMmu, table: &mut RootTable<&'static str>, tables: &'static str) {
+fn load_cr3(mmu: &mut VcpuMmu, table: &RootTable<()>) {
     let _found = mmu.new_pgd(table, Pgd::new(CR3), FlushOnReuse::Off);
-    let _loaded = mmu.load(table, GuestRoot::Visible(Pgd::new(CR3)), || tables);
+    let _loaded = mmu.load(table, GuestRoot::Visible(Pgd::new(CR3)), || ());
 }
 
 fn shadow_role(mode: VcpuMode) -> PageRole {

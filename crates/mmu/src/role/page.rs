@@ -77,7 +77,7 @@ impl RoleFlag {
 
     /// Its bit in [`PageRole`].
     #[inline]
-    pub(super) const fn bit(self) -> u32 {
+    pub(crate) const fn bit(self) -> u32 {
         self as u32
     }
 }
@@ -145,7 +145,7 @@ impl PageRole {
     }
 
     /// A role from bits in slat's own order, whose level is known to be one.
-    pub(super) const fn from_bits(bits: u32) -> Self {
+    pub(crate) const fn from_bits(bits: u32) -> Self {
         Self(bits)
     }
 

@@ -3,7 +3,8 @@
 use crate::role::PageRole;
 
 use super::order::Order;
-use super::table::{Released, RootId, RootTable};
+use super::root::{Payload, Released, RootId};
+use super::table::RootTable;
 
 /// What a vCPU's own top-level table is: CR3, an EPT pointer, or a nested CR3.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -180,38 +181,69 @@ impl RootCache {
     /// A root counts if its role is the wanted one in full, `invalid` included, and if the CR3 is equal or the role is
     /// direct. Nothing is allocated, and a hit releases nothing but a special root that was in use.
     #[inline]
-    pub fn switch<P>(&mut self, table: &mut RootTable<P>, pgd: Pgd, role: PageRole) -> Switch<P> {
-        if self.is_current(table, pgd, role) {
-            return Switch {
-                found: Found::Current,
+    pub fn switch<P: Payload>(
+        &mut self,
+        table: &RootTable<P>,
+        pgd: Pgd,
+        role: PageRole,
+    ) -> Switch<P> {
+        match self.hit(table, pgd, role) {
+            Some(found) => Switch {
+                found,
                 dropped: None,
-            };
+            },
+            None => self.switch_slowly(table, pgd, role),
         }
-        let found = self.find(table, pgd, role);
-        match (found, self.current()) {
-            (Some(slot_bit), Root::Page(_)) => {
-                let number = self.order.number(slot_bit);
-                self.order = self.order.bring_slot_forward(slot_bit);
-                Switch {
-                    found: Found::at(number),
-                    dropped: None,
-                }
-            }
-            _ => self.switch_slowly(table, found),
+    }
+
+    /// The same where a page is in use and the root is here; else does nothing.
+    #[inline]
+    pub(super) fn hit<P: Payload>(
+        &mut self,
+        table: &RootTable<P>,
+        pgd: Pgd,
+        role: PageRole,
+    ) -> Option<Found> {
+        if self.is_current(table, pgd, role) {
+            return Some(Found::Current);
         }
+        self.hit_previous(table, pgd, role)
+    }
+
+    /// The same for the earlier roots. Apart, so that the root in use is found without a call.
+    #[inline(never)]
+    fn hit_previous<P: Payload>(
+        &mut self,
+        table: &RootTable<P>,
+        pgd: Pgd,
+        role: PageRole,
+    ) -> Option<Found> {
+        let slot_bit = self.find(table, pgd, role)?;
+        match self.current() {
+            Root::Page(_) => Some(Found::at(self.bring_forward(slot_bit))),
+            Root::None | Root::Special(_) => None,
+        }
+    }
+
+    /// Makes the root in a slot, given as a bit, the one in use; gives its number before.
+    #[inline]
+    fn bring_forward(&mut self, slot_bit: u32) -> usize {
+        let number = self.order.number(slot_bit);
+        self.order = self.order.bring_slot_forward(slot_bit);
+        number
     }
 
     /// Whether the root in use is the wanted one.
     #[inline]
-    fn is_current<P>(&self, table: &RootTable<P>, pgd: Pgd, role: PageRole) -> bool {
+    fn is_current<P: Payload>(&self, table: &RootTable<P>, pgd: Pgd, role: PageRole) -> bool {
         let slot = self.order.slot(0);
         let same_pgd = role.is_direct() | (self.pgds[slot] == pgd);
         same_pgd & (self.roles[slot] == role.bits()) && self.is_usable(table, slot, role)
     }
 
     /// The first root that can be used, as a bit for its slot.
-    #[inline]
-    fn find<P>(&self, table: &RootTable<P>, pgd: Pgd, role: PageRole) -> Option<u32> {
+    #[inline(always)]
+    fn find<P: Payload>(&self, table: &RootTable<P>, pgd: Pgd, role: PageRole) -> Option<u32> {
         let candidates = self.candidates(pgd, role);
         if !candidates.is_power_of_two() {
             return self.find_among(table, candidates, role);
@@ -222,7 +254,12 @@ impl RootCache {
 
     /// The same where none or several have the CR3 and the role: an obsolete root beside its successor.
     #[cold]
-    fn find_among<P>(&self, table: &RootTable<P>, candidates: u32, role: PageRole) -> Option<u32> {
+    fn find_among<P: Payload>(
+        &self,
+        table: &RootTable<P>,
+        candidates: u32,
+        role: PageRole,
+    ) -> Option<u32> {
         let mut slots = (0..PLACES).map(|number| self.order.slot(number));
         let usable =
             |slot: &usize| candidates >> slot & 1 == 1 && self.is_usable(table, *slot, role);
@@ -230,7 +267,7 @@ impl RootCache {
     }
 
     #[inline]
-    fn is_usable<P>(&self, table: &RootTable<P>, slot: usize, role: PageRole) -> bool {
+    fn is_usable<P: Payload>(&self, table: &RootTable<P>, slot: usize, role: PageRole) -> bool {
         match self.roots[slot] {
             Root::Page(root) => table.held_has_role(root, role),
             Root::None | Root::Special(_) => false,
@@ -252,31 +289,31 @@ impl RootCache {
 
     /// Switches on a miss, or where no page was in use.
     #[cold]
-    fn switch_slowly<P>(&mut self, table: &mut RootTable<P>, found: Option<u32>) -> Switch<P> {
-        match (self.current(), found) {
-            (Root::Page(_), _) => self.miss(table),
-            (root, Some(slot_bit)) => {
-                let number = self.order.number(slot_bit);
-                // What was in use leaves its empty slot behind, which becomes the last.
-                self.take(0);
-                self.order = self.order.bring_forward(number).send_back(1);
-                Switch {
-                    found: Found::at(number),
-                    dropped: special(root),
-                }
-            }
-            (root, None) => {
-                self.take(0);
-                Switch {
-                    found: Found::Nowhere,
-                    dropped: special(root),
-                }
-            }
+    pub(super) fn switch_slowly<P: Payload>(
+        &mut self,
+        table: &RootTable<P>,
+        pgd: Pgd,
+        role: PageRole,
+    ) -> Switch<P> {
+        let root = self.current();
+        if let Root::Page(_) = root {
+            return self.miss(table);
+        }
+        let found = self.find(table, pgd, role);
+        let number = found.map(|slot_bit| self.order.number(slot_bit));
+        self.take(0);
+        if let Some(number) = number {
+            // What was in use leaves its empty slot behind, which becomes the last.
+            self.order = self.order.bring_forward(number).send_back(1);
+        }
+        Switch {
+            found: number.map_or(Found::Nowhere, Found::at),
+            dropped: special(root),
         }
     }
 
     /// Moves everything down by one; what was oldest goes.
-    fn miss<P>(&mut self, table: &mut RootTable<P>) -> Switch<P> {
+    fn miss<P: Payload>(&mut self, table: &RootTable<P>) -> Switch<P> {
         let oldest = self.take(PLACES - 1);
         self.order = self.order.bring_forward(PLACES - 1);
         Switch {
@@ -299,7 +336,7 @@ impl RootCache {
 
     /// Gives up the references of some places, the earlier roots first (`mmu.c:kvm_mmu_free_roots`).
     #[must_use = "roots that were freed take their page tables along"]
-    pub fn free<P>(&mut self, table: &mut RootTable<P>, set: RootSet) -> Vec<Dropped<P>> {
+    pub fn free<P: Payload>(&mut self, table: &RootTable<P>, set: RootSet) -> Vec<Dropped<P>> {
         let mut dropped = Vec::new();
         for number in [1, 2, 3, 0] {
             if set.contains(RootSet::place(number)) {
@@ -317,7 +354,7 @@ fn special<P>(root: Root) -> Option<Dropped<P>> {
     }
 }
 
-fn drop_reference<P>(table: &mut RootTable<P>, root: Root) -> Option<Dropped<P>> {
+fn drop_reference<P: Payload>(table: &RootTable<P>, root: Root) -> Option<Dropped<P>> {
     match root {
         Root::Page(root) => Some(Dropped::Page(table.release(root))),
         other => special(other),

@@ -6,7 +6,8 @@ use crate::role::{PageRole, RoleMismatch, check_mmu_role};
 
 use super::cache::{Dropped, Found, Pgd, Root, RootCache, RootSet, SpecialRoot, Switch};
 use super::request::{Request, Requests};
-use super::table::{Acquired, RootId, RootTable};
+use super::root::{Acquired, Payload, RootId};
+use super::table::RootTable;
 
 /// Whether a root that is used again is synchronised and flushed (`kvm.flush_on_reuse`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -75,15 +76,15 @@ pub enum Reused {
 ///
 /// let host = TdpHost::new(TdpDepth::Npt4);
 /// let role = |mode| root_role_for_tdp(&VcpuState { mode, ..VcpuState::default() }, &host);
-/// let mut table = RootTable::new(TdpMmu::On);
+/// let table = RootTable::new(TdpMmu::On);
 /// let mut mmu = VcpuMmu::new(role(VcpuMode::Normal));
-/// assert!(matches!(mmu.load(&mut table, GuestRoot::Visible(Pgd::ZERO), || ()), Load::Created(_)));
+/// assert!(matches!(mmu.load(&table, GuestRoot::Visible(Pgd::ZERO), || ()), Load::Created(_)));
 ///
 /// // SMM has a root of its own; on the way back the first one is found again.
-/// assert!(mmu.reset_context(&mut table, role(VcpuMode::Smm)).len() == 1);
-/// assert!(matches!(mmu.load(&mut table, GuestRoot::Visible(Pgd::ZERO), || ()), Load::Created(_)));
-/// assert!(mmu.reset_context(&mut table, role(VcpuMode::Normal)).len() == 1);
-/// assert!(matches!(mmu.load(&mut table, GuestRoot::Visible(Pgd::ZERO), || ()), Load::Shared(_)));
+/// assert!(mmu.reset_context(&table, role(VcpuMode::Smm)).len() == 1);
+/// assert!(matches!(mmu.load(&table, GuestRoot::Visible(Pgd::ZERO), || ()), Load::Created(_)));
+/// assert!(mmu.reset_context(&table, role(VcpuMode::Normal)).len() == 1);
+/// assert!(matches!(mmu.load(&table, GuestRoot::Visible(Pgd::ZERO), || ()), Load::Shared(_)));
 /// assert_eq!(mmu.check(&table), Ok(()));
 /// ```
 #[derive(Clone, Debug)]
@@ -138,9 +139,9 @@ impl VcpuMmu {
 
     /// Gives up all roots and wants a role anew (`mmu.c:kvm_mmu_reset_context`).
     #[must_use = "roots that were freed take their page tables along"]
-    pub fn reset_context<P>(
+    pub fn reset_context<P: Payload>(
         &mut self,
-        table: &mut RootTable<P>,
+        table: &RootTable<P>,
         role: PageRole,
     ) -> Vec<Dropped<P>> {
         let dropped = self.free(table, RootSet::all());
@@ -150,17 +151,38 @@ impl VcpuMmu {
 
     /// Switches to the root for a new CR3, with the role that is wanted now (`mmu.c:kvm_mmu_new_pgd`).
     #[inline]
-    pub fn new_pgd<P>(
+    pub fn new_pgd<P: Payload>(
         &mut self,
-        table: &mut RootTable<P>,
+        table: &RootTable<P>,
         pgd: Pgd,
         flush: FlushOnReuse,
     ) -> NewPgd<P> {
-        let switch = self.cache.switch(table, pgd, self.role);
+        // The result is put together once, and not moved: that costs more than the switch itself.
+        match self.cache.hit(table, pgd, self.role) {
+            Some(found) => NewPgd {
+                switch: Switch {
+                    found,
+                    dropped: None,
+                },
+                reused: Some(self.reuse(flush)),
+            },
+            None => self.new_pgd_slowly(table, pgd, flush),
+        }
+    }
+
+    #[cold]
+    fn new_pgd_slowly<P: Payload>(
+        &mut self,
+        table: &RootTable<P>,
+        pgd: Pgd,
+        flush: FlushOnReuse,
+    ) -> NewPgd<P> {
+        let switch = self.cache.switch_slowly(table, pgd, self.role);
         let reused = (switch.found != Found::Nowhere).then(|| self.reuse(flush));
         NewPgd { switch, reused }
     }
 
+    #[inline]
     fn reuse(&mut self, flush: FlushOnReuse) -> Reused {
         self.requests.insert(Request::LoadMmuPgd);
         if flush == FlushOnReuse::On {
@@ -178,9 +200,9 @@ impl VcpuMmu {
     ///
     /// `payload` makes what a new root points at. A root that is in use is kept whatever its role: that is why the
     /// order of [`VcpuMmu::init`] and [`VcpuMmu::new_pgd`] matters.
-    pub fn load<P>(
+    pub fn load<P: Payload>(
         &mut self,
-        table: &mut RootTable<P>,
+        table: &RootTable<P>,
         guest: GuestRoot,
         payload: impl FnOnce() -> P,
     ) -> Load {
@@ -198,9 +220,9 @@ impl VcpuMmu {
         }
     }
 
-    fn load_page<P>(
+    fn load_page<P: Payload>(
         &mut self,
-        table: &mut RootTable<P>,
+        table: &RootTable<P>,
         pgd: Pgd,
         payload: impl FnOnce() -> P,
     ) -> Load {
@@ -226,13 +248,13 @@ impl VcpuMmu {
 
     /// Gives up some roots (`mmu.c:kvm_mmu_free_roots`).
     #[must_use = "roots that were freed take their page tables along"]
-    pub fn free<P>(&mut self, table: &mut RootTable<P>, set: RootSet) -> Vec<Dropped<P>> {
+    pub fn free<P: Payload>(&mut self, table: &RootTable<P>, set: RootSet) -> Vec<Dropped<P>> {
         self.cache.free(table, set)
     }
 
     /// Gives up the roots that are obsolete (`mmu.c:kvm_mmu_free_obsolete_roots`). Special roots always count as such.
     #[must_use = "roots that were freed take their page tables along"]
-    pub fn free_obsolete<P>(&mut self, table: &mut RootTable<P>) -> Vec<Dropped<P>> {
+    pub fn free_obsolete<P: Payload>(&mut self, table: &RootTable<P>) -> Vec<Dropped<P>> {
         let obsolete = self.cache.select(|root| match root {
             Root::Page(root) => table.is_obsolete(root),
             Root::Special(_) => true,
@@ -246,7 +268,7 @@ impl VcpuMmu {
     /// # Panics
     /// The role that is wanted is L2's.
     #[must_use = "roots that were freed take their page tables along"]
-    pub fn free_guest_mode<P>(&mut self, table: &mut RootTable<P>) -> Vec<Dropped<P>> {
+    pub fn free_guest_mode<P: Payload>(&mut self, table: &RootTable<P>) -> Vec<Dropped<P>> {
         assert!(!self.role.is_guest_mode(), "the MMU is in guest mode");
         let of_l2 = |root| match root {
             Root::Page(root) => table.role(root).is_none_or(PageRole::is_guest_mode),
@@ -258,9 +280,9 @@ impl VcpuMmu {
 
     /// Gives up the earlier roots that are out of step with the guest's tables (`mmu.c:kvm_mmu_sync_prev_roots`).
     #[must_use = "roots that were freed take their page tables along"]
-    pub fn free_unsync_previous<P>(
+    pub fn free_unsync_previous<P: Payload>(
         &mut self,
-        table: &mut RootTable<P>,
+        table: &RootTable<P>,
         mut is_unsync: impl FnMut(RootId) -> bool,
     ) -> Vec<Dropped<P>> {
         let unsync = self.cache.select(|root| match root {
@@ -273,7 +295,10 @@ impl VcpuMmu {
 
     /// Serves the next request. What concerns roots is done here; the rest is for the caller.
     #[must_use = "roots that were freed take their page tables along"]
-    pub fn serve<P>(&mut self, table: &mut RootTable<P>) -> Option<(Request, Vec<Dropped<P>>)> {
+    pub fn serve<P: Payload>(
+        &mut self,
+        table: &RootTable<P>,
+    ) -> Option<(Request, Vec<Dropped<P>>)> {
         let request = self.requests.pop()?;
         let dropped = match request {
             Request::FreeObsoleteRoots => self.free_obsolete(table),
@@ -286,7 +311,7 @@ impl VcpuMmu {
     ///
     /// # Errors
     /// It has another one, or is invalid.
-    pub fn check<P>(&self, table: &RootTable<P>) -> Result<(), RoleMismatch> {
+    pub fn check<P: Payload>(&self, table: &RootTable<P>) -> Result<(), RoleMismatch> {
         match self.cache.current() {
             Root::Page(root) => table
                 .role(root)

@@ -1,162 +1,85 @@
 //! All roots of a VM, their roles, and who holds them.
 
-use core::fmt;
+use core::marker::PhantomData;
 
-use slat_memslot::Gfn;
+use slat_memslot::{AsId, Gfn};
 
-use crate::role::{PageRole, RoleFlag};
+use crate::role::PageRole;
+use crate::sync::{Mutex, lock};
 
-/// A root of one [`RootTable`]. No two roots ever have the same one.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RootId {
-    index: u32,
-    /// How often the place had been used before.
-    generation: u32,
-}
+use super::place::{Entry, Place, Places};
+use super::root::{
+    Acquired, Freed, NextRoot, Payload, Released, RootId, RootKind, RootSelect, TdpMmu,
+};
 
-impl fmt::Debug for RootId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RootId({}.{})", self.index, self.generation)
-    }
-}
-
-impl RootId {
-    /// The place in the table.
-    #[inline]
-    const fn place(self) -> usize {
-        self.index as usize
-    }
-}
-
-/// Whether the TDP MMU is on (`kvm.tdp_mmu`); without it direct roots are shadow pages, too.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum TdpMmu {
-    /// Direct roots belong to the TDP MMU.
-    #[default]
-    On,
-    /// All roots are shadow pages.
-    Off,
-}
-
-/// Who manages a root.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum RootKind {
-    /// The TDP MMU, which holds a reference of its own until the root has been zapped.
-    Tdp,
-    /// The shadow MMU, which keeps a root without references for later use.
-    Shadow {
-        /// The guest frame of the table that is shadowed; 0 for a direct root.
-        gfn: Gfn,
-    },
-}
-
-/// How a root was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Acquired {
-    /// It was there already, with the same role.
-    Shared(RootId),
-    /// There was none.
-    Created(RootId),
-}
-
-impl Acquired {
-    /// The root.
-    #[inline]
-    pub const fn root(self) -> RootId {
-        match self {
-            Self::Shared(root) | Self::Created(root) => root,
-        }
-    }
-}
-
-/// A root that is gone, with what it pointed at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Freed<P> {
-    /// The root; it names nothing any more.
-    pub root: RootId,
-    /// Its role when it went.
-    pub role: PageRole,
-    /// What it pointed at.
-    pub payload: P,
-}
-
-/// What giving up a reference did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[must_use = "a root that was freed takes its page tables along"]
-pub enum Released<P> {
-    /// The root is still there.
-    Kept(RootId),
-    /// It was the last reference to an invalid root.
-    Freed(Freed<P>),
-}
-
-impl<P> Released<P> {
-    /// The root that is gone, if it is.
-    pub fn freed(self) -> Option<Freed<P>> {
-        match self {
-            Self::Kept(_) => None,
-            Self::Freed(freed) => Some(freed),
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Entry<P> {
-    kind: RootKind,
-    references: u32,
-    valid_generation: u64,
-    /// A TDP root that was invalidated and whose own reference is still there.
-    scheduled: bool,
-    payload: P,
-}
-
-#[derive(Clone, Debug)]
-struct Place<P> {
-    generation: u32,
-    entry: Option<Entry<P>>,
-}
-
-/// All roots of a VM. `P` is what a root points at; nothing here looks at it.
+/// All roots of a VM, for many threads at once. `P` is what a root points at; nothing here looks at it.
+///
+/// Roles, references and payloads are atomics that are read without a lock. What is in the list of roots changes under
+/// one lock, which is KVM's `tdp_mmu_pages_lock` for roots of the TDP MMU; for shadow pages it stands for `mmu_lock`.
 ///
 /// ```
 /// use slat_mmu::role::{TdpDepth, TdpHost, VcpuState, root_role_for_tdp};
 /// use slat_mmu::roots::{RootKind, RootTable, TdpMmu};
+/// use slat_mmu::table::TableId;
 ///
 /// let mut table = RootTable::new(TdpMmu::On);
 /// let role = root_role_for_tdp(&VcpuState::default(), &TdpHost::new(TdpDepth::Npt4));
-/// let root = table.acquire(RootKind::Tdp, role, || "page tables").root();
+/// let root = table.acquire(RootKind::Tdp, role, || TableId::new(7)).root();
 /// // The same role, the same root.
-/// assert_eq!(table.acquire(RootKind::Tdp, role, || "others").root(), root);
+/// assert_eq!(table.acquire(RootKind::Tdp, role, || TableId::new(8)).root(), root);
 /// assert_eq!(table.references(root), Some(3));
 ///
 /// table.invalidate_all();
 /// assert!(table.zap_invalidated().is_empty());
 /// assert_eq!(table.release(root).freed(), None);
-/// assert_eq!(table.release(root).freed().unwrap().payload, "page tables");
+/// assert_eq!(table.release(root).freed().unwrap().payload, TableId::new(7));
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct RootTable<P> {
     tdp_mmu: TdpMmu,
     /// Which shadow pages are valid (`mmu_valid_gen`); KVM keeps the lowest bit only.
-    valid_generation: u64,
-    /// By place, beside `places`: what every switch reads. `None` for a free place.
-    roles: Vec<Option<PageRole>>,
-    places: Vec<Place<P>>,
-    free: Vec<u32>,
-    /// Oldest first.
-    order: Vec<RootId>,
+    pub(super) valid_generation: u64,
+    pub(super) places: Places,
+    pub(super) list: Mutex<List>,
+    payload: PhantomData<P>,
 }
 
-impl<P> RootTable<P> {
+/// Which places are in use.
+#[derive(Debug, Default)]
+pub(super) struct List {
+    /// The roots, oldest first.
+    order: Vec<RootId>,
+    /// What roots in the places that became free will be called.
+    free: Vec<RootId>,
+    /// The first place that was never used.
+    next: u32,
+}
+
+impl List {
+    /// A name for a new root, which is the newest.
+    fn add(&mut self) -> RootId {
+        let root = self.free.pop().unwrap_or_else(|| {
+            let index = self.next;
+            self.next = index.checked_add(1).expect("fewer roots than 2^32");
+            RootId {
+                index,
+                generation: 0,
+            }
+        });
+        self.order.push(root);
+        root
+    }
+}
+
+impl<P: Payload> RootTable<P> {
     /// No roots.
-    pub const fn new(tdp_mmu: TdpMmu) -> Self {
+    pub fn new(tdp_mmu: TdpMmu) -> Self {
         Self {
             tdp_mmu,
             valid_generation: 0,
-            roles: Vec::new(),
-            places: Vec::new(),
-            free: Vec::new(),
-            order: Vec::new(),
+            places: Places::new(),
+            list: Mutex::new(List::default()),
+            payload: PhantomData,
         }
     }
 
@@ -169,25 +92,25 @@ impl<P> RootTable<P> {
         }
     }
 
+    // --- What is known about a root, without the lock ----------------------------------------------------------------
+
     /// The role of a root, `invalid` included.
     #[inline]
     pub fn role(&self, root: RootId) -> Option<PageRole> {
-        self.entry(root)?;
-        self.roles[root.place()]
+        self.place(root)?.role(root.generation)
     }
 
     /// Whether a root that is held has exactly this role.
-    ///
-    /// Does not look at the generation: who holds a reference knows that the place is not another root's.
     #[inline]
     pub(super) fn held_has_role(&self, root: RootId, role: PageRole) -> bool {
-        debug_assert!(self.entry(root).is_some(), "{root:?} is held and gone");
-        self.roles.get(root.place()) == Some(&Some(role))
+        debug_assert!(self.role(root).is_some(), "{root:?} is held and gone");
+        self.place(root)
+            .is_some_and(|place| place.has_role(root.generation, role))
     }
 
     /// The number of references, the TDP MMU's own included.
     pub fn references(&self, root: RootId) -> Option<u32> {
-        Some(self.entry(root)?.references)
+        self.place(root)?.references(root.generation)
     }
 
     /// Who manages a root.
@@ -196,244 +119,245 @@ impl<P> RootTable<P> {
     }
 
     /// What a root points at.
-    pub fn payload(&self, root: RootId) -> Option<&P> {
-        Some(&self.entry(root)?.payload)
-    }
-
-    /// What a root points at, to be changed.
-    pub fn payload_mut(&mut self, root: RootId) -> Option<&mut P> {
-        Some(&mut self.entry_mut(root)?.payload)
-    }
-
-    /// All roots with their roles, the newest first, as KVM walks them.
-    pub fn iter(&self) -> impl Iterator<Item = (RootId, PageRole)> {
-        let role = |root: &RootId| Some((*root, self.role(*root)?));
-        self.order.iter().rev().filter_map(role)
-    }
-
-    /// How many roots there are.
-    pub fn len(&self) -> usize {
-        self.order.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.order.is_empty()
+    pub fn payload(&self, root: RootId) -> Option<P> {
+        Some(P::from_raw(self.entry(root)?.payload))
     }
 
     /// Whether a vCPU must drop a root when it is asked to (`mmu.c:is_obsolete_sp`). A root that is gone is.
     pub fn is_obsolete(&self, root: RootId) -> bool {
         match (self.role(root), self.entry(root)) {
-            (Some(role), Some(entry)) => role.is_invalid() || self.is_outdated(entry),
+            (Some(role), Some(entry)) => role.is_invalid() || self.is_outdated(&entry),
             _ => true,
         }
     }
 
     /// A shadow page of the generation that is not valid.
-    fn is_outdated(&self, entry: &Entry<P>) -> bool {
+    pub(super) fn is_outdated(&self, entry: &Entry) -> bool {
         entry.kind != RootKind::Tdp && entry.valid_generation != self.valid_generation
     }
+
+    #[inline]
+    pub(super) fn place(&self, root: RootId) -> Option<&Place> {
+        self.places.get(root.place())
+    }
+
+    pub(super) fn entry(&self, root: RootId) -> Option<Entry> {
+        self.place(root)?.entry(root.generation)
+    }
+
+    // --- The list ----------------------------------------------------------------------------------------------------
+
+    /// All roots with their roles, the newest first, as they are at this moment. None of them is held.
+    pub fn iter(&self) -> impl Iterator<Item = (RootId, PageRole)> {
+        let list = lock(&self.list);
+        self.newest_first(&list).collect::<Vec<_>>().into_iter()
+    }
+
+    /// As KVM walks them.
+    fn newest_first<'l>(&'l self, list: &'l List) -> impl Iterator<Item = (RootId, PageRole)> + 'l {
+        let role = |root: &RootId| Some((*root, self.role(*root)?));
+        list.order.iter().rev().filter_map(role)
+    }
+
+    /// How many roots there are.
+    pub fn len(&self) -> usize {
+        lock(&self.list).order.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Goes to the root of the TDP MMU that follows another one, newest first (`tdp_mmu.c:tdp_mmu_next_root`).
+    ///
+    /// Holds the root that it gives, and gives up the one before, so that the list may change between two steps. A
+    /// root whose last reference is gone is passed over. Whoever stops before the end releases the root he is on.
+    ///
+    /// ```
+    /// # use slat_mmu::role::{TdpDepth, TdpHost, VcpuState, root_role_for_tdp};
+    /// # use slat_mmu::roots::{RootKind, RootSelect, RootTable, TdpMmu};
+    /// # let table = RootTable::new(TdpMmu::On);
+    /// # let role = root_role_for_tdp(&VcpuState::default(), &TdpHost::new(TdpDepth::Npt4));
+    /// # table.acquire(RootKind::Tdp, role, || ());
+    /// let (mut at, mut freed) = (None, Vec::new());
+    /// loop {
+    ///     let next = table.next_root(at, RootSelect::Valid, None);
+    ///     freed.extend(next.freed);
+    ///     at = next.root;
+    ///     let Some(root) = at else { break };
+    ///     assert_eq!(table.references(root), Some(3));
+    /// }
+    /// assert!(freed.is_empty());
+    /// ```
+    ///
+    /// # Panics
+    /// `after` is not held.
+    pub fn next_root(
+        &self,
+        after: Option<RootId>,
+        select: RootSelect,
+        as_id: Option<AsId>,
+    ) -> NextRoot<P> {
+        let wanted = |role: PageRole| {
+            (select == RootSelect::All || !role.is_invalid())
+                && as_id.is_none_or(|as_id| as_id == role.as_id())
+        };
+        NextRoot {
+            root: self.hold_next(after, wanted),
+            freed: after.and_then(|root| self.release(root).freed()),
+        }
+    }
+
+    /// Takes a reference to the first root after another one that can be held and is wanted.
+    fn hold_next(
+        &self,
+        after: Option<RootId>,
+        wanted: impl Fn(PageRole) -> bool,
+    ) -> Option<RootId> {
+        let list = lock(&self.list);
+        let end = after.map_or(list.order.len(), |after| {
+            let at = list.order.iter().position(|root| *root == after);
+            at.expect("a root is held while an iteration is on it")
+        });
+        let next = list.order[..end].iter().rev().copied();
+        let mut tdp = next.filter(|root| self.kind(*root) == Some(RootKind::Tdp));
+        tdp.find(|root| self.role(*root).is_some_and(&wanted) && self.try_hold(*root))
+    }
+
+    // --- References --------------------------------------------------------------------------------------------------
 
     /// Takes a reference to the root with this role, which is made if there is none
     /// (`tdp_mmu.c:kvm_tdp_mmu_alloc_root`, `mmu.c:mmu_alloc_root`).
     ///
-    /// An invalid root is never found, since `invalid` is part of the role.
-    pub fn acquire(
-        &mut self,
+    /// An invalid root is never found, since `invalid` is part of the role. `payload` runs under the lock, and must not
+    /// use the table.
+    ///
+    /// # Panics
+    /// The role is invalid.
+    pub fn acquire(&self, kind: RootKind, role: PageRole, payload: impl FnOnce() -> P) -> Acquired {
+        assert!(!role.is_invalid(), "a root starts valid");
+        let mut list = lock(&self.list);
+        let found = self
+            .usable(&list, kind, role)
+            .find(|root| self.hold_found(*root, kind));
+        match found {
+            Some(root) => Acquired::Shared(root),
+            None => Acquired::Created(self.create(&mut list, kind, role, payload())),
+        }
+    }
+
+    /// The usable root of this kind and role. It is not held.
+    pub fn find(&self, kind: RootKind, role: PageRole) -> Option<RootId> {
+        let list = lock(&self.list);
+        self.usable(&list, kind, role).next()
+    }
+
+    fn usable<'l>(
+        &'l self,
+        list: &'l List,
         kind: RootKind,
         role: PageRole,
-        payload: impl FnOnce() -> P,
-    ) -> Acquired {
-        match self.find(kind, role) {
-            Some(root) => {
-                self.add_reference(root);
-                Acquired::Shared(root)
-            }
-            None => Acquired::Created(self.create(kind, role, payload())),
+    ) -> impl Iterator<Item = RootId> + 'l {
+        let matches = move |entry: Entry| entry.kind == kind && !self.is_outdated(&entry);
+        let same_role = self
+            .newest_first(list)
+            .filter(move |(_, other)| *other == role);
+        same_role
+            .map(|(root, _)| root)
+            .filter(move |root| self.entry(*root).is_some_and(matches))
+    }
+
+    /// Holds a root that was found under the lock. Shadow pages without references are there to be found.
+    fn hold_found(&self, root: RootId, kind: RootKind) -> bool {
+        match kind {
+            RootKind::Tdp => self.try_hold(root),
+            RootKind::Shadow { .. } => self
+                .place(root)
+                .is_some_and(|place| place.hold_shadow(root.generation)),
         }
     }
 
-    /// The usable root of this kind and role.
-    pub fn find(&self, kind: RootKind, role: PageRole) -> Option<RootId> {
-        let matches = |entry: &Entry<P>| entry.kind == kind && !self.is_outdated(entry);
-        let mut same_role = self.iter().filter(|(_, other)| *other == role);
-        let found = same_role.find(|(root, _)| self.entry(*root).is_some_and(matches));
-        found.map(|(root, _)| root)
-    }
-
-    fn add_reference(&mut self, root: RootId) {
-        if let Some(entry) = self.entry_mut(root) {
-            entry.references += 1;
-        }
-    }
-
-    fn create(&mut self, kind: RootKind, role: PageRole, payload: P) -> RootId {
+    fn create(&self, list: &mut List, kind: RootKind, role: PageRole, payload: P) -> RootId {
         let entry = Entry {
             kind,
-            references: match kind {
-                RootKind::Tdp => 2,
-                RootKind::Shadow { .. } => 1,
-            },
             valid_generation: self.valid_generation,
-            scheduled: false,
-            payload,
+            payload: payload.into_raw(),
         };
-        let root = self.place(entry, role);
-        self.order.push(root);
+        let root = list.add();
+        let place = self.places.make(root.place());
+        place.fill(root.generation, role, entry);
         root
     }
 
-    /// Puts an entry into a free place.
-    fn place(&mut self, entry: Entry<P>, role: PageRole) -> RootId {
-        let Some(index) = self.free.pop() else {
-            let index = u32::try_from(self.places.len()).expect("fewer roots than 2^32");
-            self.roles.push(Some(role));
-            self.places.push(Place {
-                generation: 0,
-                entry: Some(entry),
-            });
-            return RootId {
-                index,
-                generation: 0,
-            };
-        };
-        let place = &mut self.places[index as usize];
-        place.entry = Some(entry);
-        let generation = place.generation;
-        self.roles[index as usize] = Some(role);
-        RootId { index, generation }
+    /// Takes a reference to a root if it still has one (`refcount_inc_not_zero`). Takes no lock.
+    ///
+    /// For a shadow root this is stricter than [`RootTable::acquire`], which finds it without references.
+    #[inline]
+    pub fn try_hold(&self, root: RootId) -> bool {
+        self.place(root)
+            .is_some_and(|place| place.hold(root.generation))
     }
 
     /// Gives up a reference (`tdp_mmu.c:kvm_tdp_mmu_put_root`, `mmu.c:mmu_free_root_page`).
     ///
     /// # Panics
     /// There is no such reference: the root is gone, or its only reference is the TDP MMU's own, which
-    /// [`RootTable::zap_invalidated`] gives up.
-    pub fn release(&mut self, root: RootId) -> Released<P> {
-        let entry = self
-            .entry(root)
-            .expect("a root is held until it is released");
-        let own = u32::from(entry.kind == RootKind::Tdp && self.holds_own(root));
-        assert!(
-            entry.references > own,
-            "{root:?} has no reference to give up"
-        );
-        self.put(root)
+    /// [`RootTable::put_own`] gives up.
+    pub fn release(&self, root: RootId) -> Released<P> {
+        match self.kind(root) {
+            Some(RootKind::Shadow { .. }) => self.release_shadow(root),
+            Some(RootKind::Tdp) | None => {
+                let left = self.put(root);
+                self.freed_if_last(root, left)
+            }
+        }
     }
 
-    /// Whether the TDP MMU's own reference is still there.
-    fn holds_own(&self, root: RootId) -> bool {
-        let valid = self.role(root).is_some_and(|role| !role.is_invalid());
-        valid || self.entry(root).is_some_and(|entry| entry.scheduled)
+    /// Under the lock: losing the last reference and becoming invalid at the same time must free a shadow page once.
+    fn release_shadow(&self, root: RootId) -> Released<P> {
+        let mut list = lock(&self.list);
+        match (self.put(root), self.role(root)) {
+            (0, Some(role)) if role.is_invalid() => {
+                Released::Freed(self.remove(&mut list, root, role))
+            }
+            _ => Released::Kept(root),
+        }
     }
 
-    /// Gives up a reference that is there.
-    fn put(&mut self, root: RootId) -> Released<P> {
-        let invalid = self.role(root).is_some_and(PageRole::is_invalid);
-        let Some(entry) = self.entry_mut(root) else {
-            return Released::Kept(root);
-        };
-        entry.references -= 1;
-        match (entry.references, invalid) {
-            (0, true) => self
-                .remove(root)
-                .map_or(Released::Kept(root), Released::Freed),
+    /// Gives up a reference; gives how many are left.
+    fn put(&self, root: RootId) -> u32 {
+        self.place(root)
+            .and_then(|place| place.put(root.generation))
+            .unwrap_or_else(|| panic!("{root:?} has no reference to give up"))
+    }
+
+    /// Frees a root of the TDP MMU that has no reference left. It is invalid then, or it would have the TDP MMU's own, and
+    /// nobody takes a reference to it any more.
+    pub(super) fn freed_if_last(&self, root: RootId, left: u32) -> Released<P> {
+        match self.role(root) {
+            Some(role) if left == 0 => {
+                debug_assert!(role.is_invalid(), "{root:?} is valid and not held");
+                Released::Freed(self.remove(&mut lock(&self.list), root, role))
+            }
             _ => Released::Kept(root),
         }
     }
 
     /// Takes a root out of the table.
-    fn remove(&mut self, root: RootId) -> Option<Freed<P>> {
-        let role = self.role(root)?;
-        let place = &mut self.places[root.place()];
-        let entry = place.entry.take()?;
+    pub(super) fn remove(&self, list: &mut List, root: RootId, role: PageRole) -> Freed<P> {
+        let place = self.places.make(root.place());
+        let payload = place.entry(root.generation).map(|entry| entry.payload);
+        let payload = payload.expect("a root is taken out once");
+        list.order.retain(|other| *other != root);
         // A place whose generations are used up is never used again.
-        if let Some(generation) = place.generation.checked_add(1) {
-            place.generation = generation;
-            self.free.push(root.index);
-        }
-        self.roles[root.place()] = None;
-        self.order.retain(|other| *other != root);
-        Some(Freed {
+        let next = root.next();
+        list.free.extend(next);
+        place.empty(next.unwrap_or(root).generation);
+        Freed {
             root,
             role,
-            payload: entry.payload,
-        })
-    }
-
-    /// Makes all roots unusable, as the first half of `mmu.c:kvm_mmu_zap_all_fast` does.
-    ///
-    /// Every vCPU of the VM must then be sent [`Request::FreeObsoleteRoots`](super::Request::FreeObsoleteRoots).
-    pub fn invalidate_all(&mut self) {
-        self.valid_generation += 1;
-        for index in 0..self.order.len() {
-            let root = self.order[index];
-            if self.kind(root) == Some(RootKind::Tdp) && !self.is_obsolete(root) {
-                self.mark_invalid(root);
-                if let Some(entry) = self.entry_mut(root) {
-                    entry.scheduled = true;
-                }
-            }
+            payload: P::from_raw(payload),
         }
-    }
-
-    /// The second half: zaps what the first has made unusable, and gives the roots that are gone, shadow pages first.
-    ///
-    /// A root that a vCPU holds loses its page tables too but stays until that vCPU drops it.
-    #[must_use = "the roots that were freed take their page tables along"]
-    pub fn zap_invalidated(&mut self) -> Vec<Freed<P>> {
-        let outdated = self.select(|table, entry| table.is_outdated(entry));
-        let mut freed: Vec<_> = outdated
-            .into_iter()
-            .filter_map(|root| self.zap_shadow(root))
-            .collect();
-        // KVM walks its list of TDP roots from the newest.
-        let scheduled = self.select(|_, entry| entry.scheduled);
-        for root in scheduled.into_iter().rev() {
-            if let Some(entry) = self.entry_mut(root) {
-                entry.scheduled = false;
-            }
-            freed.extend(self.put(root).freed());
-        }
-        freed
-    }
-
-    /// Zaps one shadow root (`mmu.c:kvm_mmu_prepare_zap_page`): it is gone if nobody holds it, else invalid.
-    ///
-    /// If it is held, every vCPU of the VM must be sent
-    /// [`Request::FreeObsoleteRoots`](super::Request::FreeObsoleteRoots). TDP roots are left alone.
-    #[must_use = "a root that was freed takes its page tables along"]
-    pub fn zap_shadow(&mut self, root: RootId) -> Option<Freed<P>> {
-        let entry = self.entry(root)?;
-        if entry.kind == RootKind::Tdp {
-            return None;
-        }
-        let held = entry.references > 0;
-        self.mark_invalid(root);
-        if held { None } else { self.remove(root) }
-    }
-
-    fn select(&self, wanted: impl Fn(&Self, &Entry<P>) -> bool) -> Vec<RootId> {
-        let is_wanted = |root: &RootId| self.entry(*root).is_some_and(|entry| wanted(self, entry));
-        self.order.iter().copied().filter(is_wanted).collect()
-    }
-
-    fn mark_invalid(&mut self, root: RootId) {
-        let role = &mut self.roles[root.place()];
-        *role = role.map(|role| role.with(RoleFlag::Invalid));
-    }
-
-    fn entry(&self, root: RootId) -> Option<&Entry<P>> {
-        let place = self.places.get(root.place())?;
-        place
-            .entry
-            .as_ref()
-            .filter(|_| place.generation == root.generation)
-    }
-
-    fn entry_mut(&mut self, root: RootId) -> Option<&mut Entry<P>> {
-        let place = self.places.get_mut(root.place())?;
-        let current = place.generation == root.generation;
-        place.entry.as_mut().filter(|_| current)
     }
 }

@@ -1,3 +1,5 @@
+use slat_memslot::Gfn;
+
 use super::*;
 use crate::role::{
     AccessDirty, CpuRole, Cr0, Cr4, Efer, NestedEpt, NestedEptDepth, PageRole, RoleFlag,
@@ -5,6 +7,7 @@ use crate::role::{
 };
 
 mod reference;
+mod threads;
 
 const LAYOUT: RoleLayout = RoleLayout::Baseline;
 
@@ -52,21 +55,18 @@ fn pgd(number: u64) -> Pgd {
     Pgd::new(number << 12)
 }
 
-fn load(mmu: &mut VcpuMmu, table: &mut RootTable<&'static str>, number: u64) -> Load {
-    mmu.load(table, GuestRoot::Visible(pgd(number)), || "tables")
+fn load(mmu: &mut VcpuMmu, table: &RootTable<()>, number: u64) -> Load {
+    mmu.load(table, GuestRoot::Visible(pgd(number)), || ())
 }
 
 /// Loads every CR3 in turn, so that the last is in use.
-fn with_roots(numbers: &[u64]) -> (VcpuMmu, RootTable<&'static str>) {
-    let mut table = RootTable::new(TdpMmu::On);
+fn with_roots(numbers: &[u64]) -> (VcpuMmu, RootTable<()>) {
+    let table = RootTable::new(TdpMmu::On);
     let mut mmu = VcpuMmu::new(shadow(VcpuMode::Normal));
     for number in numbers {
-        let new = mmu.new_pgd(&mut table, pgd(*number), FlushOnReuse::Off);
+        let new = mmu.new_pgd(&table, pgd(*number), FlushOnReuse::Off);
         assert_eq!(new.switch.found, Found::Nowhere);
-        assert!(matches!(
-            load(&mut mmu, &mut table, *number),
-            Load::Created(_)
-        ));
+        assert!(matches!(load(&mut mmu, &table, *number), Load::Created(_)));
     }
     (mmu, table)
 }
@@ -79,28 +79,28 @@ fn numbers(mmu: &VcpuMmu) -> [Option<u64>; 4] {
     })
 }
 
-fn switch(mmu: &mut VcpuMmu, table: &mut RootTable<&'static str>, number: u64) -> Found {
+fn switch(mmu: &mut VcpuMmu, table: &RootTable<()>, number: u64) -> Found {
     let new = mmu.new_pgd(table, pgd(number), FlushOnReuse::Off);
     new.switch.found
 }
 
 #[test]
 fn a_hit_moves_the_earlier_ones_down_into_the_gap() {
-    let (mut mmu, mut table) = with_roots(&[4, 3, 2, 1]);
+    let (mut mmu, table) = with_roots(&[4, 3, 2, 1]);
     assert_eq!(numbers(&mmu), [Some(1), Some(2), Some(3), Some(4)]);
-    assert_eq!(switch(&mut mmu, &mut table, 3), Found::Previous(1));
+    assert_eq!(switch(&mut mmu, &table, 3), Found::Previous(1));
     assert_eq!(numbers(&mmu), [Some(3), Some(1), Some(2), Some(4)]);
-    assert_eq!(switch(&mut mmu, &mut table, 3), Found::Current);
-    assert_eq!(switch(&mut mmu, &mut table, 4), Found::Previous(2));
+    assert_eq!(switch(&mut mmu, &table, 3), Found::Current);
+    assert_eq!(switch(&mut mmu, &table, 4), Found::Previous(2));
     assert_eq!(numbers(&mmu), [Some(4), Some(3), Some(1), Some(2)]);
-    assert_eq!(switch(&mut mmu, &mut table, 3), Found::Previous(0));
+    assert_eq!(switch(&mut mmu, &table, 3), Found::Previous(0));
     assert_eq!(numbers(&mmu), [Some(3), Some(4), Some(1), Some(2)]);
 }
 
 #[test]
 fn a_miss_drops_the_oldest() {
-    let (mut mmu, mut table) = with_roots(&[4, 3, 2, 1]);
-    let new = mmu.new_pgd(&mut table, pgd(5), FlushOnReuse::Off);
+    let (mut mmu, table) = with_roots(&[4, 3, 2, 1]);
+    let new = mmu.new_pgd(&table, pgd(5), FlushOnReuse::Off);
     assert_eq!(new.reused, None);
     assert!(matches!(
         new.switch.dropped,
@@ -109,28 +109,28 @@ fn a_miss_drops_the_oldest() {
     assert_eq!(numbers(&mmu), [None, Some(1), Some(2), Some(3)]);
     // The shadow page is still there, without references.
     assert_eq!(table.len(), 4);
-    assert!(matches!(load(&mut mmu, &mut table, 4), Load::Shared(_)));
+    assert!(matches!(load(&mut mmu, &table, 4), Load::Shared(_)));
     assert_eq!(numbers(&mmu), [Some(4), Some(1), Some(2), Some(3)]);
 }
 
 #[test]
 fn without_a_current_root_a_hit_moves_the_later_ones_up() {
-    let (mut mmu, mut table) = with_roots(&[4, 3, 2, 1]);
-    assert_eq!(mmu.free(&mut table, RootSet::CURRENT).len(), 1);
-    assert_eq!(switch(&mut mmu, &mut table, 9), Found::Nowhere);
+    let (mut mmu, table) = with_roots(&[4, 3, 2, 1]);
+    assert_eq!(mmu.free(&table, RootSet::CURRENT).len(), 1);
+    assert_eq!(switch(&mut mmu, &table, 9), Found::Nowhere);
     assert_eq!(numbers(&mmu), [None, Some(2), Some(3), Some(4)]);
-    assert_eq!(switch(&mut mmu, &mut table, 3), Found::Previous(1));
+    assert_eq!(switch(&mut mmu, &table, 3), Found::Previous(1));
     assert_eq!(numbers(&mmu), [Some(3), Some(2), Some(4), None]);
 }
 
 #[test]
 fn a_special_root_goes_before_the_search() {
-    let (mut mmu, mut table) = with_roots(&[2, 1]);
-    assert_eq!(mmu.free(&mut table, RootSet::CURRENT).len(), 1);
-    let load = mmu.load(&mut table, GuestRoot::Unbacked(pgd(7)), || "tables");
+    let (mut mmu, table) = with_roots(&[2, 1]);
+    assert_eq!(mmu.free(&table, RootSet::CURRENT).len(), 1);
+    let load = mmu.load(&table, GuestRoot::Unbacked(pgd(7)), || ());
     assert_eq!(load, Load::Dummy);
     assert_eq!(mmu.check(&table), Ok(()));
-    let new = mmu.new_pgd(&mut table, pgd(2), FlushOnReuse::Off);
+    let new = mmu.new_pgd(&table, pgd(2), FlushOnReuse::Off);
     assert_eq!(new.switch.found, Found::Previous(0));
     assert_eq!(
         new.switch.dropped,
@@ -141,22 +141,22 @@ fn a_special_root_goes_before_the_search() {
 
 #[test]
 fn a_direct_root_serves_every_cr3() {
-    let mut table = RootTable::new(TdpMmu::On);
+    let table = RootTable::new(TdpMmu::On);
     let mut mmu = VcpuMmu::new(tdp(VcpuMode::Normal));
-    load(&mut mmu, &mut table, 1);
+    load(&mut mmu, &table, 1);
     for number in 0..10 {
-        assert_eq!(switch(&mut mmu, &mut table, number), Found::Current);
+        assert_eq!(switch(&mut mmu, &table, number), Found::Current);
     }
     assert_eq!(table.len(), 1);
 }
 
 #[test]
 fn reuse_requests_what_it_needs() {
-    let (mut mmu, mut table) = with_roots(&[2, 1]);
-    let new = mmu.new_pgd(&mut table, pgd(2), FlushOnReuse::Off);
+    let (mut mmu, table) = with_roots(&[2, 1]);
+    let new = mmu.new_pgd(&table, pgd(2), FlushOnReuse::Off);
     assert_eq!(new.reused, Some(Reused::Shadow));
     assert!(mmu.requests().iter().eq([Request::LoadMmuPgd]));
-    let new = mmu.new_pgd(&mut table, pgd(1), FlushOnReuse::On);
+    let new = mmu.new_pgd(&table, pgd(1), FlushOnReuse::On);
     assert_eq!(new.reused, Some(Reused::Shadow));
     let all = [
         Request::MmuSync,
@@ -169,16 +169,16 @@ fn reuse_requests_what_it_needs() {
 /// Recorded: registers of the guest change, the MMU is reset each time, and the vCPU finds the same root again.
 #[test]
 fn a_reset_with_the_same_role_finds_the_same_root() {
-    let mut table = RootTable::new(TdpMmu::On);
+    let table = RootTable::new(TdpMmu::On);
     let mut mmu = VcpuMmu::new(tdp(VcpuMode::Normal));
-    let Load::Created(root) = load(&mut mmu, &mut table, 0) else {
+    let Load::Created(root) = load(&mut mmu, &table, 0) else {
         panic!("the first load makes a root");
     };
     for number in 0..4 {
-        let dropped = mmu.reset_context(&mut table, tdp(VcpuMode::Normal));
+        let dropped = mmu.reset_context(&table, tdp(VcpuMode::Normal));
         assert_eq!(dropped, [Dropped::Page(Released::Kept(root))]);
         assert_eq!(table.references(root), Some(1));
-        assert_eq!(load(&mut mmu, &mut table, number), Load::Shared(root));
+        assert_eq!(load(&mut mmu, &table, number), Load::Shared(root));
         assert_eq!(table.references(root), Some(2));
     }
 }
@@ -186,7 +186,7 @@ fn a_reset_with_the_same_role_finds_the_same_root() {
 /// Recorded: entering and leaving SMM frees nothing, and three roots are all that modes can need.
 #[test]
 fn modes_have_roots_of_their_own() {
-    let mut table = RootTable::new(TdpMmu::On);
+    let table = RootTable::new(TdpMmu::On);
     let mut mmus = vcpus(tdp(VcpuMode::Normal));
     for mmu in &mut mmus {
         for mode in [
@@ -195,9 +195,9 @@ fn modes_have_roots_of_their_own() {
             VcpuMode::Guest,
             VcpuMode::Normal,
         ] {
-            let dropped = mmu.reset_context(&mut table, tdp(mode));
+            let dropped = mmu.reset_context(&table, tdp(mode));
             assert!(dropped.len() <= 1);
-            load(mmu, &mut table, 0);
+            load(mmu, &table, 0);
             assert_eq!(mmu.check(&table), Ok(()));
         }
     }
@@ -209,7 +209,7 @@ fn a_zap_of_all_frees_a_root_when_the_last_vcpu_drops_it() {
     let mut table = RootTable::new(TdpMmu::On);
     let mut mmus = vcpus(tdp(VcpuMode::Normal));
     mmus.iter_mut().for_each(|mmu| {
-        load(mmu, &mut table, 0);
+        load(mmu, &table, 0);
     });
     let Root::Page(old) = mmus[0].cache().current() else {
         panic!("a root is in use");
@@ -217,23 +217,20 @@ fn a_zap_of_all_frees_a_root_when_the_last_vcpu_drops_it() {
     table.invalidate_all();
     assert!(table.zap_invalidated().is_empty());
     // Until the request is served the vCPU stays on the invalid root, and a load does not help.
-    assert_eq!(
-        load(&mut mmus[0], &mut table, 0),
-        Load::InUse(Root::Page(old))
-    );
+    assert_eq!(load(&mut mmus[0], &table, 0), Load::InUse(Root::Page(old)));
     let mismatch = mmus[0].check(&table).unwrap_err();
     assert!(mismatch.fields().eq(["invalid"]));
 
     let mut freed = 0;
     for mmu in &mut mmus {
         mmu.request(Request::FreeObsoleteRoots);
-        while let Some((_, dropped)) = mmu.serve(&mut table) {
+        while let Some((_, dropped)) = mmu.serve(&table) {
             freed += dropped
                 .into_iter()
                 .filter(|dropped| matches!(dropped, Dropped::Page(Released::Freed(_))))
                 .count();
         }
-        assert!(!matches!(load(mmu, &mut table, 0), Load::InUse(_)));
+        assert!(!matches!(load(mmu, &table, 0), Load::InUse(_)));
         assert_eq!(mmu.check(&table), Ok(()));
     }
     assert_eq!((freed, table.len()), (1, 1));
@@ -246,31 +243,31 @@ mod load_order {
     use super::*;
 
     /// L2 runs on shadow paging and exits to L1, whose CR3 is the same as L2's.
-    fn l2_about_to_exit() -> (VcpuMmu, RootTable<&'static str>) {
-        let (mut mmu, mut table) = with_roots(&[1]);
+    fn l2_about_to_exit() -> (VcpuMmu, RootTable<()>) {
+        let (mut mmu, table) = with_roots(&[1]);
         mmu.init(shadow(VcpuMode::Guest));
-        assert_eq!(switch(&mut mmu, &mut table, 1), Found::Nowhere);
-        assert!(matches!(load(&mut mmu, &mut table, 1), Load::Created(_)));
+        assert_eq!(switch(&mut mmu, &table, 1), Found::Nowhere);
+        assert!(matches!(load(&mut mmu, &table, 1), Load::Created(_)));
         assert_eq!(mmu.check(&table), Ok(()));
         (mmu, table)
     }
 
     #[test]
     fn the_role_first_then_cr3_finds_l1_s_root() {
-        let (mut mmu, mut table) = l2_about_to_exit();
+        let (mut mmu, table) = l2_about_to_exit();
         mmu.init(shadow(VcpuMode::Normal));
-        assert_eq!(switch(&mut mmu, &mut table, 1), Found::Previous(0));
+        assert_eq!(switch(&mut mmu, &table, 1), Found::Previous(0));
         assert_eq!(mmu.check(&table), Ok(()));
     }
 
     #[test]
     fn cr3_first_leaves_l1_on_l2_s_root_and_the_audit_sees_it() {
-        let (mut mmu, mut table) = l2_about_to_exit();
+        let (mut mmu, table) = l2_about_to_exit();
         // L2's role and the same CR3: the root in use seems to be the right one.
-        assert_eq!(switch(&mut mmu, &mut table, 1), Found::Current);
+        assert_eq!(switch(&mut mmu, &table, 1), Found::Current);
         mmu.init(shadow(VcpuMode::Normal));
         // Before the entry KVM only asks whether there is a root.
-        assert!(matches!(load(&mut mmu, &mut table, 1), Load::InUse(_)));
+        assert!(matches!(load(&mut mmu, &table, 1), Load::InUse(_)));
         let mismatch = mmu.check(&table).unwrap_err();
         assert!(mismatch.fields().eq(["guest_mode"]));
         assert_eq!(mismatch.wanted, shadow(VcpuMode::Normal));
@@ -279,21 +276,21 @@ mod load_order {
     /// Whatever the CR3 of L1 is, the wrong order never passes the audit unless it misses the cache.
     #[test]
     fn cr3_first_is_harmless_only_on_a_miss() {
-        let (mut mmu, mut table) = l2_about_to_exit();
-        assert_eq!(switch(&mut mmu, &mut table, 2), Found::Nowhere);
+        let (mut mmu, table) = l2_about_to_exit();
+        assert_eq!(switch(&mut mmu, &table, 2), Found::Nowhere);
         mmu.init(shadow(VcpuMode::Normal));
-        assert!(matches!(load(&mut mmu, &mut table, 2), Load::Created(_)));
+        assert!(matches!(load(&mut mmu, &table, 2), Load::Created(_)));
         assert_eq!(mmu.check(&table), Ok(()));
     }
 
     /// With TDP the CR3 does not count, so that the wrong order hits whenever it is tried.
     #[test]
     fn with_tdp_cr3_first_always_goes_wrong() {
-        let mut table = RootTable::new(TdpMmu::On);
+        let table = RootTable::new(TdpMmu::On);
         let mut mmu = VcpuMmu::new(tdp(VcpuMode::Guest));
-        load(&mut mmu, &mut table, 1);
+        load(&mut mmu, &table, 1);
         for number in 1..4 {
-            assert_eq!(switch(&mut mmu, &mut table, number), Found::Current);
+            assert_eq!(switch(&mut mmu, &table, number), Found::Current);
             mmu.init(tdp(VcpuMode::Normal));
             assert!(mmu.check(&table).is_err());
             mmu.init(tdp(VcpuMode::Guest));
@@ -303,15 +300,15 @@ mod load_order {
 
 #[test]
 fn a_shadow_root_that_is_zapped_while_held_goes_with_its_last_holder() {
-    let (mut mmu, mut table) = with_roots(&[2, 1]);
+    let (mut mmu, table) = with_roots(&[2, 1]);
     let Root::Page(root) = mmu.cache().current() else {
         panic!("a root is in use");
     };
     assert_eq!(table.zap_shadow(root), None);
     assert!(table.role(root).is_some_and(PageRole::is_invalid));
     // Invalid is part of the role: the root in use is no hit any more.
-    assert_eq!(switch(&mut mmu, &mut table, 1), Found::Nowhere);
-    let dropped = mmu.free(&mut table, RootSet::all());
+    assert_eq!(switch(&mut mmu, &table, 1), Found::Nowhere);
+    let dropped = mmu.free(&table, RootSet::all());
     assert!(matches!(
         dropped[..],
         [
@@ -327,17 +324,17 @@ fn a_shadow_root_that_is_zapped_while_held_goes_with_its_last_holder() {
 
 #[test]
 fn guest_mode_roots_and_unsync_roots_can_go_alone() {
-    let (mut mmu, mut table) = with_roots(&[1]);
+    let (mut mmu, table) = with_roots(&[1]);
     mmu.init(shadow(VcpuMode::Guest));
-    assert_eq!(switch(&mut mmu, &mut table, 2), Found::Nowhere);
-    load(&mut mmu, &mut table, 2);
+    assert_eq!(switch(&mut mmu, &table, 2), Found::Nowhere);
+    load(&mut mmu, &table, 2);
     mmu.init(shadow(VcpuMode::Normal));
-    assert_eq!(switch(&mut mmu, &mut table, 1), Found::Previous(0));
-    assert_eq!(mmu.free_guest_mode(&mut table).len(), 1);
+    assert_eq!(switch(&mut mmu, &table, 1), Found::Previous(0));
+    assert_eq!(mmu.free_guest_mode(&table).len(), 1);
     assert_eq!(numbers(&mmu), [Some(1), None, None, None]);
 
-    let (mut mmu, mut table) = with_roots(&[3, 2, 1]);
-    let dropped = mmu.free_unsync_previous(&mut table, |_| true);
+    let (mut mmu, table) = with_roots(&[3, 2, 1]);
+    let dropped = mmu.free_unsync_previous(&table, |_| true);
     assert_eq!(dropped.len(), 2);
     assert_eq!(numbers(&mmu), [Some(1), None, None, None]);
 }
@@ -345,7 +342,7 @@ fn guest_mode_roots_and_unsync_roots_can_go_alone() {
 #[test]
 #[should_panic(expected = "no reference to give up")]
 fn the_tdp_mmu_s_own_reference_cannot_be_given_up() {
-    let mut table = RootTable::new(TdpMmu::On);
+    let table = RootTable::new(TdpMmu::On);
     let root = table
         .acquire(RootKind::Tdp, tdp(VcpuMode::Normal), || ())
         .root();
@@ -373,7 +370,7 @@ fn ids_are_never_used_again() {
 
 #[test]
 fn roots_are_walked_newest_first() {
-    let mut table = RootTable::new(TdpMmu::On);
+    let table = RootTable::new(TdpMmu::On);
     for role in [tdp(VcpuMode::Normal), tdp(VcpuMode::Smm)] {
         table.acquire(RootKind::Tdp, role, || ());
     }

@@ -206,7 +206,8 @@ impl Naive {
 
 /// Both sides of the comparison.
 struct Pair {
-    table: RootTable<Serial>,
+    /// Its roots point at their serials.
+    table: RootTable<u32>,
     mmus: Vec<VcpuMmu>,
     naive: Naive,
 }
@@ -225,12 +226,17 @@ enum Op {
     Serve(usize),
 }
 
-fn dropped_pages(dropped: impl IntoIterator<Item = Dropped<Serial>>) -> Vec<Serial> {
+fn serials(freed: impl IntoIterator<Item = Freed<u32>>) -> Vec<Serial> {
+    let freed = freed.into_iter().map(|freed| freed.payload as Serial);
+    freed.collect()
+}
+
+fn dropped_pages(dropped: impl IntoIterator<Item = Dropped<u32>>) -> Vec<Serial> {
     let freed = dropped.into_iter().filter_map(|dropped| match dropped {
         Dropped::Page(released) => released.freed(),
         Dropped::Special(_) => None,
     });
-    freed.map(|freed| freed.payload).collect()
+    serials(freed)
 }
 
 impl Pair {
@@ -241,6 +247,10 @@ impl Pair {
             naive: Naive::new(mmus.len()),
             mmus,
         }
+    }
+
+    fn serial(&self, root: RootId) -> Option<Serial> {
+        Some(self.table.payload(root)? as Serial)
     }
 
     fn apply(&mut self, op: &Op) {
@@ -258,14 +268,13 @@ impl Pair {
                     assert_eq!(RootSet::place(place).bits(), bit);
                     self.naive.drop_place(vcpu, place);
                 }
-                dropped_pages(self.mmus[vcpu].free(&mut self.table, set))
+                dropped_pages(self.mmus[vcpu].free(&self.table, set))
             }
             Op::FreeGuestMode(vcpu) => self.free_guest_mode(vcpu),
             Op::InvalidateAll => self.invalidate_all(),
             Op::Zap => {
                 self.naive.zap_invalidated();
-                let freed = self.table.zap_invalidated();
-                freed.into_iter().map(|freed| freed.payload).collect()
+                serials(self.table.zap_invalidated())
             }
             Op::ZapShadow(nth) => self.zap_shadow(nth),
             Op::Serve(vcpu) => self.serve(vcpu),
@@ -279,7 +288,7 @@ impl Pair {
 
     fn switch(&mut self, vcpu: usize, pgd: Pgd) -> Vec<Serial> {
         let expected = self.naive.switch(vcpu, pgd, self.mmus[vcpu].role());
-        let new = self.mmus[vcpu].new_pgd(&mut self.table, pgd, FlushOnReuse::Off);
+        let new = self.mmus[vcpu].new_pgd(&self.table, pgd, FlushOnReuse::Off);
         assert_eq!(new.switch.found, expected);
         assert_eq!(new.reused.is_some(), expected != Found::Nowhere);
         dropped_pages(new.switch.dropped)
@@ -288,7 +297,7 @@ impl Pair {
     fn load(&mut self, vcpu: usize, guest: GuestRoot) -> Vec<Serial> {
         let role = self.mmus[vcpu].role();
         let made_before = self.naive.pages.len();
-        let load = self.mmus[vcpu].load(&mut self.table, guest, || made_before);
+        let load = self.mmus[vcpu].load(&self.table, guest, || u32::try_from(made_before).unwrap());
         let (GuestRoot::Visible(pgd) | GuestRoot::Unbacked(pgd)) = guest;
         if load == Load::Dummy {
             assert!(!role.is_direct() && guest == GuestRoot::Unbacked(pgd));
@@ -302,7 +311,7 @@ impl Pair {
         match load {
             Load::InUse(_) => assert_eq!(expected, None),
             Load::Shared(root) | Load::Created(root) => {
-                assert_eq!(self.table.payload(root).copied(), expected);
+                assert_eq!(self.serial(root), expected);
                 assert_eq!(load == Load::Created(root), made);
             }
             Load::Dummy => unreachable!("seen above"),
@@ -325,7 +334,7 @@ impl Pair {
         self.naive.free_where(vcpu, [1, 2, 3, 1], |naive, held| {
             matches!(held, Held::Page(serial) if naive.pages[serial].role.is_guest_mode())
         });
-        dropped_pages(self.mmus[vcpu].free_guest_mode(&mut self.table))
+        dropped_pages(self.mmus[vcpu].free_guest_mode(&self.table))
     }
 
     fn invalidate_all(&mut self) -> Vec<Serial> {
@@ -341,9 +350,8 @@ impl Pair {
         let Some(root) = live.get(nth).copied() else {
             return Vec::new();
         };
-        self.naive.zap_shadow(*self.table.payload(root).unwrap());
-        let freed = self.table.zap_shadow(root);
-        freed.into_iter().map(|freed| freed.payload).collect()
+        self.naive.zap_shadow(self.serial(root).unwrap());
+        serials(self.table.zap_shadow(root))
     }
 
     fn serve(&mut self, vcpu: usize) -> Vec<Serial> {
@@ -355,7 +363,7 @@ impl Pair {
                 .free_where(vcpu, [1, 2, 3, 0], Naive::is_obsolete);
         }
         let mut freed = Vec::new();
-        while let Some((_, dropped)) = self.mmus[vcpu].serve(&mut self.table) {
+        while let Some((_, dropped)) = self.mmus[vcpu].serve(&self.table) {
             freed.extend(dropped_pages(dropped));
         }
         freed
@@ -371,7 +379,7 @@ impl Pair {
         let expected = self.naive.pages.iter().filter(|page| !page.freed);
         assert_eq!(live.len(), expected.count());
         for &(root, role) in &live {
-            let serial = *self.table.payload(root).unwrap();
+            let serial = self.serial(root).unwrap();
             let page = &self.naive.pages[serial];
             assert!(!page.freed);
             assert_eq!(role, page.role);
@@ -388,7 +396,7 @@ impl Pair {
         match root {
             Root::None => Held::Nothing,
             Root::Special(special) => Held::Special(special),
-            Root::Page(root) => Held::Page(*self.table.payload(root).unwrap()),
+            Root::Page(root) => Held::Page(self.serial(root).unwrap()),
         }
     }
 
