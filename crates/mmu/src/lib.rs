@@ -16,5 +16,6 @@ pub mod roots;
 pub mod spte;
 mod sync;
 pub mod table;
+pub mod tdp;
 
 pub use limits::{Eviction, ShadowPageLimit, Tuning};

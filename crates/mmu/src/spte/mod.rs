@@ -136,6 +136,33 @@ impl<F> Spte<F> {
     }
 }
 
+/// What tells accessed and dirty in some leaves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AdMasks {
+    accessed: u64,
+    dirty: u64,
+}
+
+impl AdMasks {
+    /// What a leaf's bits say.
+    #[inline]
+    pub(crate) const fn marks<F>(self, leaf: Spte<F>) -> Marks {
+        Marks {
+            accessed: leaf.0 & self.accessed != 0,
+            dirty: leaf.0 & self.dirty != 0,
+        }
+    }
+}
+
+/// What hardware has noted in a leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Marks {
+    /// The guest used the page (`kvm_set_pfn_accessed` when the leaf goes).
+    pub accessed: bool,
+    /// The guest wrote to the page (`kvm_set_pfn_dirty` when the leaf goes).
+    pub dirty: bool,
+}
+
 impl<F> Clone for Spte<F> {
     #[inline]
     fn clone(&self) -> Self {
@@ -271,6 +298,22 @@ impl<F: Format> Codec<F> {
             self.masks.dirty
         };
         spte.0 & mask != 0
+    }
+
+    /// What tells accessed and dirty in the leaves of a table whose role asks for this type: the masks of
+    /// [`Codec::is_accessed`] and [`Codec::is_dirty`], for whoever reads a whole table.
+    #[inline]
+    pub(crate) const fn ad_masks(&self, ad: AdType) -> AdMasks {
+        match ad {
+            AdType::Disabled => AdMasks {
+                accessed: self.masks.accessed_without_ad,
+                dirty: self.masks.dirty_without_ad,
+            },
+            AdType::Enabled | AdType::WriteProtectOnly | AdType::Unused => AdMasks {
+                accessed: self.masks.accessed,
+                dirty: self.masks.dirty,
+            },
+        }
     }
 
     /// Whether hardware or a lockless fault may change a present entry at any time, so that it has to be replaced

@@ -41,17 +41,25 @@ impl TableId {
 /// Tables and what is known about each, beside it.
 #[derive(Debug)]
 struct Chunk<M> {
-    tables: Box<[Table]>,
-    meta: Box<[M]>,
+    tables: Box<[Table; CHUNK as usize]>,
+    meta: Box<[M; CHUNK as usize]>,
 }
 
 impl<M: Default> Chunk<M> {
     fn new(fill: u64) -> Self {
-        let table = || core::array::from_fn(|_| AtomicU64::new(fill));
         Self {
-            tables: (0..CHUNK).map(|_| table()).collect(),
-            meta: (0..CHUNK).map(|_| M::default()).collect(),
+            tables: boxed(|| core::array::from_fn(|_| AtomicU64::new(fill))),
+            meta: boxed(M::default),
         }
+    }
+}
+
+/// An array made in its place: it is too large for a stack.
+fn boxed<T>(make: impl Fn() -> T) -> Box<[T; CHUNK as usize]> {
+    let slice: Box<[T]> = (0..CHUNK).map(|_| make()).collect();
+    match slice.try_into() {
+        Ok(array) => array,
+        Err(_) => unreachable!("there are as many elements as the array has"),
     }
 }
 
@@ -115,6 +123,12 @@ impl<M: Default> Arena<M> {
         Some(id)
     }
 
+    /// A table whose entries are whatever they were, for whoever writes all of them before anybody sees one.
+    pub fn allocate_unfilled(&mut self) -> Option<TableId> {
+        let recycled = lock(&self.free).recycled.pop();
+        recycled.or_else(|| self.allocate())
+    }
+
     fn clear(&self, id: TableId) {
         for entry in self.table(id) {
             entry.store(self.fill, Ordering::Relaxed);
@@ -125,6 +139,24 @@ impl<M: Default> Arena<M> {
     /// [`Epochs`](super::Epochs).
     pub fn recycle(&self, id: TableId) {
         lock(&self.free).recycled.push(id);
+    }
+
+    /// Memory for entries and for what is kept beside them, in bytes, given out or not.
+    pub fn bytes(&self) -> usize {
+        let made = self.chunks.iter().filter(|chunk| chunk.get().is_some());
+        let table = size_of::<Table>() + size_of::<M>();
+        size_of_val(&*self.chunks) + made.count() * CHUNK as usize * table
+    }
+
+    /// The same for several, with the arena to oneself.
+    pub fn recycle_all(&mut self, ids: impl IntoIterator<Item = TableId>) {
+        lock(&self.free).recycled.extend(ids);
+    }
+
+    /// How many tables can still be given out.
+    pub fn left(&self) -> usize {
+        let limit = self.chunks.len() * CHUNK as usize;
+        limit - self.in_use()
     }
 
     /// How many tables are given out.

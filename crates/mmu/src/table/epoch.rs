@@ -6,6 +6,7 @@
 //! gone. This is what RCU does for KVM's TDP MMU (`tdp_mmu.c:tdp_mmu_free_sp_rcu_callback`).
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::TableId;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, fence, lock};
@@ -55,29 +56,48 @@ impl Place {
 /// ```
 #[derive(Debug)]
 pub struct Epochs {
+    shared: Arc<Shared>,
+    retired: Mutex<VecDeque<(u64, TableId)>>,
+}
+
+/// What readers have to see, too.
+#[derive(Debug)]
+struct Shared {
     current: AtomicU64,
     places: Box<[Place]>,
-    retired: Mutex<VecDeque<(u64, TableId)>>,
 }
 
 impl Epochs {
     /// Epochs for at most `readers` readers at a time.
     pub fn new(readers: usize) -> Self {
         Self {
-            current: AtomicU64::new(0),
-            places: (0..readers).map(|_| Place::new()).collect(),
+            shared: Arc::new(Shared {
+                current: AtomicU64::new(0),
+                places: (0..readers).map(|_| Place::new()).collect(),
+            }),
             retired: Mutex::new(VecDeque::new()),
         }
     }
 
     /// A place for a reader, usually a vCPU; `None` when all are taken.
-    pub fn reader(&self) -> Option<Reader<'_>> {
-        let free = |place: &&Place| !place.taken.swap(true, Ordering::AcqRel);
-        let place = self.places.iter().find(free)?;
+    pub fn reader(&self) -> Option<Reader> {
+        let free = |place: &Place| !place.taken.swap(true, Ordering::AcqRel);
+        let number = self.shared.places.iter().position(free)?;
         Some(Reader {
-            epochs: self,
-            place,
+            shared: Arc::clone(&self.shared),
+            number,
         })
+    }
+
+    /// Whether a reader's place is among these.
+    #[inline]
+    pub fn owns(&self, reader: &Reader) -> bool {
+        Arc::ptr_eq(&self.shared, &reader.shared)
+    }
+
+    /// How many readers there can be at a time.
+    pub fn places(&self) -> usize {
+        self.shared.places.len()
     }
 
     /// Notes that a table was unlinked just now; its number comes back through [`Epochs::collect`].
@@ -85,7 +105,7 @@ impl Epochs {
         // The unlinking store before, the epoch after: a reader pinned in a later epoch cannot see the link.
         fence(Ordering::SeqCst);
         let mut retired = lock(&self.retired);
-        let epoch = self.current.load(Ordering::SeqCst);
+        let epoch = self.shared.current.load(Ordering::SeqCst);
         retired.push_back((epoch, table));
     }
 
@@ -94,10 +114,16 @@ impl Epochs {
     pub fn collect(&self) -> Vec<TableId> {
         let _far_enough = self.advance() && self.advance();
         let mut retired = lock(&self.retired);
-        let current = self.current.load(Ordering::SeqCst);
+        let current = self.shared.current.load(Ordering::SeqCst);
         let safe = |(epoch, _): &&(u64, TableId)| epoch + DISTANCE <= current;
         let count = retired.iter().take_while(safe).count();
         retired.drain(..count).map(|(_, table)| table).collect()
+    }
+
+    /// Gives all tables that wait. Right only for somebody whom no reader can meet: who has the tables to himself.
+    pub fn drain(&mut self) -> impl Iterator<Item = TableId> {
+        let waiting = core::mem::take(&mut *lock(&self.retired));
+        waiting.into_iter().map(|(_, table)| table)
     }
 
     /// How many tables wait.
@@ -107,7 +133,7 @@ impl Epochs {
 
     /// Moves on by one epoch if every pinned reader has seen the current one.
     fn advance(&self) -> bool {
-        let current = self.current.load(Ordering::SeqCst);
+        let current = self.shared.current.load(Ordering::SeqCst);
         fence(Ordering::SeqCst);
         let seen = |place: &Place| {
             let epoch = place.epoch.load(Ordering::SeqCst);
@@ -115,40 +141,49 @@ impl Epochs {
         };
         let moved = |from| {
             let (success, failure) = (Ordering::SeqCst, Ordering::SeqCst);
-            self.current
+            self.shared
+                .current
                 .compare_exchange(from, from + 1, success, failure)
                 .is_ok()
         };
-        self.places.iter().all(seen) && moved(current)
+        self.shared.places.iter().all(seen) && moved(current)
     }
 }
 
 /// A reader's place. Dropped, it is free for another.
 #[derive(Debug)]
-pub struct Reader<'e> {
-    epochs: &'e Epochs,
-    place: &'e Place,
+pub struct Reader {
+    shared: Arc<Shared>,
+    number: usize,
 }
 
-impl Reader<'_> {
+impl Reader {
+    /// The number of the place; two readers at a time never have the same.
+    #[inline]
+    pub const fn number(&self) -> usize {
+        self.number
+    }
+
     /// Pins the current epoch: links read while the pin lives lead to tables that are not used anew.
     #[inline]
     pub fn pin(&mut self) -> Pin<'_> {
+        let place = &self.shared.places[self.number];
         loop {
-            let epoch = self.epochs.current.load(Ordering::Relaxed);
-            self.place.epoch.store(epoch, Ordering::SeqCst);
+            let epoch = self.shared.current.load(Ordering::Relaxed);
+            place.epoch.store(epoch, Ordering::SeqCst);
             // The place before the check, so that an advance either sees the pin or is seen here.
             fence(Ordering::SeqCst);
-            if self.epochs.current.load(Ordering::SeqCst) == epoch {
-                return Pin { place: self.place };
+            if self.shared.current.load(Ordering::SeqCst) == epoch {
+                return Pin { place };
             }
         }
     }
 }
 
-impl Drop for Reader<'_> {
+impl Drop for Reader {
     fn drop(&mut self) {
-        self.place.taken.store(false, Ordering::Release);
+        let place = &self.shared.places[self.number];
+        place.taken.store(false, Ordering::Release);
     }
 }
 

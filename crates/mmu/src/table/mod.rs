@@ -7,6 +7,8 @@
 
 mod arena;
 mod epoch;
+mod geometry;
 
 pub use arena::{Arena, ENTRIES, Table, TableId};
 pub use epoch::{Epochs, Pin, Reader};
+pub(crate) use geometry::{first, index, span};

@@ -1,0 +1,201 @@
+//! What follows when an entry has changed (`tdp_mmu.c:handle_changed_spte`), and how a table that was unlinked is taken
+//! apart (`tdp_mmu.c:handle_removed_pt`).
+
+use slat_memslot::{AsId, Gfn, Level};
+
+use super::events::{Event, Observer};
+use super::hooks::External;
+use super::lock::{Locked, Side};
+use crate::role::RoleFlag;
+use crate::spte::{AdMasks, Marks, Spte};
+use crate::sync::{Ordering, spin};
+use crate::table::{ENTRIES, TableId, span};
+
+/// An entry, as far as its consequences go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct At {
+    pub(super) as_id: AsId,
+    pub(super) gfn: u64,
+    pub(super) level: Level,
+}
+
+impl<S: Side, O: Observer<S::Format>> Locked<'_, S, O> {
+    /// Accounts for a change that has been made.
+    #[inline]
+    pub(super) fn changed(&mut self, at: At, old: Spte<S::Format>, new: Spte<S::Format>) {
+        if old == new {
+            return;
+        }
+        self.report_change(at, old, new);
+        let (was_leaf, is_leaf) = (old.is_leaf(at.level), new.is_leaf(at.level));
+        if was_leaf != is_leaf {
+            let difference = i64::from(is_leaf) - i64::from(was_leaf);
+            self.counts().add_leaves(at.level, difference);
+        }
+        if O::HARVEST && was_leaf {
+            self.harvest_change(at.level, old, new);
+        }
+        if old.is_link(at.level) && !new.is_link(at.level) {
+            if let Some(child) = self.tables().child_of(old, at.level) {
+                self.take_apart(child);
+            }
+        }
+    }
+
+    #[inline]
+    pub(super) fn report_change(&mut self, at: At, old: Spte<S::Format>, new: Spte<S::Format>) {
+        if O::EVENTS {
+            self.observer.event(Event::SpteChanged {
+                as_id: at.as_id,
+                gfn: Gfn::new(at.gfn),
+                level: at.level,
+                old,
+                new,
+            });
+        }
+    }
+
+    /// Passes on the marks that a change has removed.
+    fn harvest_change(&mut self, level: Level, old: Spte<S::Format>, new: Spte<S::Format>) {
+        let codec = &self.tables().codec;
+        let (gone, pfn) = (!new.is_present(), codec.pfn(old));
+        let marks = Marks {
+            accessed: codec.is_accessed(old) && (gone || !codec.is_accessed(new)),
+            dirty: codec.is_dirty(old) && (gone || !codec.is_dirty(new)),
+        };
+        if marks != Marks::default() {
+            self.observer.harvest(pfn, level, marks);
+        }
+    }
+
+    /// Passes on the marks of a leaf that is gone, in a table whose masks are known.
+    #[inline]
+    pub(super) fn harvest_leaf(&mut self, level: Level, old: Spte<S::Format>, masks: AdMasks) {
+        let pfn = self.tables().codec.pfn(old);
+        self.observer.harvest(pfn, level, masks.marks(old));
+    }
+
+    /// What tells accessed and dirty in the leaves of a table.
+    pub(super) fn ad_masks(&self, table: TableId) -> AdMasks {
+        let tables = self.tables();
+        let role = tables.page(table).role();
+        tables.codec.ad_masks(tables.codec.ad_type_of_table(role))
+    }
+
+    /// Whether an entry of this table belongs to a mirror.
+    #[inline]
+    pub(super) fn is_mirror(&self, table: TableId) -> bool {
+        S::External::PRESENT && self.tables().page(table).role().has(RoleFlag::IsMirror)
+    }
+
+    /// Empties a table that was unlinked, and the tables below it, and frees them.
+    pub(super) fn take_apart(&mut self, table: TableId) {
+        let page = self.tables().page(table);
+        let (role, gfn) = (page.role(), page.gfn());
+        page.set_full(false);
+        if O::EVENTS {
+            self.observer.event(Event::PageZapped { table, gfn, role });
+        }
+        self.counts().add_tables(-1);
+        let at = At {
+            as_id: role.as_id(),
+            gfn: gfn.raw(),
+            level: role.level(),
+        };
+        if S::SHARED {
+            debug_assert!(!self.is_mirror(table), "mirrors are zapped exclusively");
+            self.freeze_all(table, at);
+        } else {
+            self.clear_all(table, at);
+        }
+        if self.is_mirror(table) && self.free_external(table, at).is_err() {
+            // Its owner still uses it: it can never be given out again.
+            self.counts().lose_table();
+            return;
+        }
+        self.side.free_table(table);
+    }
+
+    /// Keeps everybody away from all entries, one after the other: a fault that came through the link before it was gone
+    /// can still install one.
+    fn freeze_all(&mut self, table: TableId, at: At) {
+        let frozen = self.tables().codec.frozen();
+        let mut leaves = 0;
+        let masks = self.ad_masks(table);
+        for index in 0..ENTRIES {
+            let old = self.freeze(table, index);
+            let at = At {
+                gfn: at.gfn + index as u64 * span(at.level),
+                ..at
+            };
+            if at.level == Level::L1 {
+                // What `changed` does, without asking each time whether it was a link.
+                self.report_change(at, old, frozen);
+                if old.is_present() {
+                    leaves += 1;
+                    if O::HARVEST {
+                        self.harvest_leaf(at.level, old, masks);
+                    }
+                }
+            } else {
+                self.changed(at, old, frozen);
+            }
+        }
+        self.counts().add_leaves(Level::L1, -leaves);
+    }
+
+    /// Freezes one entry and gives what it was. Another thread may hold it frozen, and would then overwrite it.
+    #[inline]
+    fn freeze(&self, table: TableId, index: usize) -> Spte<S::Format> {
+        let tables = self.tables();
+        let (entry, frozen) = (tables.entry(table, index), tables.codec.frozen());
+        if cfg!(slat_mutant = "no_freeze") {
+            return Spte::from_raw(entry.load(Ordering::Acquire));
+        }
+        loop {
+            let old = Spte::from_raw(entry.swap(frozen.raw(), Ordering::AcqRel));
+            if old != frozen {
+                return old;
+            }
+            spin();
+        }
+    }
+
+    /// The same with the tables to oneself: what is not present stays, since nobody can come here any more.
+    fn clear_all(&mut self, table: TableId, at: At) {
+        let frozen = self.tables().codec.frozen();
+        let mirror = self.is_mirror(table);
+        for index in 0..ENTRIES {
+            let old = self.tables().load(table, index);
+            if !old.is_present() {
+                continue;
+            }
+            let at = At {
+                gfn: at.gfn + index as u64 * span(at.level),
+                ..at
+            };
+            let entry = self.tables().entry(table, index);
+            entry.store(frozen.raw(), Ordering::Relaxed);
+            self.changed(at, old, frozen);
+            if mirror && old.is_leaf(at.level) {
+                self.remove_external(at, old);
+            }
+        }
+    }
+
+    /// Tells the owner of the real tables, who does not refuse here: KVM has made sure of that before.
+    fn remove_external(&self, at: At, old: Spte<S::Format>) {
+        let external = &self.tables().external;
+        if external
+            .remove_leaf(Gfn::new(at.gfn), at.level, old)
+            .is_err()
+        {
+            self.counts().lose_table();
+        }
+    }
+
+    fn free_external(&self, table: TableId, at: At) -> Result<(), super::Busy> {
+        let external = &self.tables().external;
+        external.free_table(Gfn::new(at.gfn), at.level, table)
+    }
+}

@@ -1,0 +1,55 @@
+//! The TDP MMU: page tables that map guest frames to pages of the host, changed by many vCPUs at a time.
+//!
+//! [`Tables`] are the page tables of one VM. Like KVM's they are guarded by a reader-writer lock, the caller's, whose two
+//! sides are types: faults enter with [`Tables::shared`] and work with compare-exchange against each other; removal over
+//! a range enters with [`Tables::exclusive`] and needs no atomic operation. All operations are methods of [`Locked`], or
+//! values like [`ZapLeafs`] where they may give the lock up on the way.
+//!
+//! # Invariants
+//! - An entry that another thread must not touch is frozen; who finds one tries again later.
+//! - Who removes a link owns the table below: he freezes its entries one by one, so that a fault that is still in there
+//!   fails, and retires the table. It is used again when no reader that could have seen the link is left.
+//! - A table's role, frame and parent are written before its link and never change, but for `invalid` in a root's role,
+//!   which changes with the tables to oneself.
+//! - A leaf never changes its page without being empty in between.
+//! - A parent's change is reported before its children's.
+//!
+//! KVM counterparts: `tdp_mmu.c`, `tdp_iter.c`; kernel 6.12.117, with mirror tables as in later kernels.
+
+mod audit;
+mod change;
+mod collapse;
+mod count;
+mod cursor;
+mod events;
+mod hooks;
+mod lock;
+mod map;
+mod page;
+mod range;
+mod resched;
+mod root;
+mod rootwalk;
+mod split;
+mod store;
+mod tables;
+mod walk;
+mod zap;
+
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+pub use collapse::{Collapse, Collapsed};
+pub use count::Totals;
+pub use events::{Event, FlushReason, FlushScope, Harvest, Observer, SplitResult, Unobserved};
+pub use hooks::{AccessCheck, Busy, External, NoCheck, NoExternal, Translated};
+pub use lock::{Exclusive, Locked, Shared, Side};
+pub use map::{MapError, MapRequest, Mapped, Resolution, Retry, Target};
+pub use page::Parent;
+pub use resched::{Every, Progress, Resched, Uninterrupted};
+pub use root::OutOfTables;
+pub use split::SplitHugePages;
+pub use store::Store;
+pub use tables::{ExistingLeaf, Limits, Tables};
+pub use walk::{Found, Violation};
+pub use zap::{FastZap, Passes, ZapAll, ZapInvalidated, ZapLeafs, zap_all_fast};

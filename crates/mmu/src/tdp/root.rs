@@ -1,0 +1,98 @@
+//! Roots with their tables: finding or making one, and letting one go.
+
+use slat_memslot::Gfn;
+use thiserror::Error;
+
+use super::events::{Event, Observer};
+use super::lock::{Locked, Side};
+use crate::role::PageRole;
+use crate::roots::{
+    Acquired, Dropped, Freed, GuestRoot, Load, Pgd, Released, RootId, RootKind, VcpuMmu,
+};
+use crate::table::TableId;
+
+/// There are as many tables as there may be (`-ENOMEM`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
+#[error("all tables are in use")]
+pub struct OutOfTables;
+
+impl<S: Side, O: Observer<S::Format>> Locked<'_, S, O> {
+    /// Takes a reference to the root of this role, which is made if there is none
+    /// (`tdp_mmu.c:kvm_tdp_mmu_alloc_root`).
+    ///
+    /// # Errors
+    /// A table is needed and there is none.
+    pub fn acquire_root(&mut self, role: PageRole) -> Result<Acquired, OutOfTables> {
+        let spare = self.spare_root(role)?;
+        let acquired = self.tables().roots.acquire(RootKind::Tdp, role, || spare);
+        self.settle_spare(acquired, spare, role);
+        Ok(acquired)
+    }
+
+    /// Sees to it that a vCPU has a root in use (`mmu.c:kvm_mmu_load`).
+    ///
+    /// # Errors
+    /// A table is needed and there is none.
+    pub fn load(&mut self, vcpu: &mut VcpuMmu) -> Result<Load, OutOfTables> {
+        let role = vcpu.role();
+        let spare = self.spare_root(role)?;
+        let load = vcpu.load(&self.tables().roots, GuestRoot::Visible(Pgd::ZERO), || {
+            spare
+        });
+        match load {
+            Load::Created(root) => self.settle_spare(Acquired::Created(root), spare, role),
+            Load::Shared(root) => self.settle_spare(Acquired::Shared(root), spare, role),
+            Load::InUse(_) | Load::Dummy => self.tables().arena.recycle(spare),
+        }
+        Ok(load)
+    }
+
+    /// The table of a root.
+    pub fn root_table(&self, root: RootId) -> Option<TableId> {
+        self.tables().roots.payload(root)
+    }
+
+    /// A table that is ready to be a root's. It is made before it is known whether it is needed, so that it is whole
+    /// when others can find it.
+    fn spare_root(&self, role: PageRole) -> Result<TableId, OutOfTables> {
+        let tables = self.tables();
+        let table = tables.arena.allocate().ok_or(OutOfTables)?;
+        tables.page(table).describe(role, Gfn::new(0), None);
+        Ok(table)
+    }
+
+    fn settle_spare(&mut self, acquired: Acquired, table: TableId, role: PageRole) {
+        match acquired {
+            Acquired::Shared(_) => self.tables().arena.recycle(table),
+            Acquired::Created(_) => {
+                if O::EVENTS {
+                    let gfn = Gfn::new(0);
+                    self.observer
+                        .event(Event::PageAllocated { table, gfn, role });
+                }
+            }
+        }
+    }
+
+    /// Gives up a reference (`tdp_mmu.c:kvm_tdp_mmu_put_root`).
+    pub fn put_root(&mut self, root: RootId) {
+        match self.tables().roots.release(root) {
+            Released::Freed(freed) => self.free_root(freed),
+            Released::Kept(_) => {}
+        }
+    }
+
+    /// Frees the table of a root that is gone.
+    pub fn free_root(&mut self, freed: Freed<TableId>) {
+        self.side.free_table(freed.payload);
+    }
+
+    /// Frees the tables of the roots that a vCPU has given up and that nobody else holds.
+    pub fn free_roots(&mut self, dropped: impl IntoIterator<Item = Dropped<TableId>>) {
+        for each in dropped {
+            if let Dropped::Page(Released::Freed(freed)) = each {
+                self.free_root(freed);
+            }
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Storing entries: atomically against others, or plainly with the tables to oneself.
+//!
+//! KVM counterparts: `tdp_mmu.c:tdp_mmu_set_spte_atomic`, `tdp_mmu_zap_spte_atomic`, `tdp_mmu_set_spte`, and for mirrors
+//! `set_external_spte_present`, `remove_external_spte`.
+
+use slat_memslot::{Gfn, GfnRange, Level};
+
+use super::change::At;
+use super::cursor::Cursor;
+use super::events::{Event, FlushReason, FlushScope, Observer};
+use super::hooks::{AccessCheck, Busy, External};
+use super::lock::{Exclusive, Locked, Shared, Side};
+use super::page::Parent;
+use super::tables::table_at;
+use crate::spte::{Format, Spte};
+use crate::sync::Ordering;
+use crate::table::span;
+
+/// How an entry is replaced on each side of the lock.
+pub trait Store: Side + Sized {
+    #[doc(hidden)]
+    fn replace<O: Observer<Self::Format>>(
+        locked: &mut Locked<'_, Self, O>,
+        cursor: &mut Cursor<Self::Format>,
+        new: Spte<Self::Format>,
+    ) -> Result<(), NotStored>;
+}
+
+impl<F: Format, X: External<F>, C: AccessCheck> Store for Shared<'_, F, X, C> {
+    #[inline]
+    fn replace<O: Observer<F>>(
+        locked: &mut Locked<'_, Self, O>,
+        cursor: &mut Cursor<F>,
+        new: Spte<F>,
+    ) -> Result<(), NotStored> {
+        locked.set_atomic(cursor, new)
+    }
+}
+
+impl<F: Format, X: External<F>, C: AccessCheck> Store for Exclusive<'_, F, X, C> {
+    #[inline]
+    fn replace<O: Observer<F>>(
+        locked: &mut Locked<'_, Self, O>,
+        cursor: &mut Cursor<F>,
+        new: Spte<F>,
+    ) -> Result<(), NotStored> {
+        let at = locked.at(cursor);
+        let set = locked.set(cursor.place(), at, cursor.old, new);
+        set.map_err(|Busy| NotStored::Busy)
+    }
+}
+
+/// Why an entry was not stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NotStored {
+    /// Another thread changed it first.
+    Lost,
+    /// The owner of the real tables is busy; the old entry is back.
+    Busy,
+}
+
+impl<S: Side, O: Observer<S::Format>> Locked<'_, S, O> {
+    /// An entry's place for those who account for it.
+    #[inline]
+    pub(super) fn at(&self, cursor: &Cursor<S::Format>) -> At {
+        At {
+            as_id: self.tables().page(cursor.table()).role().as_id(),
+            gfn: cursor.gfn(),
+            level: cursor.level(),
+        }
+    }
+
+    /// Reports a flush that takes place now.
+    pub(super) fn flush_now(&mut self, scope: FlushScope, reason: FlushReason) {
+        if O::EVENTS {
+            self.observer.event(Event::Flushed { scope, reason });
+        }
+    }
+
+    /// Reports a flush of the frames of one entry.
+    pub(super) fn flush_entry(&mut self, gfn: u64, level: Level, reason: FlushReason) {
+        let range = GfnRange::between(Gfn::new(gfn), Gfn::new(gfn + span(level)));
+        if let Some(range) = range {
+            self.flush_now(FlushScope::Frames(range), reason);
+        }
+    }
+
+    /// Tells the owner of the real tables of an entry that is about to become present.
+    fn set_external(&self, at: At, old: Spte<S::Format>, new: Spte<S::Format>) -> Result<(), Busy> {
+        let (external, gfn) = (&self.tables().external, Gfn::new(at.gfn));
+        if new.is_leaf(at.level) {
+            return external.set_leaf(gfn, at.level, new);
+        }
+        let table = table_at(self.tables().codec.pfn(new));
+        if old.is_leaf(at.level) {
+            external.split_leaf(gfn, at.level, table)
+        } else {
+            external.link_table(gfn, at.level, table)
+        }
+    }
+}
+
+impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<'_, Shared<'_, F, X, C>, O> {
+    /// Replaces an entry if it is still what the cursor has read; accounts for the change. If it is not, the cursor
+    /// reads it again.
+    #[inline]
+    pub(super) fn set_atomic(
+        &mut self,
+        cursor: &mut Cursor<F>,
+        new: Spte<F>,
+    ) -> Result<(), NotStored> {
+        let at = self.at(cursor);
+        if X::PRESENT && new.is_present() && self.is_mirror(cursor.table()) {
+            self.set_mirror(cursor, at, new)?;
+        } else {
+            self.exchange(cursor, new)?;
+        }
+        self.changed(at, cursor.old, new);
+        Ok(())
+    }
+
+    /// The compare-exchange alone.
+    #[inline]
+    fn exchange(&self, cursor: &mut Cursor<F>, new: Spte<F>) -> Result<(), NotStored> {
+        let tables = self.tables();
+        debug_assert!(
+            !tables.codec.is_frozen(cursor.old),
+            "a frozen entry belongs to another thread"
+        );
+        let entry = tables.entry(cursor.table(), cursor.index());
+        if cfg!(slat_mutant = "no_recheck") {
+            entry.store(new.raw(), Ordering::Release);
+            return Ok(());
+        }
+        let expected = cursor.old.raw();
+        let exchanged =
+            entry.compare_exchange(expected, new.raw(), Ordering::AcqRel, Ordering::Acquire);
+        exchanged.map(|_| ()).map_err(|now| {
+            cursor.old = Spte::from_raw(now);
+            NotStored::Lost
+        })
+    }
+
+    /// The same in a mirror: the entry is frozen while the owner of the real tables is told.
+    fn set_mirror(&self, cursor: &mut Cursor<F>, at: At, new: Spte<F>) -> Result<(), NotStored> {
+        let frozen = self.tables().codec.frozen();
+        self.exchange(cursor, frozen)?;
+        let told = self.set_external(at, cursor.old, new);
+        let result = if told.is_ok() { new } else { cursor.old };
+        let entry = self.tables().entry(cursor.table(), cursor.index());
+        if told.is_ok() || !cfg!(slat_mutant = "no_restore") {
+            entry.store(result.raw(), Ordering::Release);
+        }
+        told.map_err(|Busy| NotStored::Busy)
+    }
+
+    /// Zaps an entry so that nobody puts another in its place before TLBs are flushed: it is frozen in between.
+    pub(super) fn zap_atomic(&mut self, cursor: &mut Cursor<F>) -> Result<(), NotStored> {
+        let (at, codec) = (self.at(cursor), *self.tables().codec());
+        self.exchange(cursor, codec.frozen())?;
+        self.flush_entry(at.gfn, at.level, FlushReason::ZappedAtomically);
+        let empty = codec.nonpresent();
+        let entry = self.tables().entry(cursor.table(), cursor.index());
+        entry.store(empty.raw(), Ordering::Release);
+        self.changed(at, cursor.old, empty);
+        Ok(())
+    }
+}
+
+impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>
+    Locked<'_, Exclusive<'_, F, X, C>, O>
+{
+    /// Stores an entry and accounts for the change.
+    ///
+    /// In a mirror the owner of the real tables is told first, and may be busy: then nothing changes.
+    pub(super) fn set(
+        &mut self,
+        place: Parent,
+        at: At,
+        old: Spte<F>,
+        new: Spte<F>,
+    ) -> Result<(), Busy> {
+        if X::PRESENT && self.is_mirror(place.table) {
+            self.set_external_exclusively(at, old, new)?;
+        }
+        let tables = self.tables();
+        let entry = tables.entry(place.table, place.index);
+        entry.store(new.raw(), Ordering::Relaxed);
+        if !new.is_leaf(at.level) {
+            tables.page(place.table).set_full(false);
+        }
+        self.changed(at, old, new);
+        Ok(())
+    }
+
+    fn set_external_exclusively(&self, at: At, old: Spte<F>, new: Spte<F>) -> Result<(), Busy> {
+        match (old.is_leaf(at.level), new.is_present()) {
+            (_, true) => self.set_external(at, old, new),
+            (true, false) => {
+                let external = &self.tables().external;
+                external.remove_leaf(Gfn::new(at.gfn), at.level, old)
+            }
+            // The owner is told when the table has been emptied.
+            (false, false) => Ok(()),
+        }
+    }
+}

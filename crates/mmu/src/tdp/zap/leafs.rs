@@ -1,0 +1,239 @@
+//! Zapping leaves of a range; the tables stay (`tdp_mmu.c:tdp_mmu_zap_leafs`).
+
+use core::ops::Range;
+
+use slat_memslot::{AsId, Gfn, GfnRange, Level};
+
+use crate::roots::RootSelect;
+use crate::spte::{Format, Spte};
+use crate::sync::{set_value, value};
+use crate::table::TableId;
+use crate::tdp::cursor::Cursor;
+use crate::tdp::events::{FlushReason, FlushScope, Observer};
+use crate::tdp::hooks::{AccessCheck, Busy, External};
+use crate::tdp::lock::{Exclusive, Locked};
+use crate::tdp::resched::{Progress, Resched};
+use crate::tdp::rootwalk::RootWalk;
+
+/// Zaps the leaves of a range.
+///
+/// Huge leaves that reach into the range go as a whole; MMIO entries stay, and so do tables.
+///
+/// ```
+/// use slat_memslot::{Gfn, GfnRange, PageSize};
+/// use slat_mmu::{host::Host, spte::{Npt, Pfn}, tdp::{MapRequest, Progress, Tables, Uninterrupted, Unobserved, ZapLeafs}};
+/// use slat_mmu::role::{TdpDepth, TdpHost, VcpuState, root_role_for_tdp};
+///
+/// let mut tables = Tables::<Npt>::new(&Host::npt(48));
+/// let mut reader = tables.reader().unwrap();
+/// let role = root_role_for_tdp(&VcpuState::default(), &TdpHost::new(TdpDepth::Npt4));
+/// let mut observer = Unobserved;
+/// let mut shared = tables.shared(&mut reader, &mut observer);
+/// let root = shared.acquire_root(role).unwrap().root();
+/// let table = shared.root_table(root).unwrap();
+/// let request = MapRequest::page(Gfn::new(7), PageSize::Size4K, Pfn::new(0x4007));
+/// shared.map(table, &request).unwrap();
+/// drop(shared);
+/// assert_eq!(tables.totals().pages_4k, 1);
+///
+/// let range = GfnRange::between(Gfn::new(0), Gfn::new(16)).unwrap();
+/// let mut zap = ZapLeafs::of_valid_roots(range);
+/// assert_eq!(zap.run(&mut tables.exclusive(&mut observer), &mut Uninterrupted), Progress::Done);
+/// assert!(zap.needs_flush());
+/// assert_eq!(tables.totals().pages_4k, 0);
+/// ```
+#[derive(Debug)]
+#[must_use = "it does nothing until it is run"]
+pub struct ZapLeafs {
+    walk: RootWalk,
+    flush: bool,
+    zapped: u64,
+    busy: Option<Gfn>,
+}
+
+impl ZapLeafs {
+    /// In the valid roots of all address spaces (`tdp_mmu.c:kvm_tdp_mmu_zap_leafs`).
+    pub const fn of_valid_roots(range: GfnRange) -> Self {
+        Self::new(RootWalk::new(RootSelect::Valid, None, range))
+    }
+
+    /// In all roots of an address space, invalid ones too, as the host's memory management and the deletion of a slot
+    /// need it (`tdp_mmu.c:kvm_tdp_mmu_unmap_gfn_range`).
+    pub const fn of_address_space(as_id: AsId, range: GfnRange) -> Self {
+        Self::new(RootWalk::new(RootSelect::All, Some(as_id), range))
+    }
+
+    const fn new(walk: RootWalk) -> Self {
+        Self {
+            walk,
+            flush: false,
+            zapped: 0,
+            busy: None,
+        }
+    }
+
+    /// Whether TLBs have to be flushed before the lock is given up: something was zapped in a valid root since it last
+    /// gave way.
+    pub const fn needs_flush(&self) -> bool {
+        self.flush
+    }
+
+    /// How many leaves were zapped.
+    pub const fn zapped(&self) -> u64 {
+        self.zapped
+    }
+
+    /// The first frame that the owner of mirror tables would not let go. It is still mapped, and so may be others.
+    pub const fn busy(&self) -> Option<Gfn> {
+        self.busy
+    }
+
+    /// Zaps until it is over or `resched` wants to give way.
+    pub fn run<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>, R: Resched>(
+        &mut self,
+        locked: &mut Locked<'_, Exclusive<'_, F, X, C>, O>,
+        resched: &mut R,
+    ) -> Progress {
+        while let Some((root, from)) = self.walk.current(locked) {
+            if self.run_root(locked, resched, root, from) == Progress::Paused {
+                if self.flush {
+                    locked.flush_now(FlushScope::All, FlushReason::Yield);
+                    self.flush = false;
+                }
+                return Progress::Paused;
+            }
+            self.walk.next_root();
+        }
+        locked.audit_after_step();
+        Progress::Done
+    }
+
+    fn run_root<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>, R: Resched>(
+        &mut self,
+        locked: &mut Locked<'_, Exclusive<'_, F, X, C>, O>,
+        resched: &mut R,
+        root: TableId,
+        from: u64,
+    ) -> Progress {
+        let end = self.walk.end();
+        let invalid = locked.tables().page(root).role().is_invalid();
+        let before = self.zapped;
+        let mut cursor = Cursor::start(locked.tables(), root, Level::L1, from);
+        let mut progress = Progress::Done;
+        while cursor.is_before(end) {
+            if self.walk.gives_way(&cursor, resched) {
+                progress = Progress::Paused;
+                break;
+            }
+            if cursor.level() == Level::L1 && !R::ENABLED {
+                let run = cursor.run(end);
+                self.zapped += self.zap_run(locked, &cursor, run.clone());
+                cursor.finish(&run);
+            } else if cursor.is_at_leaf() {
+                self.zap_entry(locked, &cursor);
+            }
+            cursor.advance(locked.tables());
+        }
+        self.flush |= !invalid && self.zapped != before;
+        progress
+    }
+
+    fn zap_entry<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>(
+        &mut self,
+        locked: &mut Locked<'_, Exclusive<'_, F, X, C>, O>,
+        cursor: &Cursor<F>,
+    ) {
+        let (at, empty) = (locked.at(cursor), locked.tables().codec.nonpresent());
+        match locked.set(cursor.place(), at, cursor.old, empty) {
+            Ok(()) => self.zapped += 1,
+            Err(Busy) => self.busy = self.busy.or(Some(Gfn::new(at.gfn))),
+        }
+    }
+
+    /// Zaps a run of entries of a table of level 1, as fast as the observer allows.
+    fn zap_run<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>(
+        &mut self,
+        locked: &mut Locked<'_, Exclusive<'_, F, X, C>, O>,
+        cursor: &Cursor<F>,
+        run: Range<usize>,
+    ) -> u64 {
+        let table = cursor.table();
+        if O::EVENTS || locked.is_mirror(table) {
+            self.zap_one_by_one(locked, *cursor, run);
+            return 0;
+        }
+        let zapped = if O::HARVEST {
+            locked.zap_harvesting(table, run)
+        } else {
+            locked.zap_plainly(table, run)
+        };
+        if zapped > 0 {
+            let page = locked.tables().page(table);
+            page.set_full(false);
+            let difference = i64::try_from(zapped).unwrap_or(0);
+            locked.counts().add_leaves(Level::L1, -difference);
+        }
+        zapped
+    }
+
+    fn zap_one_by_one<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>(
+        &mut self,
+        locked: &mut Locked<'_, Exclusive<'_, F, X, C>, O>,
+        mut cursor: Cursor<F>,
+        run: Range<usize>,
+    ) {
+        for _ in run.clone() {
+            if cursor.is_at_leaf() {
+                self.zap_entry(locked, &cursor);
+            }
+            if cursor.index() + 1 < run.end {
+                cursor.advance(locked.tables());
+            }
+        }
+    }
+}
+
+impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>
+    Locked<'_, Exclusive<'_, F, X, C>, O>
+{
+    /// Empties the leaves of a run and gives their number. A table that is known to hold nothing but leaves is not read.
+    fn zap_plainly(&mut self, table: TableId, run: Range<usize>) -> u64 {
+        let tables = &mut *self.side.tables;
+        let empty = tables.codec.nonpresent().raw();
+        let full = tables.page(table).is_full();
+        let entries = &mut tables.arena.table_mut(table)[run];
+        if full {
+            for entry in entries.iter_mut() {
+                set_value(entry, empty);
+            }
+            return entries.len() as u64;
+        }
+        let mut zapped = 0;
+        for entry in entries {
+            let old = Spte::<F>::from_raw(value(entry));
+            let present = old.is_leaf(Level::L1);
+            set_value(entry, if present { empty } else { old.raw() });
+            zapped += u64::from(present);
+        }
+        zapped
+    }
+
+    /// The same, and passes on what hardware has noted.
+    fn zap_harvesting(&mut self, table: TableId, run: Range<usize>) -> u64 {
+        let masks = self.ad_masks(table);
+        let tables = &mut *self.side.tables;
+        let codec = tables.codec;
+        let empty = codec.nonpresent().raw();
+        let mut zapped = 0;
+        for entry in &mut tables.arena.table_mut(table)[run] {
+            let old = Spte::<F>::from_raw(value(entry));
+            if old.is_leaf(Level::L1) {
+                set_value(entry, empty);
+                zapped += 1;
+                self.observer
+                    .harvest(codec.pfn(old), Level::L1, masks.marks(old));
+            }
+        }
+        zapped
+    }
+}
