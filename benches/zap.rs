@@ -27,7 +27,7 @@ use floor::{Floor, Pass, PlainStores, Select, SelectCounted, TearDown};
 use paired::Side;
 use shared::{fast_side, shared_side};
 use shared_floor::{Exchange, MarkAndBump, SharedFloor};
-use side::{Filling, GIB, Kind, boxed, side};
+use side::{Filling, GIB, Kind, side};
 
 #[global_allocator]
 static ALLOCATOR: memory::HugePages = memory::HugePages;
@@ -132,7 +132,7 @@ fn rate(number: f64) -> String {
 /// slat's side of a row.
 fn own(row: Row, pages: u64) -> Option<Side> {
     match row {
-        Row::Leaves(kind) => slat::job(kind, pages).map(|job| boxed("slat", kind, pages, job)),
+        Row::Leaves(kind) => slat::job(kind, pages).map(|job| side("slat", kind, pages, job)),
         // Whichever exchanges slat makes, it has one row.
         Row::Shared(Exchange::Twice) => None,
         Row::Shared(Exchange::Once) => {

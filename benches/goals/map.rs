@@ -8,7 +8,7 @@ use crate::peers::hyperlight::Hyperlight;
 use crate::peers::multiarch::Multiarch;
 use crate::peers::x86_64::X86_64;
 use crate::race::{Beside, Part, Race};
-use crate::side::{GIB, Job, Kind, boxed, side};
+use crate::side::{GIB, Job, Kind, side};
 use crate::slat;
 use crate::zap::{HYPERLIGHT, MULTIARCH, X86, floor, own};
 
@@ -40,7 +40,7 @@ pub(crate) fn most(pages: u64) {
         let verdict = if *bytes <= 8.5 { "ok" } else { "short" };
         println!("target 12 bytes for each page, {gib} GiB: {bytes:.3}  at most 8.5  {verdict}");
     }
-    let own = own.0.map(|job| boxed("slat", KIND, pages, job));
+    let own = own.0.map(|job| side("slat", KIND, pages, job));
     let (tables, bytes) = weighed(pages, || Some(Floor::new(KIND, pages, MapAll)));
     let tables = tables.expect("a floor");
     println!("floor  12 bytes for each page, {gib} GiB: tables alone {bytes:.3}");

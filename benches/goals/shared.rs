@@ -37,9 +37,10 @@ pub(crate) fn shared_side(label: &str, pages: u64, mut zap: Box<dyn SharedZap>) 
 fn zap_beside_faults(zap: &dyn SharedZap, pages: u64) -> (Duration, u64) {
     let (faults, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let fault_on = || {
+        let mut fault = zap.vcpu();
         while !stop.load(Ordering::Relaxed) {
             let number = faults.load(Ordering::Relaxed);
-            zap.fault(number % pages);
+            fault(number % pages);
             faults.store(number + 1, Ordering::Relaxed);
         }
     };

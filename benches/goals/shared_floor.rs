@@ -84,6 +84,33 @@ impl SharedFloor {
         }
         removed.push(table);
     }
+
+    fn fault(&self, gfn: u64) {
+        let _shared = self.lock.read();
+        let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
+        let (arena, values) = (&self.tree.arena, &self.tree.values);
+        let mut table = self.new_root;
+        for level in [4, 3, 2] {
+            let entry = &arena.table(table)[index(gfn, level)];
+            let old = entry.load(Ordering::Acquire);
+            table = linked(old).unwrap_or_else(|| {
+                // Nobody else faults, so the exchange does not fail.
+                let child = arena.allocate().expect("tables for two roots");
+                self.grown
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(child);
+                let _old = entry.compare_exchange(old, values.link_to(child), success, failure);
+                child
+            });
+        }
+        let entry = &arena.table(table)[index(gfn, 1)];
+        let old = entry.load(Ordering::Relaxed);
+        if old == values.absent {
+            let leaf = values.entry(Filling::Full.at(gfn));
+            let _old = entry.compare_exchange(old, leaf, success, failure);
+        }
+    }
 }
 
 impl SharedZap for SharedFloor {
@@ -120,31 +147,8 @@ impl SharedZap for SharedFloor {
             .append(&mut removed);
     }
 
-    fn fault(&self, gfn: u64) {
-        let _shared = self.lock.read();
-        let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
-        let (arena, values) = (&self.tree.arena, &self.tree.values);
-        let mut table = self.new_root;
-        for level in [4, 3, 2] {
-            let entry = &arena.table(table)[index(gfn, level)];
-            let old = entry.load(Ordering::Acquire);
-            table = linked(old).unwrap_or_else(|| {
-                // Nobody else faults, so the exchange does not fail.
-                let child = arena.allocate().expect("tables for two roots");
-                self.grown
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(child);
-                let _old = entry.compare_exchange(old, values.link_to(child), success, failure);
-                child
-            });
-        }
-        let entry = &arena.table(table)[index(gfn, 1)];
-        let old = entry.load(Ordering::Relaxed);
-        if old == values.absent {
-            let leaf = values.entry(Filling::Full.at(gfn));
-            let _old = entry.compare_exchange(old, leaf, success, failure);
-        }
+    fn vcpu(&self) -> Box<dyn FnMut(u64) + '_> {
+        Box::new(|gfn| self.fault(gfn))
     }
 
     fn seen(&self, gfn: u64) -> Seen {
@@ -154,7 +158,11 @@ impl SharedZap for SharedFloor {
     fn left(&self) -> u64 {
         let gfns = (0..self.tree.pages).step_by(if self.tree.pages > GIB { 61 } else { 1 });
         let seen = gfns.filter(|gfn| self.tree.seen(self.tree.root, *gfn) != Seen::Absent);
-        seen.count() as u64
+        // Nothing leads to removed tables any more, but none of them may have been left unfrozen.
+        let removed = self.removed.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = removed.iter().flat_map(|id| self.tree.arena.table(*id));
+        let unfrozen = entries.filter(|e| e.load(Ordering::Relaxed) != self.tree.values.frozen);
+        (seen.count() + unfrozen.count()) as u64
     }
 }
 

@@ -56,7 +56,7 @@ fn random(gfn: u64) -> u64 {
 /// Work with the tables to itself (`mmu_lock` held for write).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Targets 1: makes every leaf non-present, keeps tables and MMIO entries. Nothing is harvested.
+    /// Target 1: makes every leaf non-present, keeps tables and MMIO entries. Nothing is harvested.
     Zap(Filling),
     /// Target 2: the same over full tables, with A/D bits harvested and pages counted. All leaves are accessed and dirty.
     Harvest,
@@ -120,8 +120,8 @@ pub(crate) trait SharedZap: Sync {
     fn prepare(&mut self);
     /// Zaps the invalid root with the lock held for reading. Timed.
     fn zap(&self);
-    /// Maps one page below the new root with the lock held for reading.
-    fn fault(&self, gfn: u64);
+    /// What a thread maps pages below the new root with, one at a time, each with the lock held for reading.
+    fn vcpu(&self) -> Box<dyn FnMut(u64) + '_>;
     /// What the new root says about a frame.
     fn seen(&self, gfn: u64) -> Seen;
     /// How many leaves the invalid root still has.
@@ -151,11 +151,7 @@ pub(crate) fn side(label: &str, kind: Kind, pages: u64, mut job: impl Job + 'sta
     })
 }
 
-/// The same for a job behind a pointer, as slat's are.
-pub(crate) fn boxed(label: &str, kind: Kind, pages: u64, job: Box<dyn Job>) -> Side {
-    side(label, kind, pages, job)
-}
-
+/// Jobs behind a pointer, as slat's are.
 impl Job for Box<dyn Job> {
     fn prepare(&mut self) {
         self.as_mut().prepare();

@@ -9,7 +9,7 @@ use crate::peers::x86_64::X86_64;
 use crate::race::{Beside, Part, Race};
 use crate::shared::{fast_side, shared_side};
 use crate::shared_floor::{Exchange, MarkAndBump, SharedFloor};
-use crate::side::{Filling, GIB, Kind, boxed, side};
+use crate::side::{Filling, GIB, Kind, side};
 use crate::slat;
 
 /// How `hyperlight-common` is called in reports.
@@ -24,7 +24,7 @@ const ONE_SWAP: &str = "one swap for each entry";
 
 /// slat's side of a kind of work, where there is one.
 pub(crate) fn own(kind: Kind, pages: u64) -> Option<Side> {
-    slat::job(kind, pages).map(|job| boxed("slat", kind, pages, job))
+    slat::job(kind, pages).map(|job| side("slat", kind, pages, job))
 }
 
 /// A floor's side.
