@@ -15,6 +15,26 @@ pub(crate) enum Bound {
     AtLeast(f64),
 }
 
+impl Bound {
+    /// The ratio of the two times that the bound is about.
+    pub(crate) fn ratio(self, measured: f64, beside: f64) -> f64 {
+        match self {
+            Self::AtMost(_) => measured / beside,
+            Self::AtLeast(_) => beside / measured,
+        }
+    }
+
+    /// Prints the line of a target.
+    pub(crate) fn report(self, name: &str, ratio: &Ratio) {
+        let (words, limit, kept) = match self {
+            Self::AtMost(limit) => ("at most", limit, ratio.median <= limit),
+            Self::AtLeast(limit) => ("at least", limit, ratio.median >= limit),
+        };
+        let verdict = if kept { "ok" } else { "short" };
+        println!("target {name:<44} {ratio}  {words} {limit}  {verdict}");
+    }
+}
+
 /// One side of a pair.
 pub(crate) struct Side {
     /// What it is called in reports.
@@ -59,7 +79,7 @@ impl Side {
     }
 
     /// Seconds for one repetition.
-    fn seconds(&mut self, times: u64) -> f64 {
+    pub(crate) fn seconds(&mut self, times: u64) -> f64 {
         let times = times.max(1);
         (self.work)(times).as_secs_f64() / times as f64
     }
@@ -78,11 +98,11 @@ pub(crate) struct Target {
 }
 
 /// The time that one side takes of a round, at the least.
-const PART: Duration = Duration::from_millis(2);
+pub(crate) const PART: Duration = Duration::from_millis(2);
 /// The time for all rounds of a target.
-const ALL_ROUNDS: Duration = Duration::from_secs(2);
+pub(crate) const ALL_ROUNDS: Duration = Duration::from_secs(2);
 /// The fewest and the most rounds.
-const ROUNDS: std::ops::RangeInclusive<usize> = 15..=301;
+pub(crate) const ROUNDS: std::ops::RangeInclusive<usize> = 15..=301;
 
 impl Target {
     /// Runs rounds of one part per side, the sides taking turns to be first, until the time is up.
@@ -100,10 +120,7 @@ impl Target {
                 let other = self.beside.seconds(times_beside);
                 (self.measured.seconds(times), other)
             };
-            ratios.push(match self.bound {
-                Bound::AtMost(_) => own / other,
-                Bound::AtLeast(_) => other / own,
-            });
+            ratios.push(self.bound.ratio(own, other));
         }
         Ratio::of(ratios)
     }
@@ -111,15 +128,7 @@ impl Target {
     /// Runs the rounds and prints the line.
     pub(crate) fn report(&mut self) {
         let ratio = self.run();
-        let (words, limit, kept) = match self.bound {
-            Bound::AtMost(limit) => ("at most", limit, ratio.median <= limit),
-            Bound::AtLeast(limit) => ("at least", limit, ratio.median >= limit),
-        };
-        let verdict = if kept { "ok" } else { "short" };
-        println!(
-            "target {:<44} {ratio}  {words} {limit}  {verdict}",
-            self.name
-        );
+        self.bound.report(self.name, &ratio);
     }
 }
 
@@ -135,12 +144,13 @@ pub(crate) struct Ratio {
 }
 
 impl Ratio {
+    /// The median of `ratios` and its interval.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "half the width of the interval is less than the number of rounds"
     )]
-    fn of(mut ratios: Vec<f64>) -> Self {
+    pub(crate) fn of(mut ratios: Vec<f64>) -> Self {
         ratios.sort_by(f64::total_cmp);
         let (rounds, middle) = (ratios.len(), ratios.len() / 2);
         let half_width = (0.98 * (rounds as f64).sqrt()).ceil() as usize;
