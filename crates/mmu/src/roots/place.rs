@@ -252,6 +252,12 @@ impl Place {
         self.role.fetch_or(invalid, Ordering::AcqRel);
     }
 
+    /// Takes back [`Place::invalidate`].
+    pub(super) fn revive(&self) {
+        let invalid = u64::from(RoleFlag::Invalid.bit());
+        self.role.fetch_and(!invalid, Ordering::AcqRel);
+    }
+
     /// Notes that the root waits to be zapped.
     pub(super) fn schedule(&self) {
         self.references.fetch_or(SCHEDULED, Ordering::AcqRel);

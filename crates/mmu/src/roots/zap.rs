@@ -1,21 +1,35 @@
 //! Making roots unusable, and giving up those that are.
 
+use crate::role::RoleFlag;
 use crate::sync::lock;
 
 use super::root::{Freed, Payload, Released, RootId, RootKind};
 use super::table::RootTable;
 
 impl<P: Payload> RootTable<P> {
-    /// Makes all roots unusable, as the first half of `mmu.c:kvm_mmu_zap_all_fast` does.
+    /// Makes all roots unusable but mirrors, as the first half of `mmu.c:kvm_mmu_zap_all_fast` does. The root of a TDX VM's
+    /// private memory has to last as long as the VM.
     ///
     /// Every vCPU of the VM must then be sent [`Request::FreeObsoleteRoots`](super::Request::FreeObsoleteRoots).
     pub fn invalidate_all(&mut self) {
         self.valid_generation += 1;
         for (root, role) in self.iter() {
-            if self.kind(root) == Some(RootKind::Tdp) && !role.is_invalid() {
+            let lasts = role.is_invalid() || role.has(RoleFlag::IsMirror);
+            if self.kind(root) == Some(RootKind::Tdp) && !lasts {
                 let place = self.places.make(root.place());
                 place.invalidate();
                 place.schedule();
+            }
+        }
+    }
+
+    /// Takes back [`RootTable::invalidate_all`] where nothing has been zapped yet, so that its cost can be measured again
+    /// and again.
+    #[doc(hidden)]
+    pub fn revive_all(&mut self) {
+        for (root, _) in self.iter() {
+            if self.take_scheduled(root) {
+                self.places.make(root.place()).revive();
             }
         }
     }

@@ -144,6 +144,11 @@ pub(crate) struct AdMasks {
 }
 
 impl AdMasks {
+    /// 1 if any bit that tells accessed is set. Each mask has one bit, or three that are set and cleared together.
+    #[inline]
+    pub(crate) const fn accessed(self, raw: u64) -> u64 {
+        raw >> self.accessed.trailing_zeros() & 1
+    }
     /// What a leaf's bits say.
     #[inline]
     pub(crate) const fn marks<F>(self, leaf: Spte<F>) -> Marks {

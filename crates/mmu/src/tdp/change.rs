@@ -3,11 +3,11 @@
 
 use slat_memslot::{AsId, Gfn, Level};
 
-use super::events::{Event, Observer};
+use super::events::{Event, Harvest, Harvesting, Observer};
 use super::hooks::External;
 use super::lock::{Locked, Side};
 use crate::role::RoleFlag;
-use crate::spte::{AdMasks, Marks, Spte};
+use crate::spte::{AdMasks, Marks, Pfn, Spte};
 use crate::sync::{Ordering, spin};
 use crate::table::{ENTRIES, TableId, span};
 
@@ -19,7 +19,7 @@ pub(super) struct At {
     pub(super) level: Level,
 }
 
-impl<S: Side, O: Observer<S::Format>> Locked<'_, S, O> {
+impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
     /// Accounts for a change that has been made.
     #[inline]
     pub(super) fn changed(&mut self, at: At, old: Spte<S::Format>, new: Spte<S::Format>) {
@@ -32,7 +32,7 @@ impl<S: Side, O: Observer<S::Format>> Locked<'_, S, O> {
             let difference = i64::from(is_leaf) - i64::from(was_leaf);
             self.counts().add_leaves(at.level, difference);
         }
-        if O::HARVEST && was_leaf {
+        if O::HARVEST != Harvesting::Nothing && was_leaf {
             self.harvest_change(at.level, old, new);
         }
         if old.is_link(at.level) && !new.is_link(at.level) {
@@ -63,8 +63,22 @@ impl<S: Side, O: Observer<S::Format>> Locked<'_, S, O> {
             accessed: codec.is_accessed(old) && (gone || !codec.is_accessed(new)),
             dirty: codec.is_dirty(old) && (gone || !codec.is_dirty(new)),
         };
-        if marks != Marks::default() {
-            self.observer.harvest(pfn, level, marks);
+        self.pass_on(pfn, level, marks);
+    }
+
+    #[inline]
+    fn pass_on(&mut self, pfn: Pfn, level: Level, marks: Marks) {
+        match O::HARVEST {
+            Harvesting::Nothing => {}
+            Harvesting::Numbers => self.observer.harvest_numbers(Harvest {
+                accessed: u64::from(marks.accessed),
+                dirty: u64::from(marks.dirty),
+            }),
+            Harvesting::EveryPage => {
+                if marks != Marks::default() {
+                    self.observer.harvest(pfn, level, marks);
+                }
+            }
         }
     }
 
@@ -72,7 +86,7 @@ impl<S: Side, O: Observer<S::Format>> Locked<'_, S, O> {
     #[inline]
     pub(super) fn harvest_leaf(&mut self, level: Level, old: Spte<S::Format>, masks: AdMasks) {
         let pfn = self.tables().codec.pfn(old);
-        self.observer.harvest(pfn, level, masks.marks(old));
+        self.pass_on(pfn, level, masks.marks(old));
     }
 
     /// What tells accessed and dirty in the leaves of a table.
@@ -133,9 +147,7 @@ impl<S: Side, O: Observer<S::Format>> Locked<'_, S, O> {
                 self.report_change(at, old, frozen);
                 if old.is_present() {
                     leaves += 1;
-                    if O::HARVEST {
-                        self.harvest_leaf(at.level, old, masks);
-                    }
+                    self.harvest_leaf(at.level, old, masks);
                 }
             } else {
                 self.changed(at, old, frozen);

@@ -35,7 +35,7 @@ pub enum Collapsed {
     Busy,
 }
 
-impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<'_, Shared<'_, F, X, C>, O> {
+impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_, F, X, C>, O> {
     /// Makes room for a huge leaf at the frame. Whether the page is huge, and the slot allows it, is the caller's to know.
     pub fn collapse(
         &mut self,

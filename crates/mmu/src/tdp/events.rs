@@ -144,8 +144,9 @@ pub enum Event<F> {
 pub trait Observer<F> {
     /// Whether it wants [`Observer::event`]s.
     const EVENTS: bool = false;
-    /// Whether it wants [`Observer::harvest`]ed marks. Kernels up to 6.12 pass them on to the host's memory management.
-    const HARVEST: bool = false;
+    /// Whether it wants the marks that hardware has left in leaves that go. Kernels up to 6.12 pass them on to the
+    /// host's memory management.
+    const HARVEST: Harvesting = Harvesting::Nothing;
 
     /// Something happened.
     #[inline]
@@ -153,10 +154,49 @@ pub trait Observer<F> {
         let _ = event;
     }
 
-    /// A leaf of this page and level, with these marks, is gone or has lost one of them.
+    /// A leaf of this page and level, with these marks, is gone or has lost one of them
+    /// ([`Harvesting::EveryPage`]).
     #[inline]
     fn harvest(&mut self, pfn: Pfn, level: Level, marks: Marks) {
         let _ = (pfn, level, marks);
+    }
+
+    /// So many leaves with marks are gone or have lost them ([`Harvesting::Numbers`]).
+    #[inline]
+    fn harvest_numbers(&mut self, numbers: Harvest) {
+        let _ = numbers;
+    }
+}
+
+/// What an observer wants to know of the marks in leaves that go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Harvesting {
+    /// Nothing.
+    Nothing,
+    /// How many there were.
+    Numbers,
+    /// Each of them, with its page.
+    EveryPage,
+}
+
+/// An observer that is lent.
+impl<F, O: Observer<F>> Observer<F> for &mut O {
+    const EVENTS: bool = O::EVENTS;
+    const HARVEST: Harvesting = O::HARVEST;
+
+    #[inline]
+    fn event(&mut self, event: Event<F>) {
+        (**self).event(event);
+    }
+
+    #[inline]
+    fn harvest(&mut self, pfn: Pfn, level: Level, marks: Marks) {
+        (**self).harvest(pfn, level, marks);
+    }
+
+    #[inline]
+    fn harvest_numbers(&mut self, numbers: Harvest) {
+        (**self).harvest_numbers(numbers);
     }
 }
 
@@ -175,7 +215,7 @@ impl<F> Observer<F> for Vec<Event<F>> {
     }
 }
 
-/// Counts the marks of what is gone.
+/// Numbers of marks in leaves that are gone; as an observer it counts them.
 ///
 /// Up to 6.12 an entry without hardware A/D bits counts as accessed unless it is tracked, and as dirty while it is
 /// writable.
@@ -188,11 +228,11 @@ pub struct Harvest {
 }
 
 impl<F> Observer<F> for Harvest {
-    const HARVEST: bool = true;
+    const HARVEST: Harvesting = Harvesting::Numbers;
 
     #[inline]
-    fn harvest(&mut self, _: Pfn, _: Level, marks: Marks) {
-        self.accessed += u64::from(marks.accessed);
-        self.dirty += u64::from(marks.dirty);
+    fn harvest_numbers(&mut self, numbers: Harvest) {
+        self.accessed += numbers.accessed;
+        self.dirty += numbers.dirty;
     }
 }

@@ -110,19 +110,19 @@ impl<F: Format, X: External<F>, C: AccessCheck> Side for Exclusive<'_, F, X, C> 
 }
 
 /// The tables with the lock held on one side, and an observer: what all operations are methods of.
-pub struct Locked<'o, S, O> {
+pub struct Locked<S, O> {
     pub(super) side: S,
-    pub(super) observer: &'o mut O,
+    pub(super) observer: O,
 }
 
-impl<'o, S, O> Locked<'o, S, O> {
+impl<S, O> Locked<S, O> {
     #[inline]
-    pub(super) fn new(side: S, observer: &'o mut O) -> Self {
+    pub(super) const fn new(side: S, observer: O) -> Self {
         Self { side, observer }
     }
 }
 
-impl<S: Side, O> Locked<'_, S, O> {
+impl<S: Side, O> Locked<S, O> {
     /// The tables.
     #[inline]
     pub fn tables(&self) -> &Tables<S::Format, S::External, S::Check> {
@@ -135,7 +135,7 @@ impl<S: Side, O> Locked<'_, S, O> {
     }
 }
 
-impl<S: Side, O> fmt::Debug for Locked<'_, S, O> {
+impl<S: Side, O> fmt::Debug for Locked<S, O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let side = if S::SHARED { "shared" } else { "exclusive" };
         write!(f, "Locked({side}, {:?})", self.tables().totals())

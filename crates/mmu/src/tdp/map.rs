@@ -169,7 +169,7 @@ struct Ready<F> {
     mark_dirty: bool,
 }
 
-impl<S: Store, O: Observer<S::Format>> Locked<'_, S, O> {
+impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
     /// Maps a page, or remembers that there is none. Tables on the way are made, and huge leaves that are too large are
     /// split; a table where a huge leaf is wanted goes.
     ///
@@ -410,7 +410,7 @@ fn nx_huge_pages<F>(request: &MapRequest<F>) -> crate::spte::NxHugePages {
     }
 }
 
-impl<S: Side, O: Observer<S::Format>> Locked<'_, S, O> {
+impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
     /// Makes a table for the entry that a cursor is at (`tdp_mmu.c:tdp_mmu_init_child_sp`). Nobody sees it yet.
     pub(super) fn allocate_child(&mut self, cursor: &Cursor<S::Format>) -> Option<TableId> {
         let tables = self.tables();

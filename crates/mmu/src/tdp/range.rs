@@ -16,9 +16,7 @@ use crate::spte::{Format, LeafRequest, Pfn, Spte, TableRole};
 use crate::sync::{AtomicU64, set_value, value};
 use crate::table::{ENTRIES, TableId, index, span};
 
-impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>
-    Locked<'_, Exclusive<'_, F, X, C>, O>
-{
+impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive<'_, F, X, C>, O> {
     /// Maps pages that follow each other in the guest and on the host, as if the guest had faulted on one after the other:
     /// `request` describes the first. Gives how many pages there are to log as dirty.
     ///

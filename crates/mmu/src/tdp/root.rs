@@ -16,7 +16,7 @@ use crate::table::TableId;
 #[error("all tables are in use")]
 pub struct OutOfTables;
 
-impl<S: Side, O: Observer<S::Format>> Locked<'_, S, O> {
+impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
     /// Takes a reference to the root of this role, which is made if there is none
     /// (`tdp_mmu.c:kvm_tdp_mmu_alloc_root`).
     ///

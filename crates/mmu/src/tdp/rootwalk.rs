@@ -59,7 +59,7 @@ impl RootWalk {
     /// The table to start from and the frame to start at; goes on to the next root if need be. `None` at the end.
     pub(super) fn current<S: Side, O: Observer<S::Format>>(
         &mut self,
-        locked: &mut Locked<'_, S, O>,
+        locked: &mut Locked<S, O>,
     ) -> Option<(TableId, u64)> {
         self.end = self.end.min(locked.tables().end_gfn().raw());
         loop {
@@ -73,7 +73,7 @@ impl RootWalk {
 
     fn step<S: Side, O: Observer<S::Format>>(
         &mut self,
-        locked: &mut Locked<'_, S, O>,
+        locked: &mut Locked<S, O>,
         last: Option<RootId>,
     ) {
         let next = locked
@@ -104,7 +104,7 @@ impl RootWalk {
     }
 
     /// Ends before all roots were visited.
-    pub(super) fn stop<S: Side, O: Observer<S::Format>>(&mut self, locked: &mut Locked<'_, S, O>) {
+    pub(super) fn stop<S: Side, O: Observer<S::Format>>(&mut self, locked: &mut Locked<S, O>) {
         let held = match self.state {
             State::On(root, _) | State::Before(Some(root)) => Some(root),
             State::Before(None) | State::Over => None,

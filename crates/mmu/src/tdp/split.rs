@@ -25,7 +25,7 @@ const fn child_size(level: Level) -> Option<PageSize> {
     }
 }
 
-impl<S: Store, O: Observer<S::Format>> Locked<'_, S, O> {
+impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
     /// Fills a table with the parts of the huge leaf at the cursor, and puts the link in its place. No TLB has to be
     /// flushed, since the translation stays the same.
     pub(super) fn split_into(
@@ -124,7 +124,7 @@ impl SplitHugePages {
     /// A table is needed and there is none. Leaves before are split.
     pub fn run<S: Store, O: Observer<S::Format>, R: Resched>(
         &mut self,
-        locked: &mut Locked<'_, S, O>,
+        locked: &mut Locked<S, O>,
         resched: &mut R,
     ) -> Result<Progress, OutOfTables> {
         let min_level = match self.target {
@@ -159,7 +159,7 @@ impl SplitHugePages {
     /// faster.
     fn visit<S: Store, O: Observer<S::Format>>(
         &self,
-        locked: &mut Locked<'_, S, O>,
+        locked: &mut Locked<S, O>,
         cursor: &mut Cursor<S::Format>,
     ) -> Result<bool, OutOfTables> {
         if !cursor.old.is_present() || !cursor.old.is_large() {

@@ -20,7 +20,7 @@ use crate::table::span;
 pub trait Store: Side + Sized {
     #[doc(hidden)]
     fn replace<O: Observer<Self::Format>>(
-        locked: &mut Locked<'_, Self, O>,
+        locked: &mut Locked<Self, O>,
         cursor: &mut Cursor<Self::Format>,
         new: Spte<Self::Format>,
     ) -> Result<(), NotStored>;
@@ -29,7 +29,7 @@ pub trait Store: Side + Sized {
 impl<F: Format, X: External<F>, C: AccessCheck> Store for Shared<'_, F, X, C> {
     #[inline]
     fn replace<O: Observer<F>>(
-        locked: &mut Locked<'_, Self, O>,
+        locked: &mut Locked<Self, O>,
         cursor: &mut Cursor<F>,
         new: Spte<F>,
     ) -> Result<(), NotStored> {
@@ -40,7 +40,7 @@ impl<F: Format, X: External<F>, C: AccessCheck> Store for Shared<'_, F, X, C> {
 impl<F: Format, X: External<F>, C: AccessCheck> Store for Exclusive<'_, F, X, C> {
     #[inline]
     fn replace<O: Observer<F>>(
-        locked: &mut Locked<'_, Self, O>,
+        locked: &mut Locked<Self, O>,
         cursor: &mut Cursor<F>,
         new: Spte<F>,
     ) -> Result<(), NotStored> {
@@ -59,7 +59,7 @@ pub enum NotStored {
     Busy,
 }
 
-impl<S: Side, O: Observer<S::Format>> Locked<'_, S, O> {
+impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
     /// An entry's place for those who account for it.
     #[inline]
     pub(super) fn at(&self, cursor: &Cursor<S::Format>) -> At {
@@ -100,7 +100,7 @@ impl<S: Side, O: Observer<S::Format>> Locked<'_, S, O> {
     }
 }
 
-impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<'_, Shared<'_, F, X, C>, O> {
+impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_, F, X, C>, O> {
     /// Replaces an entry if it is still what the cursor has read; accounts for the change. If it is not, the cursor
     /// reads it again.
     #[inline]
@@ -167,9 +167,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<'_, Share
     }
 }
 
-impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>
-    Locked<'_, Exclusive<'_, F, X, C>, O>
-{
+impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive<'_, F, X, C>, O> {
     /// Stores an entry and accounts for the change.
     ///
     /// In a mirror the owner of the real tables is told first, and may be busy: then nothing changes.

@@ -136,18 +136,15 @@ impl<F: Format, X, C> Tables<F, X, C> {
     pub fn shared<'t, O>(
         &'t self,
         reader: &'t mut Reader,
-        observer: &'t mut O,
-    ) -> Locked<'t, Shared<'t, F, X, C>, O> {
+        observer: O,
+    ) -> Locked<Shared<'t, F, X, C>, O> {
         assert!(self.epochs.owns(reader), "the reader of other tables");
         Locked::new(Shared::new(self, reader), observer)
     }
 
     /// Enters with the lock held for writing.
     #[inline]
-    pub fn exclusive<'t, O>(
-        &'t mut self,
-        observer: &'t mut O,
-    ) -> Locked<'t, Exclusive<'t, F, X, C>, O> {
+    pub fn exclusive<O>(&mut self, observer: O) -> Locked<Exclusive<'_, F, X, C>, O> {
         self.reclaim_all();
         Locked::new(Exclusive::new(self), observer)
     }
@@ -166,6 +163,23 @@ impl<F: Format, X, C> Tables<F, X, C> {
     #[inline]
     pub const fn end_gfn(&self) -> Gfn {
         Gfn::new(self.codec.host().max_gfn().raw() + 1)
+    }
+
+    /// Makes roots valid again that were invalidated and not zapped, so that invalidation can be measured again and
+    /// again.
+    #[doc(hidden)]
+    pub fn revive_roots(&mut self) {
+        self.roots.revive_all();
+        self.follow_roles();
+    }
+
+    /// Gives the page of every root the role that the root has now.
+    pub(super) fn follow_roles(&mut self) {
+        for (root, role) in self.roots.iter() {
+            if let Some(table) = self.roots.payload(root) {
+                self.page(table).set_role(role);
+            }
+        }
     }
 
     /// Lets removed tables be used again that no reader can reach any more.

@@ -76,7 +76,7 @@ impl<F: Format, X, C> Tables<F, X, C> {
     }
 }
 
-impl<S: Side, O> Locked<'_, S, O> {
+impl<S: Side, O> Locked<S, O> {
     /// The entry that a walk for a frame ends at (`tdp_mmu.c:kvm_tdp_mmu_get_walk`).
     #[inline]
     pub fn find(&self, root: TableId, gfn: Gfn) -> Found<S::Format> {

@@ -6,7 +6,7 @@ use super::events::Observer;
 use super::lock::{Locked, Side};
 use crate::table::TableId;
 
-impl<S: Side, O: Observer<S::Format>> Locked<'_, S, O> {
+impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
     pub(super) fn audit_after_step(&self) {}
     pub(super) fn audit_after_map(&self, _root: TableId, _gfn: Gfn) {}
 }

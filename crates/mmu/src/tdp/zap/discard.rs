@@ -12,9 +12,7 @@ use crate::tdp::lock::{Exclusive, Locked};
 use crate::tdp::rootwalk::RootWalk;
 use crate::tdp::zap::root::EVERYTHING;
 
-impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>
-    Locked<'_, Exclusive<'_, F, X, C>, O>
-{
+impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive<'_, F, X, C>, O> {
     /// Frees what the roots map that were invalidated, and gives up the TDP MMU's reference to each. Gives how many tables
     /// were freed below them.
     ///

@@ -29,9 +29,7 @@ pub enum FastZap {
     Discard,
 }
 
-impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>
-    Locked<'_, Exclusive<'_, F, X, C>, O>
-{
+impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive<'_, F, X, C>, O> {
     /// Makes all direct roots unusable (`tdp_mmu.c:kvm_tdp_mmu_invalidate_all_roots`); mirrors stay. Costs what there are
     /// roots, however much they map.
     ///
@@ -43,11 +41,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>
         }
         let tables = &mut *self.side.tables;
         tables.roots.invalidate_all();
-        for (root, role) in tables.roots.iter() {
-            if let Some(table) = tables.roots.payload(root) {
-                tables.page(table).set_role(role);
-            }
-        }
+        tables.follow_roles();
     }
 }
 
@@ -77,7 +71,7 @@ impl ZapInvalidated {
     /// Zaps until it is over or `resched` wants to give way.
     pub fn run<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>, R: Resched>(
         &mut self,
-        locked: &mut Locked<'_, Shared<'_, F, X, C>, O>,
+        locked: &mut Locked<Shared<'_, F, X, C>, O>,
         resched: &mut R,
     ) -> Progress {
         while let Some(place) = self.walk.current(locked) {
@@ -100,7 +94,7 @@ impl ZapInvalidated {
     /// The root that the walk is on, if it is to be zapped and nobody else does it.
     fn take_turn<S: Side, O: Observer<S::Format>>(
         &mut self,
-        locked: &Locked<'_, S, O>,
+        locked: &Locked<S, O>,
     ) -> Option<RootId> {
         if self.taken.is_none() {
             let root = self.walk.root()?;
@@ -134,7 +128,7 @@ pub fn zap_all_fast<F, X, C, O, R>(
 {
     {
         let mut tables = lock.write().unwrap_or_else(PoisonError::into_inner);
-        let mut locked = tables.exclusive(observer);
+        let mut locked = tables.exclusive(&mut *observer);
         locked.invalidate_roots();
         request();
         if policy == FastZap::Discard {
@@ -147,7 +141,7 @@ pub fn zap_all_fast<F, X, C, O, R>(
     let mut zap = ZapInvalidated::new(passes);
     loop {
         let tables = lock.read().unwrap_or_else(PoisonError::into_inner);
-        let mut locked = tables.shared(reader, observer);
+        let mut locked = tables.shared(reader, &mut *observer);
         if zap.run(&mut locked, resched) == Progress::Done {
             break;
         }

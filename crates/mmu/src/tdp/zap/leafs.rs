@@ -9,7 +9,7 @@ use crate::spte::{Format, Spte};
 use crate::sync::{set_value, value};
 use crate::table::TableId;
 use crate::tdp::cursor::Cursor;
-use crate::tdp::events::{FlushReason, FlushScope, Observer};
+use crate::tdp::events::{FlushReason, FlushScope, Harvest, Harvesting, Observer};
 use crate::tdp::hooks::{AccessCheck, Busy, External};
 use crate::tdp::lock::{Exclusive, Locked};
 use crate::tdp::resched::{Progress, Resched};
@@ -27,8 +27,7 @@ use crate::tdp::rootwalk::RootWalk;
 /// let mut tables = Tables::<Npt>::new(&Host::npt(48));
 /// let mut reader = tables.reader().unwrap();
 /// let role = root_role_for_tdp(&VcpuState::default(), &TdpHost::new(TdpDepth::Npt4));
-/// let mut observer = Unobserved;
-/// let mut shared = tables.shared(&mut reader, &mut observer);
+/// let mut shared = tables.shared(&mut reader, Unobserved);
 /// let root = shared.acquire_root(role).unwrap().root();
 /// let table = shared.root_table(root).unwrap();
 /// let request = MapRequest::page(Gfn::new(7), PageSize::Size4K, Pfn::new(0x4007));
@@ -38,7 +37,7 @@ use crate::tdp::rootwalk::RootWalk;
 ///
 /// let range = GfnRange::between(Gfn::new(0), Gfn::new(16)).unwrap();
 /// let mut zap = ZapLeafs::of_valid_roots(range);
-/// assert_eq!(zap.run(&mut tables.exclusive(&mut observer), &mut Uninterrupted), Progress::Done);
+/// assert_eq!(zap.run(&mut tables.exclusive(Unobserved), &mut Uninterrupted), Progress::Done);
 /// assert!(zap.needs_flush());
 /// assert_eq!(tables.totals().pages_4k, 0);
 /// ```
@@ -91,7 +90,7 @@ impl ZapLeafs {
     /// Zaps until it is over or `resched` wants to give way.
     pub fn run<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>, R: Resched>(
         &mut self,
-        locked: &mut Locked<'_, Exclusive<'_, F, X, C>, O>,
+        locked: &mut Locked<Exclusive<'_, F, X, C>, O>,
         resched: &mut R,
     ) -> Progress {
         while let Some((root, from)) = self.walk.current(locked) {
@@ -110,7 +109,7 @@ impl ZapLeafs {
 
     fn run_root<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>, R: Resched>(
         &mut self,
-        locked: &mut Locked<'_, Exclusive<'_, F, X, C>, O>,
+        locked: &mut Locked<Exclusive<'_, F, X, C>, O>,
         resched: &mut R,
         root: TableId,
         from: u64,
@@ -140,7 +139,7 @@ impl ZapLeafs {
 
     fn zap_entry<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>(
         &mut self,
-        locked: &mut Locked<'_, Exclusive<'_, F, X, C>, O>,
+        locked: &mut Locked<Exclusive<'_, F, X, C>, O>,
         cursor: &Cursor<F>,
     ) {
         let (at, empty) = (locked.at(cursor), locked.tables().codec.nonpresent());
@@ -153,7 +152,7 @@ impl ZapLeafs {
     /// Zaps a run of entries of a table of level 1, as fast as the observer allows.
     fn zap_run<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>(
         &mut self,
-        locked: &mut Locked<'_, Exclusive<'_, F, X, C>, O>,
+        locked: &mut Locked<Exclusive<'_, F, X, C>, O>,
         cursor: &Cursor<F>,
         run: Range<usize>,
     ) -> u64 {
@@ -162,10 +161,10 @@ impl ZapLeafs {
             self.zap_one_by_one(locked, *cursor, run);
             return 0;
         }
-        let zapped = if O::HARVEST {
-            locked.zap_harvesting(table, run)
-        } else {
-            locked.zap_plainly(table, run)
+        let zapped = match O::HARVEST {
+            Harvesting::Nothing => locked.zap_plainly(table, run),
+            Harvesting::Numbers => locked.zap_counting(table, run),
+            Harvesting::EveryPage => locked.zap_harvesting(table, run),
         };
         if zapped > 0 {
             let page = locked.tables().page(table);
@@ -178,7 +177,7 @@ impl ZapLeafs {
 
     fn zap_one_by_one<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>(
         &mut self,
-        locked: &mut Locked<'_, Exclusive<'_, F, X, C>, O>,
+        locked: &mut Locked<Exclusive<'_, F, X, C>, O>,
         mut cursor: Cursor<F>,
         run: Range<usize>,
     ) {
@@ -193,9 +192,7 @@ impl ZapLeafs {
     }
 }
 
-impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>
-    Locked<'_, Exclusive<'_, F, X, C>, O>
-{
+impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive<'_, F, X, C>, O> {
     /// Empties the leaves of a run and gives their number. A table that is known to hold nothing but leaves is not read.
     fn zap_plainly(&mut self, table: TableId, run: Range<usize>) -> u64 {
         let tables = &mut *self.side.tables;
@@ -210,15 +207,32 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>
         }
         let mut zapped = 0;
         for entry in entries {
-            let old = Spte::<F>::from_raw(value(entry));
-            let present = old.is_leaf(Level::L1);
-            set_value(entry, if present { empty } else { old.raw() });
-            zapped += u64::from(present);
+            let old = value(entry);
+            zapped += present(old);
+            set_value(entry, empty_if_present(old, empty));
         }
         zapped
     }
 
-    /// The same, and passes on what hardware has noted.
+    /// The same, and passes on how many accessed and dirty leaves there were.
+    fn zap_counting(&mut self, table: TableId, run: Range<usize>) -> u64 {
+        let masks = self.ad_masks(table);
+        let tables = &mut *self.side.tables;
+        let empty = tables.codec.nonpresent().raw();
+        let (mut zapped, mut numbers) = (0, Harvest::default());
+        for entry in &mut tables.arena.table_mut(table)[run] {
+            let old = value(entry);
+            let leaf = old & present(old).wrapping_neg();
+            zapped += present(old);
+            numbers.accessed += masks.accessed(leaf);
+            numbers.dirty += masks.dirty(leaf);
+            set_value(entry, empty_if_present(old, empty));
+        }
+        self.observer.harvest_numbers(numbers);
+        zapped
+    }
+
+    /// The same, and passes on what hardware has noted, page by page.
     fn zap_harvesting(&mut self, table: TableId, run: Range<usize>) -> u64 {
         let masks = self.ad_masks(table);
         let tables = &mut *self.side.tables;
@@ -236,4 +250,18 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>
         }
         zapped
     }
+}
+
+/// 1 for a leaf of level 1, else 0. Like [`empty_if_present`] without a comparison: so the compiler does several entries at a
+/// time.
+#[inline]
+const fn present(raw: u64) -> u64 {
+    const SHIFT: u32 = Spte::<()>::leaf_mask(Level::L1).trailing_zeros();
+    raw >> SHIFT & 1
+}
+
+/// The empty entry in the place of a leaf of level 1; anything else stays.
+#[inline]
+const fn empty_if_present(raw: u64, empty: u64) -> u64 {
+    raw ^ (raw ^ empty) & present(raw).wrapping_neg()
 }

@@ -7,9 +7,7 @@ use crate::tdp::events::Observer;
 use crate::tdp::hooks::{AccessCheck, External};
 use crate::tdp::lock::{Exclusive, Locked};
 
-impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>
-    Locked<'_, Exclusive<'_, F, X, C>, O>
-{
+impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive<'_, F, X, C>, O> {
     /// Zaps one table with all below it (`tdp_mmu.c:kvm_tdp_mmu_zap_sp`). Says whether it did; a root, or a table that is
     /// not linked, is left alone. TLBs have to be flushed then before the lock is given up.
     pub fn zap_page(&mut self, table: TableId) -> bool {

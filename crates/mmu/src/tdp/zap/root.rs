@@ -59,7 +59,7 @@ impl PassState {
 pub(super) trait ZapRun: Store {
     /// Zaps the leaves of a run of entries, from the cursor on, in a table of level 1.
     fn zap_run<O: Observer<Self::Format>>(
-        locked: &mut Locked<'_, Self, O>,
+        locked: &mut Locked<Self, O>,
         cursor: &Cursor<Self::Format>,
         run: Range<usize>,
     );
@@ -68,7 +68,7 @@ pub(super) trait ZapRun: Store {
 impl<F: Format, X: External<F>, C: AccessCheck> ZapRun for Shared<'_, F, X, C> {
     /// An entry that changes under the compare-exchange is looked at again.
     fn zap_run<O: Observer<F>>(
-        locked: &mut Locked<'_, Self, O>,
+        locked: &mut Locked<Self, O>,
         cursor: &Cursor<F>,
         run: Range<usize>,
     ) {
@@ -79,9 +79,7 @@ impl<F: Format, X: External<F>, C: AccessCheck> ZapRun for Shared<'_, F, X, C> {
             if let Some(old) = zap_leaf::<F>(entry, empty) {
                 zapped += 1;
                 locked.report_change(at, old, empty);
-                if O::HARVEST {
-                    locked.harvest_leaf(Level::L1, old, masks);
-                }
+                locked.harvest_leaf(Level::L1, old, masks);
             }
             at.gfn += 1;
         }
@@ -106,7 +104,7 @@ fn zap_leaf<F>(entry: &AtomicU64, empty: Spte<F>) -> Option<Spte<F>> {
 
 impl<F: Format, X: External<F>, C: AccessCheck> ZapRun for Exclusive<'_, F, X, C> {
     fn zap_run<O: Observer<F>>(
-        locked: &mut Locked<'_, Self, O>,
+        locked: &mut Locked<Self, O>,
         cursor: &Cursor<F>,
         run: Range<usize>,
     ) {
@@ -125,7 +123,7 @@ impl<F: Format, X: External<F>, C: AccessCheck> ZapRun for Exclusive<'_, F, X, C
 
 /// Zaps everything below the root that `walk` is on.
 pub(super) fn zap_root<S: ZapRun, O: Observer<S::Format>, R: Resched>(
-    locked: &mut Locked<'_, S, O>,
+    locked: &mut Locked<S, O>,
     resched: &mut R,
     walk: &mut RootWalk,
     state: &mut PassState,
@@ -149,7 +147,7 @@ pub(super) fn zap_root<S: ZapRun, O: Observer<S::Format>, R: Resched>(
 
 /// One pass: entries of this level and below go.
 fn zap_pass<S: ZapRun, O: Observer<S::Format>, R: Resched>(
-    locked: &mut Locked<'_, S, O>,
+    locked: &mut Locked<S, O>,
     resched: &mut R,
     walk: &mut RootWalk,
     root: TableId,
@@ -178,7 +176,7 @@ fn zap_pass<S: ZapRun, O: Observer<S::Format>, R: Resched>(
 
 /// The entries of a table of level 1, one after the other, without going back to the cursor for each.
 fn zap_table_of_leaves<S: ZapRun, O: Observer<S::Format>>(
-    locked: &mut Locked<'_, S, O>,
+    locked: &mut Locked<S, O>,
     cursor: &mut Cursor<S::Format>,
     end: u64,
 ) {
@@ -219,7 +217,7 @@ impl ZapAll {
     /// Zaps until it is over or `resched` wants to give way.
     pub fn run<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>, R: Resched>(
         &mut self,
-        locked: &mut Locked<'_, Exclusive<'_, F, X, C>, O>,
+        locked: &mut Locked<Exclusive<'_, F, X, C>, O>,
         resched: &mut R,
     ) -> Progress {
         while let Some(place) = self.walk.current(locked) {
