@@ -252,7 +252,7 @@ pub struct Masks {
     /// `shadow_nonpresent_or_rsvd_lower_gfn_mask`.
     pub(crate) lower_gfn: u64,
     /// `MMIO_SPTE_GEN_LOW_BITS`.
-    pub(crate) gen_low_bits: u32,
+    pub(crate) gen_low_bits: u8,
 }
 
 impl Masks {
