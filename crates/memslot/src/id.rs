@@ -168,8 +168,6 @@ pub struct Generation(u64);
 impl Generation {
     /// Set while the slots of an address space are being exchanged (`KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS`).
     pub const UPDATE_IN_PROGRESS: u64 = 1 << 63;
-    /// The bits that an MMIO entry can hold (`MMIO_SPTE_GEN_MASK`, 19 bits).
-    pub const MMIO_MASK: u64 = 0x7_ffff;
 
     /// The first generation of an address space: its index.
     pub const fn initial(as_id: AsId) -> Self {
@@ -193,11 +191,21 @@ impl Generation {
         Self(self.0 + swaps as u64 * address_spaces as u64)
     }
 
-    /// Whether this generation makes KVM zap everything, since MMIO entries can no longer tell generations apart
-    /// (`mmu.c:kvm_mmu_invalidate_mmio_sptes`).
+    /// The lowest `bits` of it: what an MMIO entry can hold (`MMIO_SPTE_GEN_MASK`). How many depends on the kernel:
+    /// [`Profile::mmio_generation_bits`](crate::Profile::mmio_generation_bits).
     #[inline]
-    pub const fn wraps_mmio(self, address_spaces: u8) -> bool {
-        self.0 & Self::MMIO_MASK & !(address_spaces as u64 - 1) == 0
+    pub const fn low_bits(self, bits: u8) -> u64 {
+        match 1_u64.checked_shl(bits as u32) {
+            Some(end) => self.0 & (end - 1),
+            None => self.0,
+        }
+    }
+
+    /// Whether this generation makes KVM zap everything, since MMIO entries, which hold the lowest `bits` of it, can no
+    /// longer tell generations apart (`mmu.c:kvm_mmu_invalidate_mmio_sptes`).
+    #[inline]
+    pub const fn wraps_mmio(self, bits: u8, address_spaces: u8) -> bool {
+        self.low_bits(bits) & !(address_spaces as u64 - 1) == 0
     }
 }
 

@@ -4,11 +4,13 @@
 //! - [`role`]: what a page table depends on, packed as KVM packs it; [`roots`]: which page tables a vCPU starts from,
 //!   and the cache of those it had before.
 //! - [`table`]: where page tables live, and when a removed one may be used again.
+//! - [`Access`]: what an entry or a table allows.
 //! - [`ShadowPageLimit`]: how many shadow pages KVM allows itself; deleting a slot lowers it.
 //!
 //! Faults, zaps and walks are not here yet.
 #![forbid(unsafe_code)]
 
+mod access;
 pub mod host;
 mod limits;
 pub mod role;
@@ -18,4 +20,5 @@ mod sync;
 pub mod table;
 pub mod tdp;
 
+pub use access::Access;
 pub use limits::{Eviction, ShadowPageLimit, Tuning};

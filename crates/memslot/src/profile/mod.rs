@@ -183,6 +183,9 @@ profile! {
     tdp_mmu: bool,
     /// Physical address bits of the host that a second-level table can hold.
     maxphyaddr: u8,
+    /// How many bits of a slot generation an MMIO entry can hold. When they are all zero after an exchange of slots,
+    /// everything is zapped.
+    mmio_generation_bits: u8,
     /// Page-modification logging is on; dirty rings then keep 512 more entries in reserve.
     pml: bool,
     /// Where user space ends: a host range may reach up to here.

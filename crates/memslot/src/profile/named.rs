@@ -70,6 +70,7 @@ fn debian_6_12_117() -> Profile {
         tdp: observed(true, DEB),
         tdp_mmu: observed(true, DEB),
         maxphyaddr: observed(40, DEB),
+        mmio_generation_bits: read(19, DEB),
         pml: observed(false, DEB),
         user_end: observed(0x7fff_ffff_f000, PVM),
         apic_access_slot: inferred(false, "the emulated CPU has no AVIC"),
@@ -191,6 +192,10 @@ fn linux_7_2() -> Profile {
     p.name = "linux-7.2".into();
     p.gmem_bind_conflict = read(Errno::EEXIST, TREE);
     p.gmem_signed_offsets = read(false, TREE);
+    p.mmio_generation_bits = inferred(
+        18,
+        "mode-based execution took a bit, and was merged for the release after 7.1",
+    );
     p
 }
 

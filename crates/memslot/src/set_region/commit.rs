@@ -67,7 +67,8 @@ impl Memory {
     /// The zap that a wrap of the MMIO generation brings, if one of `swaps` exchanges after `before` wraps.
     pub(crate) fn wrap_between(&self, before: Generation, swaps: u32) -> Option<Zap> {
         let count = self.address_space_count();
-        let wraps = (1..=swaps).any(|n| before.after(n, count).wraps_mmio(count));
+        let bits = self.profile().mmio_generation_bits.get();
+        let wraps = (1..=swaps).any(|n| before.after(n, count).wraps_mmio(bits, count));
         wraps.then_some(Zap {
             reach: ZapReach::AllRoots,
             rule: ZapRule::MmioGenerationWrap,

@@ -9,7 +9,10 @@ const HVA: u64 = 0x7f00_0000_0000;
 
 /// A kernel with one address space or two.
 fn vm(address_spaces: u8) -> Memory {
-    let mut profile = Profile::latest();
+    vm_of(Profile::latest(), address_spaces)
+}
+
+fn vm_of(mut profile: Profile, address_spaces: u8) -> Memory {
     profile.smm.set(address_spaces == 2);
     Memory::new(profile, VmType::Default)
 }
@@ -90,36 +93,52 @@ fn generations_of_two_address_spaces_never_meet() {
 }
 
 #[test]
-fn the_mmio_generation_wraps_after_its_nineteen_bits() {
-    // Address spaces, the one at hand, the last generation that does not wrap with one exchange, with two.
-    for (count, as_id, before_one, before_two) in [
-        (1, AsId::NORMAL, 0x7_fffe, 0x7_fffd),
-        (2, AsId::NORMAL, 0x7_fffc, 0x7_fffa),
-        (2, AsId::SMM, 0x7_fffd, 0x7_fffb),
-    ] {
-        let step = u64::from(count);
-        let key = slot(as_id, 0);
-        let wraps = |generation: u64, request: Region| {
-            let mut memory = vm(count);
-            if request.size == 0 {
-                let _effects = done(&mut memory, region(key, 0));
-            }
-            memory.space_mut(as_id).generation = Generation::new(generation);
-            done(&mut memory, request).wrap
-        };
-        let everything = Some(Zap {
-            reach: ZapReach::AllRoots,
-            rule: ZapRule::MmioGenerationWrap,
-        });
-        let (create, delete) = (region(key, 0), Region::delete(key));
-        assert_eq!(wraps(before_one, create), None);
-        assert_eq!(wraps(before_one + step, create), everything);
-        assert_eq!(wraps(before_one + 2 * step, create), None);
-        assert_eq!(wraps(before_two, delete), None);
-        assert_eq!(wraps(before_two + step, delete), everything);
-        assert_eq!(wraps(before_two + 2 * step, delete), everything);
-        assert_eq!(wraps(before_two + 3 * step, delete), None);
+fn the_mmio_generation_wraps_after_the_bits_that_an_entry_holds() {
+    for (kernel, bits) in [("linux-6.18", 19), ("linux-7.3-rc1", 18)] {
+        let profile = Profile::named(kernel).unwrap();
+        assert_eq!(profile.mmio_generation_bits.get(), bits);
+        // Address spaces, the one at hand, the last generation that does not wrap with one exchange, with two: so far
+        // from the wrap.
+        for (count, as_id, before_one, before_two) in [
+            (1, AsId::NORMAL, 2, 3),
+            (2, AsId::NORMAL, 4, 6),
+            (2, AsId::SMM, 3, 5),
+        ] {
+            let wrap = 1 << bits;
+            wraps_between(
+                &profile,
+                (count, as_id),
+                [wrap - before_one, wrap - before_two],
+            );
+        }
     }
+}
+
+/// Creating and deleting a slot of an address space, beginning at generations around the two that are given.
+fn wraps_between(profile: &Profile, space: (u8, AsId), [before_one, before_two]: [u64; 2]) {
+    let (count, as_id) = space;
+    let step = u64::from(count);
+    let key = slot(as_id, 0);
+    let wraps = |generation: u64, request: Region| {
+        let mut memory = vm_of(profile.clone(), count);
+        if request.size == 0 {
+            let _effects = done(&mut memory, region(key, 0));
+        }
+        memory.space_mut(as_id).generation = Generation::new(generation);
+        done(&mut memory, request).wrap
+    };
+    let everything = Some(Zap {
+        reach: ZapReach::AllRoots,
+        rule: ZapRule::MmioGenerationWrap,
+    });
+    let (create, delete) = (region(key, 0), Region::delete(key));
+    assert_eq!(wraps(before_one, create), None);
+    assert_eq!(wraps(before_one + step, create), everything);
+    assert_eq!(wraps(before_one + 2 * step, create), None);
+    assert_eq!(wraps(before_two, delete), None);
+    assert_eq!(wraps(before_two + step, delete), everything);
+    assert_eq!(wraps(before_two + 2 * step, delete), everything);
+    assert_eq!(wraps(before_two + 3 * step, delete), None);
 }
 
 #[test]

@@ -15,7 +15,6 @@
 //! and its siblings for the values. Checked against recordings of Linux 6.12; the values of the layout with MBEC are
 //! computed only.
 
-mod access;
 mod check;
 mod cpu;
 mod layout;
@@ -25,7 +24,7 @@ mod root;
 mod tests;
 mod vcpu;
 
-pub use access::Access;
+pub use crate::access::Access;
 pub use check::{RoleMismatch, check_mirror_role, check_mmu_role};
 pub use cpu::{CpuRole, ExtendedRole};
 pub use layout::{RoleLayout, WordError};

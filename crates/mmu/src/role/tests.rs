@@ -449,7 +449,7 @@ fn the_layout_with_mbec_moves_fields() {
         (Access::READ, 1),
         (Access::WRITE, 2),
         (Access::USER, 4),
-        (Access::EXEC, 8),
+        (Access::EXECUTE, 8),
     ] {
         assert_eq!(root.with_access(access).word(layout), 0x84 | bits << 8);
     }

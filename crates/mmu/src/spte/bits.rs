@@ -83,17 +83,17 @@ pub(crate) struct LayoutBits {
     pub(crate) saved_shift: u32,
     /// Bits of an MMIO entry's generation that are at bit 3 and up; the other eleven are in 62:52
     /// (`MMIO_SPTE_GEN_LOW_BITS`).
-    pub(crate) gen_low_bits: u32,
+    pub(crate) gen_low_bits: u8,
     /// What a mask for MMIO entries may contain (`SPTE_MMIO_ALLOWED_MASK`).
     pub(crate) mmio_allowed: u64,
 }
 
 /// First bit of an MMIO entry's generation (`MMIO_SPTE_GEN_LOW_START`).
-pub(crate) const GEN_LOW_START: u32 = 3;
+pub(crate) const GEN_LOW_START: u8 = 3;
 /// First bit of the generation's upper part (`MMIO_SPTE_GEN_HIGH_START`).
-pub(crate) const GEN_HIGH_START: u32 = 52;
+pub(crate) const GEN_HIGH_START: u8 = 52;
 /// Bits in the upper part (`MMIO_SPTE_GEN_HIGH_BITS`).
-pub(crate) const GEN_HIGH_BITS: u32 = 11;
+pub(crate) const GEN_HIGH_BITS: u8 = 11;
 
 const P2: LayoutBits = LayoutBits {
     nonpresent: 1 << 63,

@@ -3,22 +3,7 @@
 use slat_memslot::{Gfn, Level, PageSize};
 
 use super::bits::{self, ept};
-use super::{Codec, Format, MmioGeneration, Pfn, Spte};
-
-bitflags::bitflags! {
-    /// What an entry or a table allows (`ACC_*`).
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-    pub struct Access: u8 {
-        /// Execute, with mode-based execute control only in supervisor mode (`ACC_EXEC_MASK`).
-        const EXECUTE = 1 << 0;
-        /// Write (`ACC_WRITE_MASK`).
-        const WRITE = 1 << 1;
-        /// User-mode access; in EPT reading (`ACC_USER_MASK`).
-        const USER = 1 << 2;
-        /// Execute in user mode, in EPT entries of layout P3 (`ACC_USER_EXEC_MASK`).
-        const USER_EXECUTE = 1 << 3;
-    }
-}
+use super::{Access, Codec, Format, MmioGeneration, Pfn, Spte};
 
 /// How the A/D bits of an entry are used (`SPTE_TDP_AD_MASK`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -210,17 +195,13 @@ impl<F: Format> Codec<F> {
         } else {
             F::NO_EXECUTE
         };
-        let user = if access.contains(Access::USER) {
-            F::READ
-        } else {
-            0
-        };
-        let user_execute = if access.contains(Access::USER_EXECUTE) {
-            self.masks.user_execute
-        } else {
-            0
-        };
-        execute | user | user_execute
+        execute | self.user_and_read(access)
+    }
+
+    /// The bits that stand for user mode and for reading, which depend on the layout.
+    const fn user_and_read(&self, access: Access) -> u64 {
+        bits_if(access.contains(Access::USER), self.masks.user)
+            | bits_if(access.contains(Access::READ), self.masks.read)
     }
 
     fn decode_leaf(&self, spte: Spte<F>, level: Level) -> Leaf {
@@ -250,7 +231,7 @@ impl<F: Format> Codec<F> {
             hardware,
         } = leaf.writability;
         let page_size = Spte::<F>::leaf_mask(leaf.level);
-        let present = self.masks.present & !F::READ;
+        let present = self.masks.present & !(self.masks.user | self.masks.read);
         let raw = page_size
             | present
             | leaf.pfn.address() & self.masks.address
@@ -269,22 +250,22 @@ impl<F: Format> Codec<F> {
 
     fn decode_access(&self, raw: u64) -> Access {
         let executable = self.is_executable(Spte::from_raw(raw));
-        access_if(executable, Access::EXECUTE)
-            | access_if(raw & F::READ != 0, Access::USER)
-            | access_if(raw & self.masks.user_execute != 0, Access::USER_EXECUTE)
+        access_if(executable, Access::EXECUTE) | self.decode_user_and_read(raw)
+    }
+
+    fn decode_user_and_read(&self, raw: u64) -> Access {
+        access_if(raw & self.masks.user != 0, Access::USER)
+            | access_if(raw & self.masks.read != 0, Access::READ)
     }
 
     fn decode_saved(&self, spte: Spte<F>) -> Access {
         let saved = self.saved_permissions(spte);
-        access_if(saved & ept::EXECUTE != 0, Access::EXECUTE)
-            | access_if(saved & ept::READ != 0, Access::USER)
-            | access_if(saved & ept::USER_EXECUTE != 0, Access::USER_EXECUTE)
+        access_if(saved & F::EXECUTE != 0, Access::EXECUTE) | self.decode_user_and_read(saved)
     }
 
     fn encode_saved(&self, saved: Access) -> u64 {
-        let bits = bits_if(saved.contains(Access::EXECUTE), ept::EXECUTE)
-            | bits_if(saved.contains(Access::USER), ept::READ)
-            | bits_if(saved.contains(Access::USER_EXECUTE), ept::USER_EXECUTE);
+        let execute = bits_if(saved.contains(Access::EXECUTE), F::EXECUTE);
+        let bits = execute | self.user_and_read(saved);
         (bits & self.masks.saved) << self.masks.saved_shift
     }
 

@@ -20,8 +20,6 @@ mod sealed {
 pub trait Format: sealed::Sealed + Copy + Eq + Debug + Send + Sync + 'static {
     /// The name in dumps.
     const NAME: &'static str;
-    /// The bit that lets user mode read; in EPT the bit that lets anyone read (`shadow_user_mask`).
-    const READ: u64;
     /// The bit that allows execution, 0 if there is none (`shadow_x_mask`).
     const EXECUTE: u64;
     /// The bit that forbids execution, 0 if there is none (`shadow_nx_mask`).
@@ -50,7 +48,6 @@ pub struct Npt;
 
 impl Format for Ept {
     const NAME: &'static str = "EPT";
-    const READ: u64 = ept::READ;
     const EXECUTE: u64 = ept::EXECUTE;
     const NO_EXECUTE: u64 = 0;
     const ACCESSED: u64 = ept::ACCESSED;
@@ -64,6 +61,8 @@ impl Format for Ept {
         Masks {
             present,
             link: present | ept::RWX | user_execute(host.layout),
+            user: ept_user(host.layout),
+            read: ept_read(host.layout),
             user_execute: user_execute(host.layout),
             accessed: if has_ad { ept::ACCESSED } else { 0 },
             dirty: if has_ad { ept::DIRTY } else { 0 },
@@ -83,7 +82,6 @@ impl Format for Ept {
 
 impl Format for Npt {
     const NAME: &'static str = "NPT";
-    const READ: u64 = npt::USER;
     const EXECUTE: u64 = 0;
     const NO_EXECUTE: u64 = npt::NO_EXECUTE;
     const ACCESSED: u64 = npt::ACCESSED;
@@ -95,6 +93,8 @@ impl Format for Npt {
         Masks {
             present: npt::PRESENT,
             link: npt::PRESENT | bits::WRITABLE | npt::USER | host.me_value(),
+            user: npt::USER,
+            read: npt_read(host.layout),
             user_execute: 0,
             accessed: npt::ACCESSED,
             dirty: npt::DIRTY,
@@ -131,6 +131,27 @@ const fn user_execute(layout: Layout) -> u64 {
     match layout {
         Layout::P1 | Layout::P2 => 0,
         Layout::P3 => ept::USER_EXECUTE,
+    }
+}
+
+const fn ept_user(layout: Layout) -> u64 {
+    match layout {
+        Layout::P1 | Layout::P2 => ept::READ,
+        Layout::P3 => ept::USER_EXECUTE,
+    }
+}
+
+const fn ept_read(layout: Layout) -> u64 {
+    match layout {
+        Layout::P1 | Layout::P2 => 0,
+        Layout::P3 => ept::READ,
+    }
+}
+
+const fn npt_read(layout: Layout) -> u64 {
+    match layout {
+        Layout::P1 | Layout::P2 => 0,
+        Layout::P3 => npt::PRESENT,
     }
 }
 
@@ -182,6 +203,10 @@ pub struct Masks {
     pub(crate) present: u64,
     /// In every link to a table, besides the A/D bits.
     pub(crate) link: u64,
+    /// What [`Access::USER`](super::Access::USER) is.
+    pub(crate) user: u64,
+    /// What [`Access::READ`](super::Access::READ) is, 0 if it does not exist.
+    pub(crate) read: u64,
     /// `shadow_xu_mask`.
     pub(crate) user_execute: u64,
     /// `shadow_accessed_mask`.
@@ -227,7 +252,7 @@ pub struct Masks {
     /// `shadow_nonpresent_or_rsvd_lower_gfn_mask`.
     pub(crate) lower_gfn: u64,
     /// `MMIO_SPTE_GEN_LOW_BITS`.
-    pub(crate) gen_low_bits: u32,
+    pub(crate) gen_low_bits: u8,
 }
 
 impl Masks {
@@ -237,6 +262,8 @@ impl Masks {
         Self {
             present: 0,
             link: 0,
+            user: 0,
+            read: 0,
             user_execute: 0,
             accessed: 0,
             dirty: 0,

@@ -206,7 +206,7 @@ impl<F: Format> Codec<F> {
             | self.masks.present
             | self.ad_bits(request.table.ad)
             | self.accessed_bits(request)
-            | self.protection(leaf_access(request))
+            | self.protection(self.leaf_access(request))
             | memory_bits::<F>(request)
             | bits_if(
                 self.is_host_writable_request(request),
@@ -281,6 +281,24 @@ impl<F: Format> Codec<F> {
         })
     }
 
+    /// The access that is left when huge leaves must not be executable.
+    fn leaf_access(&self, request: &LeafRequest<F>) -> Access {
+        match (request.table.size, request.nx_huge_pages) {
+            (PageSize::Size4K, _) | (_, NxHugePages::Off) => request.access,
+            (PageSize::Size2M | PageSize::Size1G, NxHugePages::On) => {
+                request.access - self.every_execution()
+            }
+        }
+    }
+
+    /// Everything that is a right to execute.
+    const fn every_execution(&self) -> Access {
+        match self.masks.user_execute {
+            0 => Access::EXECUTE,
+            _ => Access::EXECUTE.union(Access::USER),
+        }
+    }
+
     fn is_host_writable_request(&self, request: &LeafRequest<F>) -> bool {
         request.host_write == HostWrite::Allowed
     }
@@ -349,16 +367,6 @@ impl<F: Format> Codec<F> {
 /// Whether the old entry passes for a writable leaf. At level 1 every value does that has bit 1.
 fn replaces_writable<F>(request: &LeafRequest<F>) -> bool {
     request.old.is_last(request.level()) && request.old.is_writable()
-}
-
-/// The access that is left when huge leaves must not be executable.
-fn leaf_access<F>(request: &LeafRequest<F>) -> Access {
-    match (request.table.size, request.nx_huge_pages) {
-        (PageSize::Size4K, _) | (_, NxHugePages::Off) => request.access,
-        (PageSize::Size2M | PageSize::Size1G, NxHugePages::On) => {
-            request.access - (Access::EXECUTE | Access::USER_EXECUTE)
-        }
-    }
 }
 
 /// The memory type (`vmx.c:vmx_get_mt_mask`); NPT has none.

@@ -1,7 +1,7 @@
 //! MMIO entries: guest frames without a slot, remembered with the generation of slots.
 //!
 //! No such entry is zapped when a slot appears. It is found stale by its generation, of which it has room for the low
-//! 19 bits (18 in layout P3).
+//! 19 bits (18 in layout P3): [`Codec::mmio_generation_bits`].
 
 use slat_memslot::{Generation, Gfn};
 
@@ -37,11 +37,18 @@ impl<F: Format> Codec<F> {
         self
     }
 
+    /// How many bits of a generation an entry can hold. A VM's profile has to say the same
+    /// ([`Profile::mmio_generation_bits`](slat_memslot::Profile::mmio_generation_bits)), since KVM zaps everything when
+    /// they are used up.
+    #[inline]
+    pub const fn mmio_generation_bits(&self) -> u8 {
+        self.masks.gen_low_bits + GEN_HIGH_BITS
+    }
+
     /// The part of `generation` that an entry can hold (`MMIO_SPTE_GEN_MASK`).
     #[inline]
     pub const fn mmio_generation(&self, generation: Generation) -> MmioGeneration {
-        let bits = self.masks.gen_low_bits + GEN_HIGH_BITS;
-        MmioGeneration(generation.raw() & ((1 << bits) - 1))
+        MmioGeneration(generation.low_bits(self.mmio_generation_bits()))
     }
 
     /// Whether the entry is one for MMIO (`spte.h:is_mmio_spte`).

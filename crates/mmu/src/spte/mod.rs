@@ -49,7 +49,8 @@ use core::marker::PhantomData;
 
 use slat_memslot::Level;
 
-pub use entry::{Access, AdType, Entry, Leaf, Link, MemoryType, Mmio, Writability};
+pub use crate::access::Access;
+pub use entry::{AdType, Entry, Leaf, Link, MemoryType, Mmio, Writability};
 pub use format::{Ept, Format, Masks, Npt};
 pub use make::{
     Fill, GuestPat, HostWrite, LeafRequest, MadeLeaf, NxHugePages, PfnKind, TableRole, Tracking,

@@ -257,7 +257,7 @@ fn parts_of_a_page_that_may_be_executed() {
         let codec = Codec::<Ept>::new(&EPT.with_layout(layout));
         let leaf = codec.make_leaf(&huge(&codec)).spte;
         let child = TableRole {
-            access: Access::USER | Access::WRITE,
+            access: Access::READ | Access::WRITE,
             ..small(&codec).table
         };
         let part = codec.make_small(leaf, &child, 0, NxHugePages::On).unwrap();
@@ -276,4 +276,40 @@ fn tracking_takes_permissions_only_without_hardware_bits() {
         codec.track_access(Spte::from_raw(0x8600_0000_0000_0b77)),
         Spte::from_raw(0x8600_0000_0000_0a77)
     );
+}
+
+/// The bits of a leaf with some access, among those of access but writing, and the access that it is read as.
+fn access_bits<F: Format>(host: &Host, access: Access) -> (u64, Access) {
+    let codec = Codec::<F>::new(host);
+    let request = LeafRequest {
+        access,
+        ..small(&codec)
+    };
+    let spte = codec.make_leaf(&request).spte;
+    let Entry::Leaf(leaf) = codec.decode(spte, Level::L1) else {
+        panic!("{spte:?} is no leaf");
+    };
+    assert_eq!(codec.encode(&Entry::Leaf(leaf)), spte);
+    let mask = codec.protection(Access::all()) | codec.protection(Access::USER);
+    (spte.raw() & mask, leaf.access)
+}
+
+#[test]
+fn access_means_what_the_layout_says() {
+    let (execute, user, read) = (Access::EXECUTE, Access::USER, Access::READ);
+    for layout in [Layout::P1, Layout::P2] {
+        let ept = |access| access_bits::<Ept>(&EPT.with_layout(layout), access);
+        assert_eq!(ept(execute | user), (5, execute | user));
+        assert_eq!(ept(user | read), (1, user));
+        let npt = |access| access_bits::<Npt>(&NPT.with_layout(layout), access);
+        assert_eq!(npt(execute | user | read), (4, execute | user));
+        assert_eq!(npt(execute | read), (0, execute));
+    }
+    let ept = |access| access_bits::<Ept>(&EPT.with_layout(Layout::P3), access);
+    assert_eq!(ept(read), (1, read));
+    assert_eq!(ept(read | user), (0x401, read | user));
+    assert_eq!(ept(read | execute), (5, read | execute));
+    let npt = |access| access_bits::<Npt>(&NPT.with_layout(Layout::P3), access);
+    assert_eq!(npt(read | execute), (1, read | execute));
+    assert_eq!(npt(read | user), (1 << 63 | 5, read | user));
 }

@@ -1,6 +1,6 @@
 //! MMIO entries: generations, L1TF, and the hosts that have none.
 
-use slat_memslot::{Generation, Gfn};
+use slat_memslot::{Generation, Gfn, Profile};
 
 use super::super::bits::{ADDRESS, LayoutBits};
 use super::super::format::MmioMarks;
@@ -162,4 +162,22 @@ fn frames_beyond_what_encryption_leaves_are_cut() {
     let spte = codec.make_mmio(Gfn::new(1 << 28 | 1), Access::all(), Generation::new(0));
     let mmio = codec.decode_mmio(spte.unwrap()).unwrap();
     assert_eq!(mmio.gfn, Gfn::new(1));
+}
+
+/// Slots and entries have to agree on when the generation wraps.
+#[test]
+fn profiles_say_how_much_of_a_generation_is_kept() {
+    for (kernel, layout) in [
+        ("debian-6.12.117", Layout::P2),
+        ("linux-6.18", Layout::P2),
+        ("linux-7.3-rc1", Layout::P3),
+    ] {
+        let bits = Profile::named(kernel).unwrap().mmio_generation_bits.get();
+        let codec = Codec::<Ept>::new(&EPT.with_layout(layout));
+        assert_eq!(codec.mmio_generation_bits(), bits, "{kernel}");
+        let [last, wrapped] = [(1 << bits) - 2, 1 << bits].map(Generation::new);
+        assert!(!last.wraps_mmio(bits, 2) && wrapped.wraps_mmio(bits, 2));
+        assert_eq!(codec.mmio_generation(wrapped), MmioGeneration::default());
+        assert_eq!(codec.mmio_generation(last).raw(), last.raw());
+    }
 }

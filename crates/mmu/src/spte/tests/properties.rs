@@ -31,7 +31,11 @@ fn request<F: Format>(codec: &Codec<F>, dice: u32, pfn: u64) -> LeafRequest<F> {
     let mut request = small(codec);
     request.table.size = [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G][dice as usize % 3];
     request.pfn = Pfn::new(pfn).round_down(request.table.size.level());
-    request.access = Access::from_bits_truncate(dice.to_le_bytes()[1]) | Access::USER;
+    let readable = match codec.host().layout {
+        Layout::P1 | Layout::P2 => Access::USER,
+        Layout::P3 => Access::READ,
+    };
+    request.access = Access::from_bits_truncate(dice.to_le_bytes()[1]) | readable;
     request.fill = [Fill::Fault, Fill::Prefetch, Fill::Sync][dice as usize / 3 % 3];
     if bit(20) {
         request.host_write = HostWrite::Refused;
