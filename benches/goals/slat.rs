@@ -219,7 +219,8 @@ struct OwnShared {
     lock: RwLock<Tables<Ept>>,
     host: Host,
     pages: u64,
-    /// The new root's table.
+    /// The new root.
+    root: RootId,
     table: TableId,
 }
 
@@ -228,6 +229,7 @@ impl OwnShared {
         let Vm {
             tables,
             host,
+            root,
             table,
             ..
         } = Vm::new(pages);
@@ -235,6 +237,7 @@ impl OwnShared {
             lock: RwLock::new(tables),
             host,
             pages,
+            root,
             table,
         }
     }
@@ -249,15 +252,17 @@ impl SharedZap for OwnShared {
         let tables = self.lock.get_mut().unwrap_or_else(PoisonError::into_inner);
         // What the last round has mapped below the root in use goes first.
         let mut locked = tables.exclusive(Unobserved);
+        locked.put_root(self.root);
         locked.invalidate_roots();
         let _tables = locked.discard_invalidated();
-        let (_, full) = acquire(tables, &self.host);
+        let (root, full) = acquire(tables, &self.host);
         let first = MapRequest::page(Gfn::new(0), PageSize::Size4K, Pfn::new(side::pfn(0)));
         let mut locked = tables.exclusive(Unobserved);
         let mapped = locked.map_range(full, &first, Pages::new(self.pages));
         mapped.expect("there are tables enough");
+        locked.put_root(root);
         locked.invalidate_roots();
-        (_, self.table) = acquire(tables, &self.host);
+        (self.root, self.table) = acquire(tables, &self.host);
     }
 
     fn zap(&self) {

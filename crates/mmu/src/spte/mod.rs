@@ -145,11 +145,16 @@ pub(crate) struct AdMasks {
 }
 
 impl AdMasks {
-    /// 1 if any bit that tells accessed is set. Each mask has one bit, or three that are set and cleared together.
+    /// The numbers of the two bits, if each is told by one.
     #[inline]
-    pub(crate) const fn accessed(self, raw: u64) -> u64 {
-        raw >> self.accessed.trailing_zeros() & 1
+    pub(crate) const fn single_bits(self) -> Option<(u32, u32)> {
+        if self.accessed.is_power_of_two() && self.dirty.is_power_of_two() {
+            Some((self.accessed.trailing_zeros(), self.dirty.trailing_zeros()))
+        } else {
+            None
+        }
     }
+
     /// What a leaf's bits say.
     #[inline]
     pub(crate) const fn marks<F>(self, leaf: Spte<F>) -> Marks {

@@ -63,30 +63,14 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
             accessed: codec.is_accessed(old) && (gone || !codec.is_accessed(new)),
             dirty: codec.is_dirty(old) && (gone || !codec.is_dirty(new)),
         };
-        self.pass_on(pfn, level, marks);
-    }
-
-    #[inline]
-    fn pass_on(&mut self, pfn: Pfn, level: Level, marks: Marks) {
-        match O::HARVEST {
-            Harvesting::Nothing => {}
-            Harvesting::Numbers => self.observer.harvest_numbers(Harvest {
-                accessed: u64::from(marks.accessed),
-                dirty: u64::from(marks.dirty),
-            }),
-            Harvesting::EveryPage => {
-                if marks != Marks::default() {
-                    self.observer.harvest(pfn, level, marks);
-                }
-            }
-        }
+        pass_on(&mut self.observer, pfn, level, marks);
     }
 
     /// Passes on the marks of a leaf that is gone, in a table whose masks are known.
     #[inline]
     pub(super) fn harvest_leaf(&mut self, level: Level, old: Spte<S::Format>, masks: AdMasks) {
         let pfn = self.tables().codec.pfn(old);
-        self.pass_on(pfn, level, masks.marks(old));
+        pass_on(&mut self.observer, pfn, level, masks.marks(old));
     }
 
     /// What tells accessed and dirty in the leaves of a table.
@@ -209,5 +193,22 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
     fn free_external(&self, table: TableId, at: At) -> Result<(), super::Busy> {
         let external = &self.tables().external;
         external.free_table(Gfn::new(at.gfn), at.level, table)
+    }
+}
+
+/// Tells an observer of marks, in the way it wants it.
+#[inline]
+pub(super) fn pass_on<F, O: Observer<F>>(observer: &mut O, pfn: Pfn, level: Level, marks: Marks) {
+    match O::HARVEST {
+        Harvesting::Nothing => {}
+        Harvesting::Numbers => observer.harvest_numbers(Harvest {
+            accessed: u64::from(marks.accessed),
+            dirty: u64::from(marks.dirty),
+        }),
+        Harvesting::EveryPage => {
+            if marks != Marks::default() {
+                observer.harvest(pfn, level, marks);
+            }
+        }
     }
 }

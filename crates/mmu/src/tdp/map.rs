@@ -8,9 +8,7 @@ use super::events::{Event, FlushReason, Observer};
 use super::lock::{Locked, Side};
 use super::store::{NotStored, Store};
 use super::tables::ExistingLeaf;
-use super::tables::access_of;
-use crate::role::PageRole;
-use crate::spte::Access;
+use crate::role::{Access, PageRole};
 use crate::spte::{Fill, Format, LeafRequest, Pfn, Spte, TableRole};
 use crate::table::{TableId, span};
 
@@ -346,7 +344,7 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
         let page = match request.target {
             Target::Page(page) => page,
             Target::Mmio(generation) => {
-                let mmio = codec.make_mmio(Gfn::new(cursor.gfn()), access_of(role), generation);
+                let mmio = codec.make_mmio(Gfn::new(cursor.gfn()), role.access(), generation);
                 let no_entries = Stopped::Error(MapError::NoMmioEntries);
                 return mmio.ok_or(no_entries).map(|spte| Ready {
                     spte,
@@ -366,7 +364,7 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
             old: cursor.old,
             table: TableRole {
                 size: request.size,
-                access: access_of(role),
+                access: role.access(),
                 ad: codec.ad_type_of_table(role),
             },
             ..page

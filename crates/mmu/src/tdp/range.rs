@@ -10,7 +10,6 @@ use super::hooks::{AccessCheck, External};
 use super::lock::{Exclusive, Locked};
 use super::map::{MapError, MapRequest, Target};
 use super::page::Parent;
-use super::tables::access_of;
 use crate::role::PageRole;
 use crate::spte::{Format, LeafRequest, Pfn, Spte, TableRole};
 use crate::sync::{AtomicU64, set_value, value};
@@ -142,7 +141,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
             old: codec.nonpresent(),
             table: TableRole {
                 size: PageSize::Size4K,
-                access: access_of(role),
+                access: role.access(),
                 ad: codec.ad_type_of_table(role),
             },
             ..*page

@@ -10,7 +10,6 @@ use super::resched::{Progress, Resched};
 use super::root::OutOfTables;
 use super::rootwalk::RootWalk;
 use super::store::{NotStored, Store};
-use super::tables::access_of;
 use crate::roots::RootSelect;
 use crate::spte::{NxHugePages, Spte, TableRole};
 use crate::sync::Ordering;
@@ -73,7 +72,7 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
         let role = tables.page(child).role();
         let child_role = TableRole {
             size: child_size(level)?,
-            access: access_of(role),
+            access: role.access(),
             ad: tables.codec.ad_type_of_table(role),
         };
         for (index, entry) in (0_u16..).zip(tables.arena.table(child)) {

@@ -7,7 +7,6 @@ use super::hooks::{NoCheck, NoExternal};
 use super::lock::{Exclusive, Locked, Shared};
 use super::page::{Page, Parent};
 use crate::host::{AdBits, Host};
-use crate::role::PageRole;
 use crate::roots::{RootTable, TdpMmu};
 use crate::spte::{AdType, Codec, Format, Pfn, Spte};
 use crate::sync::{AtomicU64, Ordering};
@@ -244,9 +243,4 @@ impl<F: Format, X, C> Tables<F, X, C> {
 )]
 pub(super) const fn table_at(frame: Pfn) -> TableId {
     TableId::new(frame.raw() as u32)
-}
-
-/// Until the two are one.
-pub(super) fn access_of(role: PageRole) -> crate::spte::Access {
-    crate::spte::Access::from_bits_truncate(role.access().bits())
 }

@@ -8,6 +8,7 @@ use crate::roots::RootSelect;
 use crate::spte::{Format, Spte};
 use crate::sync::{set_value, value};
 use crate::table::TableId;
+use crate::tdp::change::pass_on;
 use crate::tdp::cursor::Cursor;
 use crate::tdp::events::{FlushReason, FlushScope, Harvest, Harvesting, Observer};
 use crate::tdp::hooks::{AccessCheck, Busy, External};
@@ -216,7 +217,9 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
 
     /// The same, and passes on how many accessed and dirty leaves there were.
     fn zap_counting(&mut self, table: TableId, run: Range<usize>) -> u64 {
-        let masks = self.ad_masks(table);
+        let Some((accessed, dirty)) = self.ad_masks(table).single_bits() else {
+            return self.zap_harvesting(table, run);
+        };
         let tables = &mut *self.side.tables;
         let empty = tables.codec.nonpresent().raw();
         let (mut zapped, mut numbers) = (0, Harvest::default());
@@ -224,8 +227,8 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
             let old = value(entry);
             let leaf = old & present(old).wrapping_neg();
             zapped += present(old);
-            numbers.accessed += masks.accessed(leaf);
-            numbers.dirty += masks.dirty(leaf);
+            numbers.accessed += leaf >> accessed & 1;
+            numbers.dirty += leaf >> dirty & 1;
             set_value(entry, empty_if_present(old, empty));
         }
         self.observer.harvest_numbers(numbers);
@@ -244,8 +247,12 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
             if old.is_leaf(Level::L1) {
                 set_value(entry, empty);
                 zapped += 1;
-                self.observer
-                    .harvest(codec.pfn(old), Level::L1, masks.marks(old));
+                pass_on::<F, O>(
+                    &mut self.observer,
+                    codec.pfn(old),
+                    Level::L1,
+                    masks.marks(old),
+                );
             }
         }
         zapped
