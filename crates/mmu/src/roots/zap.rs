@@ -1,6 +1,6 @@
 //! Making roots unusable, and giving up those that are.
 
-use crate::role::RoleFlag;
+use crate::role::{PageRole, RoleFlag};
 use crate::sync::lock;
 
 use super::root::{Freed, Payload, Released, RootId, RootKind};
@@ -12,13 +12,24 @@ impl<P: Payload> RootTable<P> {
     ///
     /// Every vCPU of the VM must then be sent [`Request::FreeObsoleteRoots`](super::Request::FreeObsoleteRoots).
     pub fn invalidate_all(&mut self) {
+        self.invalidate_each(|_, _| ());
+    }
+
+    /// The same, and tells what each root points at and the role that it has now.
+    pub(crate) fn invalidate_each(&mut self, mut tell: impl FnMut(P, PageRole)) {
         self.valid_generation += 1;
-        for (root, role) in self.iter() {
+        let list = lock(&self.list);
+        for (root, role) in self.newest_first(&list) {
             let lasts = role.is_invalid() || role.has(RoleFlag::IsMirror);
-            if self.kind(root) == Some(RootKind::Tdp) && !lasts {
-                let place = self.places.make(root.place());
+            if self.kind(root) != Some(RootKind::Tdp) || lasts {
+                continue;
+            }
+            if let Some(place) = self.places.get(root.place()) {
                 place.invalidate();
                 place.schedule();
+            }
+            if let Some(payload) = self.payload(root) {
+                tell(payload, role.with(RoleFlag::Invalid));
             }
         }
     }
@@ -27,9 +38,12 @@ impl<P: Payload> RootTable<P> {
     /// and again.
     #[doc(hidden)]
     pub fn revive_all(&mut self) {
-        for (root, _) in self.iter() {
-            if self.take_scheduled(root) {
-                self.places.make(root.place()).revive();
+        let list = lock(&self.list);
+        for (root, _) in self.newest_first(&list) {
+            if let Some(place) = self.places.get(root.place()) {
+                if self.take_scheduled(root) {
+                    place.revive();
+                }
             }
         }
     }

@@ -148,9 +148,14 @@ impl<M: Default> Arena<M> {
         size_of_val(&*self.chunks) + made.count() * CHUNK as usize * table
     }
 
-    /// The same for several, with the arena to oneself.
-    pub fn recycle_all(&mut self, ids: impl IntoIterator<Item = TableId>) {
-        lock(&self.free).recycled.extend(ids);
+    /// The list of numbers that can be given out again, for whoever has the arena to himself and many to add.
+    pub(crate) fn take_recycled(&mut self) -> Vec<TableId> {
+        core::mem::take(&mut lock(&self.free).recycled)
+    }
+
+    /// Puts the list back.
+    pub(crate) fn return_recycled(&mut self, recycled: Vec<TableId>) {
+        lock(&self.free).recycled = recycled;
     }
 
     /// How many tables can still be given out.

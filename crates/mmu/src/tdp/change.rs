@@ -8,7 +8,7 @@ use super::hooks::External;
 use super::lock::{Locked, Side};
 use crate::role::RoleFlag;
 use crate::spte::{AdMasks, Marks, Pfn, Spte};
-use crate::sync::{Ordering, spin};
+use crate::sync::{AtomicU64, Ordering, spin};
 use crate::table::{ENTRIES, TableId, span};
 
 /// An entry, as far as its consequences go.
@@ -17,6 +17,17 @@ pub(super) struct At {
     pub(super) as_id: AsId,
     pub(super) gfn: u64,
     pub(super) level: Level,
+}
+
+impl At {
+    /// An entry of the table that begins here.
+    #[inline]
+    const fn entry(self, index: usize) -> Self {
+        Self {
+            gfn: self.gfn + index as u64 * span(self.level),
+            ..self
+        }
+    }
 }
 
 impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
@@ -44,15 +55,7 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
 
     #[inline]
     pub(super) fn report_change(&mut self, at: At, old: Spte<S::Format>, new: Spte<S::Format>) {
-        if O::EVENTS {
-            self.observer.event(Event::SpteChanged {
-                as_id: at.as_id,
-                gfn: Gfn::new(at.gfn),
-                level: at.level,
-                old,
-                new,
-            });
-        }
+        report(&mut self.observer, at, old, new);
     }
 
     /// Passes on the marks that a change has removed.
@@ -117,44 +120,37 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
     /// Keeps everybody away from all entries, one after the other: a fault that came through the link before it was gone
     /// can still install one.
     fn freeze_all(&mut self, table: TableId, at: At) {
-        let frozen = self.tables().codec.frozen();
-        let mut leaves = 0;
-        let masks = self.ad_masks(table);
-        for index in 0..ENTRIES {
-            let old = self.freeze(table, index);
-            let at = At {
-                gfn: at.gfn + index as u64 * span(at.level),
-                ..at
-            };
-            if at.level == Level::L1 {
-                // What `changed` does, without asking each time whether it was a link.
-                self.report_change(at, old, frozen);
-                if old.is_present() {
-                    leaves += 1;
-                    self.harvest_leaf(at.level, old, masks);
-                }
-            } else {
-                self.changed(at, old, frozen);
-            }
+        if at.level == Level::L1 {
+            self.freeze_leaves(table, at);
+            return;
         }
-        self.counts().add_leaves(Level::L1, -leaves);
+        let frozen = self.tables().codec.frozen();
+        for index in 0..ENTRIES {
+            let old = freeze(self.tables().entry(table, index), frozen);
+            self.changed(at.entry(index), old, frozen);
+        }
     }
 
-    /// Freezes one entry and gives what it was. Another thread may hold it frozen, and would then overwrite it.
-    #[inline]
-    fn freeze(&self, table: TableId, index: usize) -> Spte<S::Format> {
-        let tables = self.tables();
-        let (entry, frozen) = (tables.entry(table, index), tables.codec.frozen());
-        if cfg!(slat_mutant = "no_freeze") {
-            return Spte::from_raw(entry.load(Ordering::Acquire));
-        }
-        loop {
-            let old = Spte::from_raw(entry.swap(frozen.raw(), Ordering::AcqRel));
-            if old != frozen {
-                return old;
+    /// The same for leaves, which have nothing below them.
+    fn freeze_leaves(&mut self, table: TableId, at: At) {
+        let masks = self.ad_masks(table);
+        let tables = self.side.tables();
+        let (codec, mut leaves) = (&tables.codec, 0);
+        let frozen = codec.frozen();
+        for (index, entry) in tables.arena.table(table).iter().enumerate() {
+            let old = freeze(entry, frozen);
+            report(&mut self.observer, at.entry(index), old, frozen);
+            if old.is_present() {
+                leaves += 1;
+                pass_on(
+                    &mut self.observer,
+                    codec.pfn(old),
+                    at.level,
+                    masks.marks(old),
+                );
             }
-            spin();
         }
+        self.counts().add_leaves(at.level, -leaves);
     }
 
     /// The same with the tables to oneself: what is not present stays, since nobody can come here any more.
@@ -166,10 +162,7 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
             if !old.is_present() {
                 continue;
             }
-            let at = At {
-                gfn: at.gfn + index as u64 * span(at.level),
-                ..at
-            };
+            let at = at.entry(index);
             let entry = self.tables().entry(table, index);
             entry.store(frozen.raw(), Ordering::Relaxed);
             self.changed(at, old, frozen);
@@ -210,5 +203,34 @@ pub(super) fn pass_on<F, O: Observer<F>>(observer: &mut O, pfn: Pfn, level: Leve
                 observer.harvest(pfn, level, marks);
             }
         }
+    }
+}
+
+/// Reports a change.
+#[inline]
+pub(super) fn report<F, O: Observer<F>>(observer: &mut O, at: At, old: Spte<F>, new: Spte<F>) {
+    if O::EVENTS && old != new {
+        observer.event(Event::SpteChanged {
+            as_id: at.as_id,
+            gfn: Gfn::new(at.gfn),
+            level: at.level,
+            old,
+            new,
+        });
+    }
+}
+
+/// Freezes an entry and gives what it was. Another thread may hold it frozen, and would then overwrite it.
+#[inline]
+fn freeze<F>(entry: &AtomicU64, frozen: Spte<F>) -> Spte<F> {
+    if cfg!(slat_mutant = "no_freeze") {
+        return Spte::from_raw(entry.load(Ordering::Acquire));
+    }
+    loop {
+        let old = Spte::from_raw(entry.swap(frozen.raw(), Ordering::AcqRel));
+        if old != frozen {
+            return old;
+        }
+        spin();
     }
 }

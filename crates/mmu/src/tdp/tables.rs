@@ -169,11 +169,6 @@ impl<F: Format, X, C> Tables<F, X, C> {
     #[doc(hidden)]
     pub fn revive_roots(&mut self) {
         self.roots.revive_all();
-        self.follow_roles();
-    }
-
-    /// Gives the page of every root the role that the root has now.
-    pub(super) fn follow_roles(&mut self) {
         for (root, role) in self.roots.iter() {
             if let Some(table) = self.roots.payload(root) {
                 self.page(table).set_role(role);

@@ -4,12 +4,13 @@ use slat_memslot::Level;
 
 use crate::roots::{RootId, RootSelect};
 use crate::spte::{Format, Spte};
-use crate::sync::{Ordering, set_value};
-use crate::table::TableId;
+use crate::sync::{AtomicU64, Ordering, set_value};
+use crate::table::{ENTRIES, TableId};
 use crate::tdp::events::{Event, Observer};
 use crate::tdp::hooks::{AccessCheck, External};
 use crate::tdp::lock::{Exclusive, Locked};
 use crate::tdp::rootwalk::RootWalk;
+use crate::tdp::tables::Tables;
 use crate::tdp::zap::root::EVERYTHING;
 
 impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive<'_, F, X, C>, O> {
@@ -20,67 +21,92 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
     /// at a table that is known to be full.
     pub fn discard_invalidated(&mut self) -> u64 {
         let mut walk = RootWalk::new(RootSelect::All, None, EVERYTHING);
-        let mut freed = Vec::new();
+        let mut count = 0;
         while let Some((table, _)) = walk.current(self) {
             let root = walk.root();
             if let Some(root) = root.filter(|root| self.tables().roots.take_scheduled(*root)) {
-                self.discard_root(root, table, &mut freed);
+                count += self.discard_root(root, table);
             }
             walk.next_root();
         }
-        let count = freed.len() as u64;
-        self.side.tables.arena.recycle_all(freed);
         count
     }
 
-    fn discard_root(&mut self, root: RootId, table: TableId, freed: &mut Vec<TableId>) {
-        let before = freed.len();
-        self.discard_children(table, freed);
+    fn discard_root(&mut self, root: RootId, table: TableId) -> u64 {
         let tables = &mut *self.side.tables;
+        let freed = tables.arena.take_recycled();
+        let before = freed.len();
+        let mut discard = Discard {
+            freed,
+            leaves: [0; 5],
+        };
+        let level = tables.page(table).role().level();
+        discard.children(tables, &mut self.observer, table, level);
+        let count = discard.freed.len() - before;
+        tables.arena.return_recycled(discard.freed);
         let empty = tables.codec.nonpresent().raw();
         for entry in tables.arena.table_mut(table) {
             set_value(entry, empty);
         }
-        let count = i64::try_from(freed.len() - before).unwrap_or(0);
-        self.counts().add_tables(-count);
+        self.counts().add_tables(-(count as i64));
+        for (level, leaves) in Level::ALL.into_iter().zip(discard.leaves) {
+            self.counts().add_leaves(level, -leaves);
+        }
         if let Some(gone) = self.tables().roots.put_own(root).freed() {
             self.free_root(gone);
         }
+        count as u64
     }
+}
 
+/// What has been found so far.
+struct Discard {
+    freed: Vec<TableId>,
+    /// By level, from 1.
+    leaves: [i64; 5],
+}
+
+impl Discard {
     /// Notes the tables below one, and counts the leaves in it.
-    fn discard_children(&mut self, table: TableId, freed: &mut Vec<TableId>) {
-        let level = self.tables().page(table).role().level();
-        let mut leaves = 0;
-        for index in 0..crate::table::ENTRIES {
-            let spte = self.tables().load(table, index);
-            leaves += i64::from(spte.is_leaf(level));
-            if let Some(child) = self.tables().child_of(spte, level) {
-                self.discard_table(child, freed);
+    fn children<F: Format, X, C, O: Observer<F>>(
+        &mut self,
+        tables: &Tables<F, X, C>,
+        observer: &mut O,
+        table: TableId,
+        level: Level,
+    ) {
+        let entries = tables.arena.table(table);
+        let Some(below) = level.child() else {
+            self.leaves[0] += if tables.page(table).is_full() {
+                ENTRIES as i64
+            } else {
+                entries
+                    .iter()
+                    .filter(|entry| is_leaf::<F>(entry, level))
+                    .count() as i64
+            };
+            return;
+        };
+        for entry in entries {
+            let spte = Spte::from_raw(entry.load(Ordering::Relaxed));
+            if let Some(child) = tables.child_of(spte, level) {
+                if O::EVENTS {
+                    let page = tables.page(child);
+                    observer.event(Event::PageZapped {
+                        table: child,
+                        gfn: page.gfn(),
+                        role: page.role(),
+                    });
+                }
+                self.freed.push(child);
+                self.children(tables, observer, child, below);
+            } else if spte.is_leaf(level) {
+                self.leaves[level as usize - 1] += 1;
             }
         }
-        self.counts().add_leaves(level, -leaves);
     }
+}
 
-    fn discard_table(&mut self, table: TableId, freed: &mut Vec<TableId>) {
-        let page = self.tables().page(table);
-        let (role, gfn) = (page.role(), page.gfn());
-        if O::EVENTS {
-            self.observer.event(Event::PageZapped { table, gfn, role });
-        }
-        freed.push(table);
-        if role.level() > Level::L1 {
-            self.discard_children(table, freed);
-            return;
-        }
-        let tables = self.tables();
-        let leaves = if tables.page(table).is_full() {
-            crate::table::ENTRIES as i64
-        } else {
-            let entries = tables.arena.table(table).iter();
-            let sptes = entries.map(|entry| Spte::<F>::from_raw(entry.load(Ordering::Relaxed)));
-            sptes.map(|spte| i64::from(spte.is_leaf(Level::L1))).sum()
-        };
-        self.counts().add_leaves(Level::L1, -leaves);
-    }
+fn is_leaf<F>(entry: &AtomicU64, level: Level) -> bool {
+    Spte::<F>::from_raw(entry.load(Ordering::Relaxed)).is_leaf(level)
 }

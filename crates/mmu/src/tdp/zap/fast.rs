@@ -40,8 +40,10 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
             self.observer.event(Event::ZapAllFast);
         }
         let tables = &mut *self.side.tables;
-        tables.roots.invalidate_all();
-        tables.follow_roles();
+        let arena = &tables.arena;
+        tables
+            .roots
+            .invalidate_each(|table, role| arena.meta(table).set_role(role));
     }
 }
 

@@ -206,11 +206,11 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
             }
             return entries.len() as u64;
         }
-        let mut zapped = 0;
+        let mut zapped = 0_u64;
         for entry in entries {
-            let old = value(entry);
-            zapped += present(old);
-            set_value(entry, empty_if_present(old, empty));
+            let (old, mask) = (value(entry), leaf_mask(value(entry)));
+            zapped = zapped.wrapping_sub(mask);
+            set_value(entry, old ^ (old ^ empty) & mask);
         }
         zapped
     }
@@ -224,12 +224,12 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
         let empty = tables.codec.nonpresent().raw();
         let (mut zapped, mut numbers) = (0, Harvest::default());
         for entry in &mut tables.arena.table_mut(table)[run] {
-            let old = value(entry);
-            let leaf = old & present(old).wrapping_neg();
-            zapped += present(old);
+            let (old, mask) = (value(entry), leaf_mask(value(entry)));
+            let leaf = old & mask;
+            zapped += mask & 1;
             numbers.accessed += leaf >> accessed & 1;
             numbers.dirty += leaf >> dirty & 1;
-            set_value(entry, empty_if_present(old, empty));
+            set_value(entry, old ^ (old ^ empty) & mask);
         }
         self.observer.harvest_numbers(numbers);
         zapped
@@ -259,16 +259,9 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
     }
 }
 
-/// 1 for a leaf of level 1, else 0. Like [`empty_if_present`] without a comparison: so the compiler does several entries at a
-/// time.
+/// All bits for a leaf of level 1, else none. Without a comparison, so that the compiler does several entries at a time.
 #[inline]
-const fn present(raw: u64) -> u64 {
+const fn leaf_mask(raw: u64) -> u64 {
     const SHIFT: u32 = Spte::<()>::leaf_mask(Level::L1).trailing_zeros();
-    raw >> SHIFT & 1
-}
-
-/// The empty entry in the place of a leaf of level 1; anything else stays.
-#[inline]
-const fn empty_if_present(raw: u64, empty: u64) -> u64 {
-    raw ^ (raw ^ empty) & present(raw).wrapping_neg()
+    (raw >> SHIFT & 1).wrapping_neg()
 }
