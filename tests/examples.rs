@@ -24,6 +24,9 @@ mod slots_on;
 #[path = "../examples/tdp_roots.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod tdp_roots;
+#[path = "../examples/zap_cost.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod zap_cost;
 
 type Run = fn(&[&str], &mut Vec<u8>) -> Result<(), Box<dyn Error>>;
 
@@ -169,4 +172,20 @@ fn root_role_audit_objects_to_the_wrong_order() {
             "CR3 first, then role: the audit objects to guest_mode",
         ],
     );
+}
+
+#[test]
+fn zap_cost_tells_both_kinds_of_zap() {
+    let text = output(zap_cost::run, &["--gib", "1"]);
+    assert_tells(
+        &text,
+        &[
+            "memory",
+            "zap its leaves",
+            "fast zap: invalidate the roots",
+            "fast zap: zap them before return",
+        ],
+    );
+    let wrong = zap_cost::run(&["--gib", "0"], &mut Vec::new());
+    assert!(wrong.unwrap_err().to_string().contains("1 to 4096"));
 }

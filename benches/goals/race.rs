@@ -73,9 +73,8 @@ impl Race {
     }
 
     /// With slat's side, where there is one.
-    pub(crate) fn with_slat(mut self, side: Option<Side>) -> Self {
-        self.sides.extend(side.map(|side| (Part::Slat, side)));
-        self
+    pub(crate) fn with_slat(self, side: Side) -> Self {
+        self.with(Part::Slat, side)
     }
 
     /// With a ratio that slat's side has to keep.

@@ -14,26 +14,24 @@ use slat_mmu::tdp::{
     ZapInvalidated, ZapLeafs,
 };
 
+use crate::shared_floor::Exchange;
 use crate::side::{self, Counts, FastZap, Filling, Job, Kind, Seen, SharedZap};
 
 /// The job of a kind over `pages` pages: targets 1, 2, 4 (deferred free), 6, 12, 13.
-pub(crate) fn job(kind: Kind, pages: u64) -> Option<Box<dyn Job>> {
-    Some(Box::new(Own::new(kind, pages)))
+pub(crate) fn job(kind: Kind, pages: u64) -> Box<dyn Job> {
+    Box::new(Own::new(kind, pages))
 }
 
-/// An invalid root of `pages` pages, zapped under the lock held for reading: target 3.
-pub(crate) fn shared_zap(pages: u64) -> Option<Box<dyn SharedZap>> {
-    Some(Box::new(OwnShared::new(pages)))
+/// An invalid root of `pages` pages, zapped under the lock held for reading, in these passes: target 3.
+pub(crate) fn shared_zap(pages: u64, exchange: Exchange) -> Box<dyn SharedZap> {
+    Box::new(OwnShared::new(pages, exchange))
 }
 
 /// Tables that map `pages` pages, whose roots are invalidated: target 4.
-pub(crate) fn fast_zap(pages: u64) -> Option<Box<dyn FastZap>> {
-    let mut tables = Vm::new(pages);
-    tables.fill(Filling::Full);
-    Some(Box::new(OwnFast {
-        vm: tables,
-        generation: 0,
-    }))
+pub(crate) fn fast_zap(pages: u64) -> Box<dyn FastZap> {
+    let mut vm = Vm::new(pages);
+    vm.fill(Filling::Full);
+    Box::new(OwnFast { vm, generation: 0 })
 }
 
 /// Tables with one root in use.
@@ -222,10 +220,11 @@ struct OwnShared {
     /// The new root.
     root: RootId,
     table: TableId,
+    passes: Passes,
 }
 
 impl OwnShared {
-    fn new(pages: u64) -> Self {
+    fn new(pages: u64, exchange: Exchange) -> Self {
         let Vm {
             tables,
             host,
@@ -239,6 +238,12 @@ impl OwnShared {
             pages,
             root,
             table,
+            passes: match exchange {
+                // Tables go with what is in them: each entry is frozen, and that is all.
+                Exchange::Once => Passes::LargestFirst,
+                // Leaves go first; then their empty tables are frozen.
+                Exchange::Twice => Passes::SmallestFirst,
+            },
         }
     }
 
@@ -269,7 +274,7 @@ impl SharedZap for OwnShared {
         let tables = self.read();
         let mut reader = tables.reader().expect("a place is free");
         let mut locked = tables.shared(&mut reader, Unobserved);
-        let mut zap = ZapInvalidated::new(Passes::SmallestFirst);
+        let mut zap = ZapInvalidated::new(self.passes);
         assert_eq!(zap.run(&mut locked, &mut Uninterrupted), Progress::Done);
     }
 

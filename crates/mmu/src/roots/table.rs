@@ -154,7 +154,10 @@ impl<P: Payload> RootTable<P> {
     }
 
     /// As KVM walks them.
-    pub(super) fn newest_first<'l>(&'l self, list: &'l List) -> impl Iterator<Item = (RootId, PageRole)> + 'l {
+    pub(super) fn newest_first<'l>(
+        &'l self,
+        list: &'l List,
+    ) -> impl Iterator<Item = (RootId, PageRole)> + 'l {
         let role = |root: &RootId| Some((*root, self.role(*root)?));
         list.order.iter().rev().filter_map(role)
     }

@@ -12,7 +12,7 @@ use super::map::{MapError, MapRequest, Target};
 use super::page::Parent;
 use crate::role::PageRole;
 use crate::spte::{Format, LeafRequest, Pfn, Spte, TableRole};
-use crate::sync::{AtomicU64, set_value, value};
+use crate::sync::{AtomicU64, Ordering, set_value, value};
 use crate::table::{ENTRIES, TableId, index, span};
 
 impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive<'_, F, X, C>, O> {
@@ -20,8 +20,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
     /// `request` describes the first. Gives how many pages there are to log as dirty.
     ///
     /// # Errors
-    /// See [`MapError`]; nothing has changed then. [`MapError::OutOfTables`] comes early: as if none of the tables that
-    /// the range needs were there.
+    /// See [`MapError`]; nothing has changed then.
     pub fn map_range(
         &mut self,
         root: TableId,
@@ -166,51 +165,78 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
             return Err(MapError::BeyondLastGfn { gfn, last });
         };
         let inside = span(size.level()) - 1;
+        if pages == Pages::new(0) {
+            return Ok(());
+        }
         if (gfn.raw() | pfn.raw() | pages.raw()) & inside != 0 {
             return Err(MapError::Unaligned { gfn, pfn, size });
         }
         let last_pfn = pfn.raw().saturating_add(pages.raw().saturating_sub(1));
         self.check_pfn(Pfn::new(last_pfn))?;
-        self.check_pages(root, request, pfn, end)?;
-        let needed: u64 = Level::ALL
-            .into_iter()
-            .filter(|level| *level > size.level())
-            .map(|level| pages.raw().div_ceil(span(level)) + 1)
-            .sum();
-        if needed > self.tables().arena.left() as u64 {
+        let there = self.check_pages(root, request, pfn, end)?;
+        let root_level = self.tables().page(root).role().level();
+        if tables_for(gfn, end, size, root_level) - there > self.tables().arena.left() as u64 {
             return Err(MapError::OutOfTables);
         }
         Ok(())
     }
 
-    /// Whether every leaf in the range that is there maps the page that it is to map.
+    /// Checks that every leaf in the range that is there maps the page that it is to map. Gives how many tables there are
+    /// for the range, that of the root not counted.
     fn check_pages(
         &self,
         root: TableId,
         request: &MapRequest<F>,
         pfn: Pfn,
         end: Gfn,
-    ) -> Result<(), MapError> {
+    ) -> Result<u64, MapError> {
         let (tables, start) = (self.tables(), request.gfn.raw());
-        let mut cursor = Cursor::start(tables, root, request.size.level(), start);
+        let (mut cursor, mut links) = (Cursor::start(tables, root, request.size.level(), start), 0);
         while cursor.is_before(end.raw()) {
-            if cursor.is_at_leaf() {
-                // A huge leaf may begin before the range.
-                let inside = start.max(cursor.gfn());
-                let old = tables.codec.pfn(cursor.old).raw() + (inside - cursor.gfn());
-                let new = pfn.raw() + (inside - start);
-                if old != new {
-                    return Err(MapError::PfnChanged {
-                        gfn: Gfn::new(inside),
-                        old: Pfn::new(old),
-                        new: Pfn::new(new),
-                    });
+            if cursor.level() == Level::L1 {
+                let run = cursor.run(end.raw());
+                let entries = &tables.arena.table(cursor.table())[run.clone()];
+                for (entry, at) in entries.iter().zip(cursor.gfn()..) {
+                    let old = Spte::<F>::from_raw(entry.load(Ordering::Relaxed));
+                    if old.is_leaf(Level::L1) {
+                        self.check_page(old, at, start, pfn)?;
+                    }
                 }
+                cursor.finish(&run);
+            } else if cursor.is_at_leaf() {
+                self.check_page(cursor.old, cursor.gfn(), start, pfn)?;
+            } else if cursor.old.is_present() {
+                links += 1;
             }
             cursor.advance(tables);
         }
-        Ok(())
+        Ok(links)
     }
+
+    /// Checks one leaf that is there. A huge one may begin before the range does.
+    fn check_page(&self, old: Spte<F>, at: u64, start: u64, pfn: Pfn) -> Result<(), MapError> {
+        let inside = start.max(at);
+        let mapped = self.tables().codec.pfn(old).raw() + (inside - at);
+        let wanted = pfn.raw() + (inside - start);
+        if mapped == wanted {
+            return Ok(());
+        }
+        Err(MapError::PfnChanged {
+            gfn: Gfn::new(inside),
+            old: Pfn::new(mapped),
+            new: Pfn::new(wanted),
+        })
+    }
+}
+
+/// How many tables a range takes below its root: at each level those that its first and last page are in, and all between.
+fn tables_for(start: Gfn, end: Gfn, size: PageSize, root: Level) -> u64 {
+    let above = Level::ALL
+        .into_iter()
+        .filter(|level| *level > size.level() && *level <= root);
+    above
+        .map(|level| (end.raw() - 1) / span(level) - start.raw() / span(level) + 1)
+        .sum()
 }
 
 /// Writes leaves that follow each other, `first` being the first one.

@@ -99,7 +99,11 @@ impl Discard {
                     });
                 }
                 self.freed.push(child);
-                self.children(tables, observer, child, below);
+                if below == Level::L1 && tables.page(child).is_full() {
+                    self.leaves[0] += ENTRIES as i64;
+                } else {
+                    self.children(tables, observer, child, below);
+                }
             } else if spte.is_leaf(level) {
                 self.leaves[level as usize - 1] += 1;
             }
