@@ -32,6 +32,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>
         }
         let count = freed.len() as u64;
         self.side.tables.arena.recycle_all(freed);
+        self.audit_after_step();
         count
     }
 

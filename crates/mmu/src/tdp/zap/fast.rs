@@ -48,6 +48,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>
                 tables.page(table).set_role(role);
             }
         }
+        self.audit_after_step();
     }
 }
 
