@@ -40,7 +40,7 @@ codes! {
     3 ScheduledValidRoot "scheduled-valid-root" "A root that waits to be zapped is invalid."
     4 ZappedRootPresent "zapped-root-present" "An invalid root that the TDP MMU has given up has no present entry."
     5 RootPageMismatch "root-page-mismatch" "A root's table exists, has the root's role, starts at frame 0, and has no parent."
-    6 RootRoleImpossible "root-role-impossible" "A root is direct, of level 4 or 5, with A/D bits as the host has them, and not for SMM and L2 at once."
+    6 RootRoleImpossible "root-role-impossible" "A root is direct, of level 4 or 5, with the host's A/D bits, and not for SMM and L2 at once."
     7 RootRoleMismatch "root-role-mismatch" "The root in use has the role that the MMU wants."
     8 ObsoleteRootKept "obsolete-root-kept" "A vCPU that keeps an invalid root has been asked to free obsolete roots."
     9 UnknownRoot "unknown-root" "A vCPU's roots exist."

@@ -17,7 +17,7 @@
 //! - `A03 scheduled-valid-root`: A root that waits to be zapped is invalid.
 //! - `A04 zapped-root-present`: An invalid root that the TDP MMU has given up has no present entry.
 //! - `A05 root-page-mismatch`: A root's table exists, has the root's role, starts at frame 0, and has no parent.
-//! - `A06 root-role-impossible`: A root is direct, of level 4 or 5, with A/D bits as the host has them, and not for SMM and L2 at once.
+//! - `A06 root-role-impossible`: A root is direct, of level 4 or 5, with the host's A/D bits, and not for SMM and L2 at once.
 //! - `A07 root-role-mismatch`: The root in use has the role that the MMU wants.
 //! - `A08 obsolete-root-kept`: A vCPU that keeps an invalid root has been asked to free obsolete roots.
 //! - `A09 unknown-root`: A vCPU's roots exist.

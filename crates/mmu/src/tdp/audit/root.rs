@@ -147,7 +147,7 @@ impl<F: Format, X: External<F>, C> Audit<'_, F, X, C> {
     }
 }
 
-/// Whether an audit of roots goes into their tables.
+/// Whether an audit goes into the tables below, be it a root's or another one's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Below {
     /// It does.

@@ -3,6 +3,7 @@
 use slat_memslot::{Gfn, Level};
 
 use super::entry::EntryRules;
+use super::root::Below;
 use super::{AuditCode, AuditContext, EntryAt, Evidence, FrozenEntries, Subject, Violation};
 use crate::role::{PageRole, RoleFlag, RoleMismatch};
 use crate::roots::RootId;
@@ -62,7 +63,7 @@ impl<'t, F: Format, X, C> Audit<'t, F, X, C> {
     /// Checks a table and all below it.
     pub(super) fn tree(&mut self, table: TableId, role: PageRole, gfn: u64) {
         if let Some(rules) = self.table(table, role, gfn) {
-            self.entries(&rules, table, (role, gfn), true);
+            self.entries(&rules, table, (role, gfn), Below::Walked);
         }
     }
 
@@ -73,7 +74,7 @@ impl<'t, F: Format, X, C> Audit<'t, F, X, C> {
             (page.role(), page.gfn().raw())
         };
         if let Some(rules) = self.table(table, role, gfn) {
-            self.entries(&rules, table, (role, gfn), false);
+            self.entries(&rules, table, (role, gfn), Below::LeftOut);
         }
     }
 
@@ -122,7 +123,7 @@ impl<'t, F: Format, X, C> Audit<'t, F, X, C> {
         rules: &EntryRules<'t, F>,
         table: TableId,
         (role, gfn): (PageRole, u64),
-        below: bool,
+        below: Below,
     ) {
         for index in 0..ENTRIES {
             let raw = self.tables.load(table, index).raw();
@@ -135,7 +136,7 @@ impl<'t, F: Format, X, C> Audit<'t, F, X, C> {
                 level: role.level(),
                 raw,
             };
-            if let (Some(child), true) = (self.entry(rules, role, at), below) {
+            if let (Some(child), Below::Walked) = (self.entry(rules, role, at), below) {
                 self.tally.tables += 1;
                 self.tree(child, child_role(role), at.gfn.raw());
             }

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
 mod docs;
+mod mirrors;
 mod plants;
 mod random;
 mod steps;
