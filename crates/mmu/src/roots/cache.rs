@@ -334,6 +334,14 @@ impl RootCache {
         };
     }
 
+    /// Puts a root in use and the one that was among the earlier ones; the oldest is forgotten.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn plant_current(&mut self, root: Root, role: PageRole) {
+        self.take(PLACES - 1);
+        self.order = self.order.bring_forward(PLACES - 1);
+        self.set_current(Pgd::ZERO, root, role);
+    }
+
     /// Gives up the references of some places, the earlier roots first (`mmu.c:kvm_mmu_free_roots`).
     #[must_use = "roots that were freed take their page tables along"]
     pub fn free<P: Payload>(&mut self, table: &RootTable<P>, set: RootSet) -> Vec<Dropped<P>> {

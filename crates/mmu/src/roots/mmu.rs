@@ -116,6 +116,12 @@ impl VcpuMmu {
         &self.cache
     }
 
+    /// The same, to be changed.
+    #[cfg(all(test, not(loom)))]
+    pub(super) const fn cache_mut(&mut self) -> &mut RootCache {
+        &mut self.cache
+    }
+
     /// What the vCPU has been asked to do before it enters the guest again.
     #[inline]
     pub const fn requests(&self) -> Requests {

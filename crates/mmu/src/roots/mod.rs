@@ -16,6 +16,7 @@
 //! `mmu.c:kvm_mmu_zap_all_fast`, `tdp_mmu.c:kvm_tdp_mmu_alloc_root`, `tdp_mmu.c:kvm_tdp_mmu_put_root`,
 //! `tdp_mmu.c:tdp_mmu_next_root`, of Linux 6.12.
 
+mod audit;
 mod cache;
 mod mmu;
 #[cfg(all(test, loom))]
@@ -29,6 +30,8 @@ mod table;
 #[cfg(not(loom))]
 mod tests;
 mod zap;
+
+pub(crate) use place::Standing;
 
 pub use cache::{Dropped, Found, Pgd, Root, RootCache, RootSet, SpecialRoot, Switch};
 pub use mmu::{FlushOnReuse, GuestRoot, Load, NewPgd, Reused, VcpuMmu};

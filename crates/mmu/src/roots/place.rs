@@ -81,6 +81,17 @@ pub(super) struct Entry {
     pub(super) payload: u32,
 }
 
+/// What the word of references says, for an audit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// All references.
+    pub(crate) references: u32,
+    /// Whether the TDP MMU's own is among them.
+    pub(crate) own: bool,
+    /// Whether the root waits to be zapped.
+    pub(crate) scheduled: bool,
+}
+
 /// One root, or none.
 #[derive(Debug)]
 pub(super) struct Place {
@@ -170,6 +181,18 @@ impl Place {
         let word = self.references.load(Ordering::Acquire);
         self.role(generation)?;
         untagged(word, generation).map(|_| count(word))
+    }
+
+    /// The word of references, if the place is still the root's.
+    pub(super) fn standing(&self, generation: u32) -> Option<Standing> {
+        let word = self.references.load(Ordering::Acquire);
+        let low = untagged(word, generation)?;
+        let low = u64::from(low);
+        Some(Standing {
+            references: count(low),
+            own: low & OWN != 0,
+            scheduled: low & SCHEDULED != 0,
+        })
     }
 
     // --- References --------------------------------------------------------------------------------------------------

@@ -56,6 +56,11 @@ pub(super) struct List {
 }
 
 impl List {
+    /// A root by its age, 0 being the oldest.
+    pub(super) fn nth(&self, number: usize) -> Option<RootId> {
+        self.order.get(number).copied()
+    }
+
     /// A name for a new root, which is the newest.
     fn add(&mut self) -> RootId {
         let root = self.free.pop().unwrap_or_else(|| {

@@ -184,7 +184,7 @@ impl<F: Format> Codec<F> {
     }
 
     #[inline]
-    pub(super) const fn ad_bits(&self, ad: AdType) -> u64 {
+    pub(crate) const fn ad_bits(&self, ad: AdType) -> u64 {
         (ad as u64) << self.masks.ad_shift
     }
 

@@ -237,6 +237,12 @@ impl<F: Format> Codec<F> {
         &self.host
     }
 
+    /// All masks.
+    #[inline]
+    pub(crate) const fn masks(&self) -> &Masks {
+        &self.masks
+    }
+
     /// The empty entry: what a new table is filled with, and what zapping stores (`SHADOW_NONPRESENT_VALUE`).
     #[inline]
     pub const fn nonpresent(&self) -> Spte<F> {

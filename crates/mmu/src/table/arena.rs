@@ -164,6 +164,16 @@ impl<M: Default> Arena<M> {
         limit - self.in_use()
     }
 
+    /// How many numbers were ever given out: those below this one.
+    pub(crate) fn made(&self) -> u32 {
+        lock(&self.free).next
+    }
+
+    /// Visits the numbers that came back and wait to be given out again. The arena must not be used meanwhile.
+    pub(crate) fn visit_recycled(&self, visit: impl FnMut(TableId)) {
+        lock(&self.free).recycled.iter().copied().for_each(visit);
+    }
+
     /// How many tables are given out.
     pub fn in_use(&self) -> usize {
         let free = lock(&self.free);

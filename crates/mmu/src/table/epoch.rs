@@ -126,6 +126,12 @@ impl Epochs {
         waiting.into_iter().map(|(_, table)| table)
     }
 
+    /// Visits the tables that wait. The epochs must not be used meanwhile.
+    pub(crate) fn visit_waiting(&self, visit: impl FnMut(TableId)) {
+        let retired = lock(&self.retired);
+        retired.iter().map(|(_, table)| *table).for_each(visit);
+    }
+
     /// How many tables wait.
     pub fn waiting(&self) -> usize {
         lock(&self.retired).len()

@@ -16,7 +16,7 @@
 //!
 //! KVM counterparts: `tdp_mmu.c`, `tdp_iter.c`; kernel 6.12.117, with mirror tables as in later kernels.
 
-mod audit;
+pub mod audit;
 mod change;
 mod collapse;
 mod count;

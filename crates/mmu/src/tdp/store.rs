@@ -115,6 +115,9 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
         } else {
             self.exchange(cursor, new)?;
         }
+        if cursor.old.is_leaf(at.level) && !new.is_leaf(at.level) {
+            self.tables().page(cursor.table()).set_full(false);
+        }
         self.changed(at, cursor.old, new);
         Ok(())
     }

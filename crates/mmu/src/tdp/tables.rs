@@ -2,6 +2,7 @@
 
 use slat_memslot::{Gfn, Level};
 
+use super::audit::StepCursor;
 use super::count::{Counts, Totals};
 use super::hooks::{NoCheck, NoExternal};
 use super::lock::{Exclusive, Locked, Shared};
@@ -59,6 +60,8 @@ pub struct Tables<F, X = NoExternal, C = NoCheck> {
     pub(super) counts: Box<[Counts]>,
     pub(super) external: X,
     pub(super) check: C,
+    /// Where the audit of every step goes on.
+    pub(super) audit: StepCursor,
 }
 
 impl<F: Format> Tables<F> {
@@ -89,6 +92,7 @@ impl<F: Format, X, C> Tables<F, X, C> {
             counts: (0..=limits.readers).map(|_| Counts::default()).collect(),
             external,
             check,
+            audit: StepCursor::default(),
         }
     }
 

@@ -29,6 +29,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
             }
             walk.next_root();
         }
+        self.audit_after_step();
         count
     }
 

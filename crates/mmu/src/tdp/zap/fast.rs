@@ -44,6 +44,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
         tables
             .roots
             .invalidate_each(|table, role| arena.meta(table).set_role(role));
+        self.audit_after_step();
     }
 }
 
