@@ -161,7 +161,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>
         pages: Pages,
     ) -> Result<(), MapError> {
         let (gfn, size) = (request.gfn, request.size);
-        let last = Gfn::new(self.tables().end_gfn().raw() - 1);
+        let last = Gfn::new(self.tables().end_of(root).raw() - 1);
         let end = gfn
             .checked_add(pages)
             .filter(|end| *end <= last + Pages::new(1));

@@ -115,6 +115,9 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<'_, Share
         } else {
             self.exchange(cursor, new)?;
         }
+        if !new.is_leaf(at.level) {
+            self.tables().page(cursor.table()).set_full(false);
+        }
         self.changed(at, cursor.old, new);
         Ok(())
     }
