@@ -75,7 +75,7 @@ impl<'l> Words<'l> {
 /// An entry of a line for the `n`-th of a run of pages.
 fn nth_value(value: &str, level: Level, n: u64) -> String {
     match u64::from_str_radix(value, 16) {
-        Ok(raw) => format!("{:x}", raw + (n * span(level) << 12)),
+        Ok(raw) => format!("{:x}", raw + ((n * span(level)) << 12)),
         Err(_) => value.into(),
     }
 }

@@ -27,7 +27,7 @@ const SEED: u64 = 0x51a7;
 const OPERATIONS: usize = 30;
 
 /// The hosts that sequences run on, in turn.
-const HOSTS: [Host; 12] = [
+const HOSTS: [Host; 14] = [
     Host::ept(40),
     Host::ept(40).without_ad(),
     Host::ept(50).with_five_levels(),
@@ -40,6 +40,8 @@ const HOSTS: [Host; 12] = [
     Host::npt(50).with_five_levels().with_software_ad(),
     Host::npt(48).with_encryption(Encryption::Active { c_bit: 47 }, 43),
     Host::npt(40).with_layout(Layout::P3),
+    Host::npt(40).without_mmio_caching(),
+    Host::ept(39).with_l1tf(44),
 ];
 
 fn number(name: &str, default: u64) -> u64 {

@@ -6,7 +6,7 @@ use slat_memslot::{Gfn, PageSize};
 
 use super::ops::{Ask, Size, Want};
 use super::*;
-use crate::host::{AdBits, Layout, SecondStage};
+use crate::host::{AdBits, Layout, MmioCaching, SecondStage};
 use crate::role::RoleFlag;
 use crate::roots::RootId;
 
@@ -49,7 +49,7 @@ impl Rules {
     pub(super) fn of(host: &Host) -> Self {
         Self {
             software_ad: host.ad_bits == AdBits::Software,
-            caches_mmio: host.maxphyaddr < 52 || host.second_stage == SecondStage::Ept,
+            caches_mmio: host.mmio_caching == MmioCaching::On,
             user_execute: host.layout == Layout::P3 && host.second_stage == SecondStage::Ept,
             end: 1 << (host.maxphyaddr - 12),
             last_pfn: (1 << (host.phys_bits - 12)) - 1,

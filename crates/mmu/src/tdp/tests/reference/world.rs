@@ -535,16 +535,39 @@ impl<F: Format, const EVENTS: bool, const HARVEST: bool> World<F, EVENTS, HARVES
         self.settle(gone, true);
         self.drop_free_roots(true);
         let (mut zap, mut budget) = (ZapInvalidated::new(passes), Budget::new(every));
+        let mut pauses = 0;
         loop {
-            let mut locked = self.tables.shared(&mut self.reader, &mut self.watch);
             let progress = match every {
-                0 => zap.run(&mut locked, &mut Uninterrupted),
-                _ => zap.run(&mut locked, &mut budget),
+                0 => zap.run(&mut self.shared(), &mut Uninterrupted),
+                _ => zap.run(&mut self.shared(), &mut budget),
             };
             if progress == Progress::Done {
-                return Ok(());
+                break;
+            }
+            pauses += 1;
+            if pauses == 3 {
+                self.zap_meanwhile();
             }
         }
+        if pauses >= 3 {
+            self.tables.reclaim();
+            self.retired = 0;
+        }
+        Ok(())
+    }
+
+    /// Zaps leaves of all roots of a space, while another operation is under way in the invalid ones.
+    fn zap_meanwhile(&mut self) {
+        let (range, mut gone) = ((0, 0x601), Gone::default());
+        for at in self.selected(Some(0), true) {
+            for (gfn, _) in self.roots[at].pages_of(range.0, range.1) {
+                self.roots[at].remove_page(&self.rules, gfn, &mut gone);
+            }
+        }
+        self.settle(gone, false);
+        let mut zap = ZapLeafs::of_address_space(address_space(0), frames_of(range));
+        let progress = zap.run(&mut self.exclusive(), &mut Uninterrupted);
+        assert_eq!(progress, Progress::Done);
     }
 
     fn discard(&mut self) -> Result<(), String> {
