@@ -58,10 +58,11 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
         report(&mut self.observer, at, old, new);
     }
 
-    /// Passes on the marks that a change has removed.
+    /// Passes on the marks that a change has removed. A link is another page: a split passes on all marks of the huge
+    /// leaf.
     fn harvest_change(&mut self, level: Level, old: Spte<S::Format>, new: Spte<S::Format>) {
         let codec = &self.tables().codec;
-        let (gone, pfn) = (!new.is_present(), codec.pfn(old));
+        let (gone, pfn) = (!new.is_leaf(level), codec.pfn(old));
         let marks = Marks {
             accessed: codec.is_accessed(old) && (gone || !codec.is_accessed(new)),
             dirty: codec.is_dirty(old) && (gone || !codec.is_dirty(new)),

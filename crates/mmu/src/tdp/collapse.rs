@@ -1,6 +1,6 @@
 //! Making room for a huge leaf where a table is, when nothing needs small leaves any more.
 
-use slat_memslot::{Gfn, PageSize};
+use slat_memslot::{Gfn, Level, PageSize};
 
 use super::cursor::Cursor;
 use super::events::Observer;
@@ -79,16 +79,21 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
         nx_huge_pages: NxHugePages,
     ) -> Option<Spte<F>> {
         let tables = self.tables();
-        let (mut spte, mut level) = (cursor.old, cursor.level());
-        loop {
-            let table = tables.child_of(spte, level)?;
-            level = level.child()?;
-            let entries = tables.arena.table(table).iter();
-            let mut sptes = entries.map(|entry| Spte::from_raw(entry.load(Ordering::Acquire)));
-            spte = sptes.find(|spte: &Spte<F>| spte.is_present())?;
+        let table = tables.child_of(cursor.old, cursor.level())?;
+        let small = self.first_leaf(table, cursor.level().child()?)?;
+        tables.codec.make_huge(small, size, nx_huge_pages)
+    }
+
+    /// The first leaf below a table; tables without any may come before it.
+    fn first_leaf(&self, table: TableId, level: Level) -> Option<Spte<F>> {
+        let tables = self.tables();
+        let entries = tables.arena.table(table).iter();
+        let mut sptes = entries.map(|entry| Spte::from_raw(entry.load(Ordering::Acquire)));
+        sptes.find_map(|spte| {
             if spte.is_leaf(level) {
-                return tables.codec.make_huge(spte, size, nx_huge_pages);
+                return Some(spte);
             }
-        }
+            self.first_leaf(tables.child_of(spte, level)?, level.child()?)
+        })
     }
 }

@@ -29,7 +29,7 @@ pub struct MapRequest<F> {
     pub gfn: Gfn,
     /// The size to map it at (`goal_level`). For MMIO it is 4 KiB.
     pub size: PageSize,
-    /// What the guest wanted; empty for a prefault.
+    /// What the guest wanted: to execute, to write, or neither, which is to read. Empty for a prefault.
     pub access: Access,
     /// What to map.
     pub target: Target<F>,
@@ -100,7 +100,8 @@ pub enum MapError {
     /// There are as many tables as there may be (`-ENOMEM`).
     #[error("all tables are in use")]
     OutOfTables,
-    /// The frame is beyond what the tables map; KVM emulates such accesses before it comes here.
+    /// The frame is beyond what the tables map; KVM emulates such accesses before it comes here, but for a root of fewer
+    /// levels than the host has: there it takes the frame for another one, the bits above being lost.
     #[error("{gfn} is beyond the last frame, {last}")]
     BeyondLastGfn {
         /// The frame.
@@ -180,7 +181,7 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
         root: TableId,
         request: &MapRequest<S::Format>,
     ) -> Result<Mapped, MapError> {
-        self.check_request(request)?;
+        self.check_request(root, request)?;
         debug_assert!(
             !self.tables().page(root).role().is_invalid(),
             "nobody faults on an invalid root"
@@ -200,8 +201,12 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
         }
     }
 
-    fn check_request(&self, request: &MapRequest<S::Format>) -> Result<(), MapError> {
-        let (gfn, end) = (request.gfn, self.tables().end_gfn());
+    fn check_request(
+        &self,
+        root: TableId,
+        request: &MapRequest<S::Format>,
+    ) -> Result<(), MapError> {
+        let (gfn, end) = (request.gfn, self.tables().end_of(root));
         if gfn >= end {
             return Err(MapError::BeyondLastGfn {
                 gfn,
@@ -329,9 +334,20 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
         if tables.existing_leaf == ExistingLeaf::MadeAnew || !cursor.is_at_leaf() {
             return false;
         }
-        let writable = cursor.old.is_writable() || !request.access.contains(Access::WRITE);
         let same = tables.codec.pfn(cursor.old) == page.pfn;
-        same && (page.fill == Fill::Prefetch || writable)
+        same && (page.fill == Fill::Prefetch || self.allows(cursor.old, request.access))
+    }
+
+    /// Whether a leaf allows what a fault is about: one thing, reading if nothing else (`mmu.c:is_access_allowed`).
+    pub(super) fn allows(&self, leaf: Spte<S::Format>, access: Access) -> bool {
+        let codec = &self.tables().codec;
+        if access.contains(Access::EXECUTE) {
+            codec.is_executable(leaf)
+        } else if access.contains(Access::WRITE) {
+            leaf.is_writable()
+        } else {
+            !codec.is_access_tracked(leaf)
+        }
     }
 
     fn make(

@@ -41,7 +41,9 @@ mod tests;
 
 pub use collapse::{Collapse, Collapsed};
 pub use count::Totals;
-pub use events::{Event, FlushReason, FlushScope, Harvest, Observer, SplitResult, Unobserved};
+pub use events::{
+    Event, FlushReason, FlushScope, Harvest, Harvesting, Observer, SplitResult, Unobserved,
+};
 pub use hooks::{AccessCheck, Busy, External, NoCheck, NoExternal, Translated};
 pub use lock::{Exclusive, Locked, Shared, Side};
 pub use map::{MapError, MapRequest, Mapped, Resolution, Retry, Target};

@@ -36,8 +36,9 @@ impl Parent {
     }
 }
 
-/// What is known about a table. All of it is written before the table is linked, but for `full` and a root's role, which
-/// change under the exclusive lock only.
+/// What is known about a table. All of it is written before the table is linked, but for a root's role, which changes
+/// under the exclusive lock only, and `full`, which anybody can take back: it is read and set for linked tables under the
+/// exclusive lock only.
 #[derive(Debug, Default)]
 pub(super) struct Page {
     role: AtomicU32,

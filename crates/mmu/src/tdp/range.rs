@@ -157,7 +157,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
         pages: Pages,
     ) -> Result<(), MapError> {
         let (gfn, size) = (request.gfn, request.size);
-        let last = Gfn::new(self.tables().end_gfn().raw() - 1);
+        let last = Gfn::new(self.tables().end_of(root).raw() - 1);
         let end = gfn
             .checked_add(pages)
             .filter(|end| *end <= last + Pages::new(1));
@@ -165,11 +165,11 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
             return Err(MapError::BeyondLastGfn { gfn, last });
         };
         let inside = span(size.level()) - 1;
-        if pages == Pages::new(0) {
-            return Ok(());
-        }
         if (gfn.raw() | pfn.raw() | pages.raw()) & inside != 0 {
             return Err(MapError::Unaligned { gfn, pfn, size });
+        }
+        if pages == Pages::new(0) {
+            return Ok(());
         }
         let last_pfn = pfn.raw().saturating_add(pages.raw().saturating_sub(1));
         self.check_pfn(Pfn::new(last_pfn))?;
@@ -205,7 +205,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
                 cursor.finish(&run);
             } else if cursor.is_at_leaf() {
                 self.check_page(cursor.old, cursor.gfn(), start, pfn)?;
-            } else if cursor.old.is_present() {
+            } else if cursor.old.is_present() && cursor.level() > request.size.level() {
                 links += 1;
             }
             cursor.advance(tables);

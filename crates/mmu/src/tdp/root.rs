@@ -7,7 +7,7 @@ use super::events::{Event, Observer};
 use super::lock::{Locked, Side};
 use crate::role::PageRole;
 use crate::roots::{
-    Acquired, Dropped, Freed, GuestRoot, Load, Pgd, Released, RootId, RootKind, VcpuMmu,
+    Acquired, Dropped, Freed, GuestRoot, Load, Pgd, Released, Root, RootId, RootKind, VcpuMmu,
 };
 use crate::table::TableId;
 
@@ -24,8 +24,11 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
     /// A table is needed and there is none.
     pub fn acquire_root(&mut self, role: PageRole) -> Result<Acquired, OutOfTables> {
         let spare = self.spare_root(role)?;
-        let acquired = self.tables().roots.acquire(RootKind::Tdp, role, || spare);
-        self.settle_spare(acquired, spare, role);
+        let acquired = self
+            .tables()
+            .roots
+            .acquire(RootKind::Tdp, role, || spare.table());
+        self.settle_spare(acquired, &spare, role);
         Ok(acquired)
     }
 
@@ -34,15 +37,17 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
     /// # Errors
     /// A table is needed and there is none.
     pub fn load(&mut self, vcpu: &mut VcpuMmu) -> Result<Load, OutOfTables> {
+        if vcpu.cache().current() != Root::None {
+            return Ok(Load::InUse(vcpu.cache().current()));
+        }
         let role = vcpu.role();
         let spare = self.spare_root(role)?;
-        let load = vcpu.load(&self.tables().roots, GuestRoot::Visible(Pgd::ZERO), || {
-            spare
-        });
+        let guest = GuestRoot::Visible(Pgd::ZERO);
+        let load = vcpu.load(&self.tables().roots, guest, || spare.table());
         match load {
-            Load::Created(root) => self.settle_spare(Acquired::Created(root), spare, role),
-            Load::Shared(root) => self.settle_spare(Acquired::Shared(root), spare, role),
-            Load::InUse(_) | Load::Dummy => self.tables().arena.recycle(spare),
+            Load::Created(root) => self.settle_spare(Acquired::Created(root), &spare, role),
+            Load::Shared(root) => self.settle_spare(Acquired::Shared(root), &spare, role),
+            Load::InUse(_) | Load::Dummy => {}
         }
         Ok(load)
     }
@@ -52,25 +57,31 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
         self.tables().roots.payload(root)
     }
 
-    /// A table that is ready to be a root's. It is made before it is known whether it is needed, so that it is whole
-    /// when others can find it.
-    fn spare_root(&self, role: PageRole) -> Result<TableId, OutOfTables> {
+    /// A table that is ready to be a root's, if there is no root of this role. It is made before it is known whether
+    /// it is needed, so that it is whole when others can find it.
+    ///
+    /// A valid root stays valid while this side of the lock is held, so one that is there is found again.
+    fn spare_root(&self, role: PageRole) -> Result<Spare, OutOfTables> {
         let tables = self.tables();
+        if tables.roots.find(RootKind::Tdp, role).is_some() {
+            return Ok(Spare(None));
+        }
         let table = tables.arena.allocate().ok_or(OutOfTables)?;
         tables.page(table).describe(role, Gfn::new(0), None);
-        Ok(table)
+        Ok(Spare(Some(table)))
     }
 
-    fn settle_spare(&mut self, acquired: Acquired, table: TableId, role: PageRole) {
-        match acquired {
-            Acquired::Shared(_) => self.tables().arena.recycle(table),
-            Acquired::Created(_) => {
+    fn settle_spare(&mut self, acquired: Acquired, spare: &Spare, role: PageRole) {
+        match (acquired, spare.0) {
+            (Acquired::Shared(_), Some(table)) => self.tables().arena.recycle(table),
+            (Acquired::Created(_), Some(table)) => {
                 if O::EVENTS {
                     let gfn = Gfn::new(0);
                     self.observer
                         .event(Event::PageAllocated { table, gfn, role });
                 }
             }
+            (_, None) => {}
         }
     }
 
@@ -94,5 +105,15 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
                 self.free_root(freed);
             }
         }
+    }
+}
+
+/// A table for a root, where one may be needed.
+struct Spare(Option<TableId>);
+
+impl Spare {
+    fn table(&self) -> TableId {
+        self.0
+            .expect("a valid root does not go while the lock is held")
     }
 }

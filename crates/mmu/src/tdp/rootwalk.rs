@@ -17,6 +17,9 @@ pub(super) struct RootWalk {
     select: RootSelect,
     as_id: Option<AsId>,
     start: u64,
+    /// Where the range ends.
+    range_end: u64,
+    /// The same, or what the root that it is on cannot map any more.
     end: u64,
     state: State,
 }
@@ -37,12 +40,16 @@ impl RootWalk {
             select,
             as_id,
             start: range.start().raw(),
-            end: range.end().raw(),
+            range_end: range.end().raw(),
+            end: 0,
             state: State::Before(None),
         }
     }
 
-    /// The frame to stop before.
+    /// The frame to stop before, in the root that it is on.
+    ///
+    /// KVM goes on to the last frame of the host even in a root that has fewer levels than the host, and takes frames
+    /// there for lower ones. Here a root ends where its levels do.
     #[inline]
     pub(super) const fn end(&self) -> u64 {
         self.end
@@ -61,11 +68,14 @@ impl RootWalk {
         &mut self,
         locked: &mut Locked<S, O>,
     ) -> Option<(TableId, u64)> {
-        self.end = self.end.min(locked.tables().end_gfn().raw());
         loop {
             match self.state {
                 State::Over => return None,
-                State::On(root, at) => return Some((locked.root_table(root)?, at)),
+                State::On(root, at) => {
+                    let table = locked.root_table(root)?;
+                    self.end = self.range_end.min(locked.tables().end_of(table).raw());
+                    return Some((table, at));
+                }
                 State::Before(last) => self.step(locked, last),
             }
         }

@@ -11,7 +11,7 @@ use crate::host::{AdBits, Host};
 use crate::roots::{RootTable, TdpMmu};
 use crate::spte::{AdType, Codec, Format, Pfn, Spte};
 use crate::sync::{AtomicU64, Ordering};
-use crate::table::{Arena, Epochs, Reader, TableId};
+use crate::table::{Arena, ENTRIES, Epochs, Reader, TableId, span};
 
 /// What a fault makes of a leaf that is there already and allows what is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -178,6 +178,12 @@ impl<F: Format, X, C> Tables<F, X, C> {
                 self.page(table).set_role(role);
             }
         }
+    }
+
+    /// The first frame that a root cannot map, or tell from a lower one.
+    pub(super) fn end_of(&self, root: TableId) -> Gfn {
+        let frames = span(self.page(root).role().level()) * ENTRIES as u64;
+        self.end_gfn().min(Gfn::new(frames))
     }
 
     /// Lets removed tables be used again that no reader can reach any more.

@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
 mod order;
+mod recorded;
+mod reference;
 
 use slat_memslot::{Gfn, GfnRange, PageSize};
 
