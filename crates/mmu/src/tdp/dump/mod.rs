@@ -45,6 +45,7 @@ use slat_memslot::{Gfn, GfnRange, Level, Pages};
 
 pub use diff::{Diff, HostChange, RootDiff};
 pub use line::DumpError;
+pub use words::{access_letters, ad_word, memory_word};
 
 use crate::host::Host;
 use crate::role::PageRole;

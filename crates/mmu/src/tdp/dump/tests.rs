@@ -1,5 +1,9 @@
 //! Texts of dumps: taken from tables, written and read, broken, compared.
-#![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test may fail anywhere"
+)]
 
 mod property;
 

@@ -98,13 +98,23 @@ pub(super) fn all<T>(words: Words<T>) -> String {
 }
 
 /// What is allowed, as `rwx` with `-` for what is not, and `u` behind it where user mode may execute on its own.
-pub(super) fn letters(access: Access) -> String {
+pub fn access_letters(access: Access) -> String {
     let letter = |(bit, letter): (Access, char)| match (access.contains(bit), bit) {
         (true, _) => Some(letter),
         (false, Access::USER_EXECUTE) => None,
         (false, _) => Some('-'),
     };
     LETTERS.into_iter().filter_map(letter).collect()
+}
+
+/// The word of a memory type.
+pub fn memory_word(memory: &MemoryType) -> &'static str {
+    word(MEMORY, memory)
+}
+
+/// The word of how A/D bits are used; `None` for the ordinary way.
+pub fn ad_word(ad: AdType) -> Option<&'static str> {
+    (ad != AdType::Enabled).then(|| word(AD_TYPES, &ad))
 }
 
 /// What these letters allow.

@@ -8,7 +8,7 @@ use super::words::{self, word};
 use super::{Content, Dump, Range, RawTable, Root};
 use crate::host::{AdBits, Encryption, ExecuteOnly, Host, MmioCaching};
 use crate::role::PageRole;
-use crate::spte::{Access, AdType, Leaf};
+use crate::spte::{Access, Leaf};
 
 /// The number of the text's form.
 pub(super) const VERSION: &str = "1";
@@ -129,7 +129,7 @@ impl Display for Range {
                 access,
                 generation,
             } => {
-                let letters = words::letters(*access);
+                let letters = words::access_letters(*access);
                 write!(f, "mmio gen {:#x} {letters}", generation.raw())?;
                 if *gfn != start {
                     write!(f, " gfn {gfn}")?;
@@ -148,19 +148,19 @@ fn write_leaf(f: &mut Formatter<'_>, leaf: &Leaf) -> fmt::Result {
     write!(
         f,
         "{} pfn {} {} {} {}{} {}",
-        words::letters(allowed),
+        words::access_letters(allowed),
         leaf.pfn,
         choose(leaf.writability.host, "hw"),
         choose(leaf.writability.mmu, "mw"),
         if leaf.accessed { 'a' } else { '-' },
         if leaf.dirty { 'd' } else { '-' },
-        word(words::MEMORY, &leaf.memory),
+        words::memory_word(&leaf.memory),
     )?;
-    if leaf.ad != AdType::Enabled {
-        write!(f, " {}", word(words::AD_TYPES, &leaf.ad))?;
+    if let Some(word) = words::ad_word(leaf.ad) {
+        write!(f, " {word}")?;
     }
     if !leaf.saved.is_empty() {
-        write!(f, " saved {}", words::letters(leaf.saved))?;
+        write!(f, " saved {}", words::access_letters(leaf.saved))?;
     }
     if leaf.encrypted {
         f.write_str(" enc")?;
