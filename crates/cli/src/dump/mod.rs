@@ -17,8 +17,8 @@ Examples:
   slat dump tables.txt                  the tables that a script leaves behind
   slat dump --events tables.txt         everything that happened on the way, as comments before the dump
   slat dump --raw tables.txt >before    every table and raw entry, too
-  slat dump before                        reads a dump, checks it, and prints it in its normal form
-  slat dump --diff before after           what differs between two dumps, or between what two scripts leave
+  slat dump before                      reads a dump, checks it, and prints it in its normal form
+  slat dump --diff before after         what differs between two dumps, or between what two scripts leave
   printf 'root a\\nmap a 0..0x200 0x1000\\n' | slat dump -
 
 docs/dump.md describes scripts and dumps.
