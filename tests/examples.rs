@@ -9,6 +9,9 @@ use std::error::Error;
 #[path = "../examples/dirty_log.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod dirty_log;
+#[path = "../examples/dump_tables.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod dump_tables;
 #[path = "../examples/explain_region.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod explain_region;
@@ -188,4 +191,28 @@ fn zap_cost_tells_both_kinds_of_zap() {
     );
     let wrong = zap_cost::run(&["--gib", "0"], &mut Vec::new());
     assert!(wrong.unwrap_err().to_string().contains("1 to 4096"));
+}
+
+#[test]
+fn dump_tables_tells_what_goes() {
+    let text = output(|_, out| dump_tables::run(out), &[]);
+    assert_tells(
+        &text,
+        &[
+            "slat-dump 1 npt p2 maxphyaddr 48",
+            "role baseline 0x3784 ",
+            "0x0..0x400 l2 rwx pfn 0x4000 hw mw ad pat",
+            "0xc0000..0xc0010 l1 rwx pfn 0x70000 hw mw ad pat",
+            "leaf by leaf",
+            " root 0.0 valid refs 2",
+            "-  0xc0000..0xc0010 l1 rwx pfn 0x70000 hw mw ad pat",
+            "fast zap",
+            "-root 0.0 valid refs 2",
+            "+root 0.0 invalid refs 1",
+            "-  tables l4 1 l3 1 l2 2 l1 1",
+            "+  tables l4 1 l3 0 l2 0 l1 0",
+            "-  0x0..0x400 l2",
+            "read back: the same",
+        ],
+    );
 }

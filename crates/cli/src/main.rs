@@ -7,6 +7,7 @@ macro_rules! println {
 }
 
 mod diff;
+mod dump;
 mod explain;
 mod kernel;
 mod output;
@@ -30,6 +31,8 @@ struct Cli {
 enum Job {
     /// Hold the model against the local /dev/kvm with random calls; without it, replay recorded kernel results.
     Diff(diff::Args),
+    /// Play a script of page-table operations and print roots, roles and mapped ranges; read, check or compare dumps.
+    Dump(dump::Args),
     /// Say whether a call is accepted or refused, why, and what would make it succeed.
     Explain(Box<explain::Args>),
     /// Run a VMM and write down the memory calls it makes, as a scenario.
@@ -41,6 +44,7 @@ enum Job {
 fn main() -> ExitCode {
     let result = match Cli::parse().job {
         Job::Diff(args) => diff::run(&args),
+        Job::Dump(args) => dump::run(&args),
         Job::Explain(args) => explain::run(&args),
         Job::Record(args) => record::run(&args),
         Job::Run(args) => run::run(&args),

@@ -267,3 +267,84 @@ fn diff_refuses_a_wrong_area() {
     assert_eq!(code, 2);
     assert!(err.contains("nowhere"), "{err}");
 }
+
+const TABLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tables.txt");
+
+#[test]
+fn dump_prints_what_the_documentation_shows() {
+    let (code, out, err) = slat(&["dump", TABLES]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/dump.md");
+    let Ok(page) = std::fs::read_to_string(page) else {
+        println!("skipped: docs/dump.md is absent, as in a package");
+        return;
+    };
+    let script = std::fs::read_to_string(TABLES).unwrap();
+    assert!(page.contains(&format!("```\n{script}```\n")));
+    assert!(page.contains(&format!("```\n{out}```\n")), "{out}");
+}
+
+#[test]
+fn dump_reads_what_it_prints() {
+    let (_, plain, _) = slat(&["dump", TABLES]);
+    for option in ["--events", "--raw"] {
+        let (code, out, _) = slat(&["dump", option, TABLES]);
+        assert_eq!(code, 0);
+        let printed = file("printed.dump", &out);
+        let (code, again, err) = slat(&["dump", &printed]);
+        assert_eq!((code, err.as_str()), (0, ""));
+        assert_eq!(again == plain, option == "--events");
+        let diff = slat(&["dump", "--diff", &printed, TABLES]);
+        assert_eq!(diff, (0, String::new(), String::new()));
+    }
+    let (_, events, _) = slat(&["dump", "--events", TABLES]);
+    let told = "# line 10: map normal 0x200 0x4200 2m\n#   kvm_tdp_mmu_spte_changed: as id 0 gfn 200 level 2 ";
+    assert!(events.contains(told), "{events}");
+}
+
+#[test]
+fn dump_prints_json() {
+    let value = json(&slat(&["dump", "--json", "--events", TABLES]).1);
+    let roots = value["roots"].as_array().unwrap();
+    assert_eq!(roots[1]["role"]["baseline"], 0x3784);
+    assert_eq!(roots[1]["ranges"][3]["pfn"], 0x4200);
+    assert_eq!(roots[1]["ranges"][4]["kind"], "mmio");
+    assert_eq!(value["events"][0]["line"], 4);
+}
+
+#[test]
+fn dump_names_what_differs() {
+    let script = std::fs::read_to_string(TABLES).unwrap();
+    let more = file("more.tables", &format!("{script}zap 0x1ff..0x201\n"));
+    let (code, out, err) = slat(&["dump", "--diff", TABLES, &more]);
+    assert_eq!((code, err.as_str()), (1, ""));
+    let changes: Vec<&str> = out.lines().skip(2).collect();
+    assert_eq!(
+        changes,
+        [
+            " root 0.0 valid refs 2",
+            "-  0x1ff..0x200 l1 rwx pfn 0x7771ff hw mw ad pat",
+            "-  0x200..0x400 l2 rwx pfn 0x4200 hw mw ad pat",
+        ]
+    );
+    let value = json(&slat(&["dump", "--json", "--diff", TABLES, &more]).1);
+    assert_eq!(value["roots"][0]["removed"][1]["level"], 2);
+}
+
+#[test]
+fn dump_tells_what_is_wrong() {
+    let broken = file("broken.tables", "root a\nmap a 0x8..0x2 1\n");
+    wrong(
+        &["dump", &broken],
+        &["broken.tables: line 2, column 7: 0x8..0x2: "],
+    );
+    let dump = file("broken.dump", "slat-dump 1 npt p9 maxphyaddr 48\n");
+    wrong(&["dump", &dump], &["broken.dump: line 1: p9: none of p1"]);
+    wrong(&["dump", "/nonexistent"], &["/nonexistent"]);
+    wrong(&["dump", "--diff", "-", "-"], &["standard input"]);
+    let unexpected = file("unexpected.tables", "root a\nmap a 7 7\nmap a 7 8\n");
+    let (code, out, err) = slat(&["dump", &unexpected]);
+    assert_eq!(code, 1);
+    assert!(out.contains("0x7..0x8 l1 rwx pfn 0x7 "));
+    assert!(err.contains("line 3: map a 7 8: expected no error, got error pfn-changed"));
+}

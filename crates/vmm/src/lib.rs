@@ -3,7 +3,8 @@
 //!
 //! Around it: the text form of calls and results ([`scenario`]), running one ([`run()`]), random sequences held against
 //! a kernel and shrunk when they differ ([`differential`]), the logs of real VMMs ([`strace`], `record`), and what
-//! real kernels answered ([`recordings`]). [`predict`] puts what a real VMM did to the model.
+//! real kernels answered ([`recordings`]). [`predict`] puts what a real VMM did to the model, and [`tables`] runs scripts of
+//! operations on page tables.
 
 mod api;
 mod areas;
@@ -21,6 +22,7 @@ pub mod recordings;
 mod run;
 pub mod scenario;
 pub mod strace;
+pub mod tables;
 
 pub use api::{CallError, CallResult, Machine, MemoryVm};
 pub use areas::Areas;

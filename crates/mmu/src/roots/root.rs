@@ -22,6 +22,11 @@ impl fmt::Debug for RootId {
 }
 
 impl RootId {
+    /// The place in the table, and how often it had been used before.
+    pub const fn parts(self) -> (u32, u32) {
+        (self.index, self.generation)
+    }
+
     /// The place in the table.
     #[inline]
     pub(super) const fn place(self) -> usize {

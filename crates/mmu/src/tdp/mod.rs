@@ -21,6 +21,7 @@ mod change;
 mod collapse;
 mod count;
 mod cursor;
+pub mod dump;
 mod events;
 mod hooks;
 mod lock;
@@ -32,7 +33,9 @@ mod root;
 mod rootwalk;
 mod split;
 mod store;
+mod table_of;
 mod tables;
+mod trace;
 mod walk;
 mod zap;
 
@@ -41,6 +44,7 @@ mod tests;
 
 pub use collapse::{Collapse, Collapsed};
 pub use count::Totals;
+pub use dump::Dump;
 pub use events::{
     Event, FlushReason, FlushScope, Harvest, Harvesting, Observer, SplitResult, Unobserved,
 };

@@ -10,22 +10,22 @@ use super::words::{self, Words};
 use crate::parse_error::column;
 
 /// A value, or what is wrong with the text that should hold it.
-pub(super) type Parsed<T> = Result<T, String>;
+pub(crate) type Parsed<T> = Result<T, String>;
 
 type Input<'a> = LocatingSlice<&'a str>;
 
 /// One word of a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Token<'a> {
+pub(crate) struct Token<'a> {
     /// The column of its first character, from 1.
-    pub(super) column: u32,
+    pub(crate) column: u32,
     /// What it is.
-    pub(super) kind: TokenKind<'a>,
+    pub(crate) kind: TokenKind<'a>,
 }
 
 /// What a token is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum TokenKind<'a> {
+pub(crate) enum TokenKind<'a> {
     /// Anything between blanks.
     Word(&'a str),
     /// A text between quotes.
@@ -35,7 +35,7 @@ pub(super) enum TokenKind<'a> {
 }
 
 /// The words of `line`, without its comment; else the column of an unfinished title.
-pub(super) fn tokens(line: &str) -> Result<Vec<Token<'_>>, u32> {
+pub(crate) fn tokens(line: &str) -> Result<Vec<Token<'_>>, u32> {
     let words = repeat(0.., preceded(blanks, token.with_span()));
     let mut whole = terminated(words, (blanks, opt(comment), eof));
     let found: Vec<(TokenKind<'_>, core::ops::Range<usize>)> = whole
@@ -96,7 +96,7 @@ fn suffix(input: &mut &str) -> ModalResult<u32> {
 }
 
 /// A number: decimal or with `0x`, with `K`, `M`, `G` or `T` behind it for powers of 1024.
-pub(super) fn number(text: &str) -> Parsed<u64> {
+pub(crate) fn number(text: &str) -> Parsed<u64> {
     let (radix, text, shift) = digits.parse(text).map_err(|_| "not a number".to_owned())?;
     let value = u64::from_str_radix(text, radix).ok();
     let scaled = value.and_then(|v| v.checked_mul(1 << shift));
@@ -173,7 +173,7 @@ pub(super) fn is_name(text: &str) -> bool {
 }
 
 /// A name of a file, a mapping, an area or a VM.
-pub(super) fn name(text: &str) -> Parsed<String> {
+pub(crate) fn name(text: &str) -> Parsed<String> {
     if is_name(text) {
         return Ok(text.to_owned());
     }

@@ -27,7 +27,7 @@
 mod args;
 mod calls;
 mod expect;
-mod lex;
+pub(crate) mod lex;
 mod names;
 mod parse;
 mod record;

@@ -1,0 +1,105 @@
+//! Events as text, in the manner of KVM's tracepoints.
+
+use core::fmt;
+
+use super::events::{Event, FlushReason, FlushScope};
+
+/// The tracepoint's name and its fields as the kernel prints them. Tables have numbers instead of addresses, and what is
+/// not modelled (generations of shadow pages, reference counts) is left out. Flushes, which the kernel does not trace,
+/// are called `slat_flush`.
+///
+/// ```
+/// use slat_memslot::{AsId, Gfn, Level};
+/// use slat_mmu::{spte::{Npt, Spte}, tdp::Event};
+/// let event = Event::<Npt>::SpteChanged {
+///     as_id: AsId::NORMAL,
+///     gfn: Gfn::new(0x200),
+///     level: Level::L1,
+///     old: Spte::from_raw(0),
+///     new: Spte::from_raw(0x0077_7e67),
+/// };
+/// assert_eq!(
+///     event.to_string(),
+///     "kvm_tdp_mmu_spte_changed: as id 0 gfn 200 level 1 old_spte 0 new_spte 777e67"
+/// );
+/// ```
+impl<F> fmt::Display for Event<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SpteChanged {
+                as_id,
+                gfn,
+                level,
+                old,
+                new,
+            } => write!(
+                f,
+                "kvm_tdp_mmu_spte_changed: as id {} gfn {:x} level {} old_spte {old:x} new_spte {new:x}",
+                as_id.index(),
+                gfn.raw(),
+                *level as u8
+            ),
+            Self::PageAllocated { table, gfn, role } => write!(
+                f,
+                "kvm_mmu_get_page: sp {} gfn {:x} {role} new",
+                table.raw(),
+                gfn.raw()
+            ),
+            Self::PageZapped { table, gfn, role } => write!(
+                f,
+                "kvm_mmu_prepare_zap_page: sp {} gfn {:x} {role}",
+                table.raw(),
+                gfn.raw()
+            ),
+            Self::SpteSet { level, gfn, spte } => write!(
+                f,
+                "kvm_mmu_set_spte: gfn {:x} spte {spte:x} level {}",
+                gfn.raw(),
+                *level as u8
+            ),
+            Self::MmioMarked { mmio } => write!(
+                f,
+                "mark_mmio_spte: gfn {:x} access {:x} gen {:x}",
+                mmio.gfn.raw(),
+                mmio.access.bits(),
+                mmio.generation.raw()
+            ),
+            Self::HugePageSplit {
+                gfn,
+                spte,
+                level,
+                result,
+            } => write!(
+                f,
+                "kvm_mmu_split_huge_page: gfn {:x} spte {spte:x} level {} errno {}",
+                gfn.raw(),
+                *level as u8,
+                result.errno()
+            ),
+            Self::ZapAllFast => f.write_str("kvm_mmu_zap_all_fast"),
+            Self::Flushed { scope, reason } => write!(f, "slat_flush: {scope} ({reason})"),
+        }
+    }
+}
+
+impl fmt::Display for FlushScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Frames(range) => {
+                let (start, pages) = (range.start().raw(), range.pages().raw());
+                write!(f, "gfn {start:x} pages {pages:x}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for FlushReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TableReplaced => "table replaced",
+            Self::ZappedAtomically => "zapped atomically",
+            Self::Yield => "yield",
+        })
+    }
+}
