@@ -26,7 +26,7 @@ mod request;
 mod root;
 mod table;
 #[cfg(test)]
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod tests;
 mod zap;
 

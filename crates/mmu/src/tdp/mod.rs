@@ -25,6 +25,8 @@ mod events;
 mod hooks;
 mod lock;
 mod map;
+#[cfg(test)]
+mod model;
 mod page;
 mod range;
 mod resched;
@@ -36,7 +38,7 @@ mod tables;
 mod walk;
 mod zap;
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 
 pub use collapse::{Collapse, Collapsed};

@@ -13,7 +13,7 @@ use super::lock::{Exclusive, Locked, Shared, Side};
 use super::page::Parent;
 use super::tables::table_at;
 use crate::spte::{Format, Spte};
-use crate::sync::Ordering;
+use crate::sync::{Ordering, unfreeze};
 use crate::table::span;
 
 /// How an entry is replaced on each side of the lock.
@@ -149,7 +149,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<'_, Share
         let result = if told.is_ok() { new } else { cursor.old };
         let entry = self.tables().entry(cursor.table(), cursor.index());
         if told.is_ok() || !cfg!(slat_mutant = "no_restore") {
-            entry.store(result.raw(), Ordering::Release);
+            unfreeze(entry, result.raw());
         }
         told.map_err(|Busy| NotStored::Busy)
     }
@@ -161,7 +161,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<'_, Share
         self.flush_entry(at.gfn, at.level, FlushReason::ZappedAtomically);
         let empty = codec.nonpresent();
         let entry = self.tables().entry(cursor.table(), cursor.index());
-        entry.store(empty.raw(), Ordering::Release);
+        unfreeze(entry, empty.raw());
         self.changed(at, cursor.old, empty);
         Ok(())
     }
