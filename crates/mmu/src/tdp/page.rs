@@ -36,8 +36,8 @@ impl Parent {
     }
 }
 
-/// What is known about a table. All of it is written before the table is linked, but for `full` and a root's role, which
-/// change under the exclusive lock only.
+/// What is known about a table. All of it is written before the table is linked, but for a root's role, which changes
+/// under the exclusive lock only, and `full`, which under the shared lock is taken back and never looked at.
 #[derive(Debug, Default)]
 pub(super) struct Page {
     role: AtomicU32,

@@ -115,6 +115,10 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<'_, Share
         } else {
             self.exchange(cursor, new)?;
         }
+        if !new.is_leaf(at.level) && !cfg!(slat_mutant = "keep_full") {
+            // Whoever asks has the tables to himself.
+            self.tables().page(cursor.table()).set_full(false);
+        }
         self.changed(at, cursor.old, new);
         Ok(())
     }

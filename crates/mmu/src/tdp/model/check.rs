@@ -108,10 +108,7 @@ fn gone<F: Format, X, C>(tables: &Tables<F, X, C>, table: TableId) {
 }
 
 /// Whether a root maps nothing, not even empty tables.
-#[cfg_attr(
-    not(any(loom, shuttle)),
-    expect(dead_code, reason = "for small models")
-)]
+#[cfg_attr(not(loom), expect(dead_code, reason = "for small models"))]
 pub(super) fn is_empty<F: Format, X, C>(tables: &Tables<F, X, C>, root: RootId) -> bool {
     let table = tables.roots.payload(root).unwrap();
     let entries = tables.arena.table(table).iter();
@@ -120,10 +117,7 @@ pub(super) fn is_empty<F: Format, X, C>(tables: &Tables<F, X, C>, root: RootId) 
 }
 
 /// The level of the leaf for a frame.
-#[cfg_attr(
-    not(any(loom, shuttle)),
-    expect(dead_code, reason = "for small models")
-)]
+#[cfg_attr(not(loom), expect(dead_code, reason = "for small models"))]
 pub(super) fn leaf_level<F: Format, X, C>(
     tables: &Tables<F, X, C>,
     root: TableId,
