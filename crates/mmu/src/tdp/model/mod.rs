@@ -3,7 +3,6 @@
 //! Three tools, each for what the others cannot do: under `--cfg loom` single protocols in all interleavings, weakly
 //! ordered memory included; under `--cfg shuttle` whole operations of up to four threads in random schedules; else real
 //! threads on tables of full size. All end with [`check::consistent`].
-#![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
 mod check;
 #[cfg(loom)]
