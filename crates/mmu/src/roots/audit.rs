@@ -18,7 +18,7 @@ impl<P: Payload> RootTable<P> {
 }
 
 /// Faults, for the tests of the audit.
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod plant {
     use super::{Payload, RootId, RootTable};
     use crate::role::PageRole;

@@ -335,7 +335,7 @@ impl RootCache {
     }
 
     /// Puts a root in use and the one that was among the earlier ones; the oldest is forgotten.
-    #[cfg(all(test, not(loom)))]
+    #[cfg(all(test, not(any(loom, shuttle))))]
     pub(super) fn plant_current(&mut self, root: Root, role: PageRole) {
         self.take(PLACES - 1);
         self.order = self.order.bring_forward(PLACES - 1);

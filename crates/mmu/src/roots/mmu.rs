@@ -117,7 +117,7 @@ impl VcpuMmu {
     }
 
     /// The same, to be changed.
-    #[cfg(all(test, not(loom)))]
+    #[cfg(all(test, not(any(loom, shuttle))))]
     pub(super) const fn cache_mut(&mut self) -> &mut RootCache {
         &mut self.cache
     }

@@ -27,7 +27,7 @@ mod request;
 mod root;
 mod table;
 #[cfg(test)]
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod tests;
 mod zap;
 

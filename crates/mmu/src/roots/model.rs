@@ -5,6 +5,7 @@ use loom::thread;
 
 use super::*;
 use crate::role::{PageRole, TdpDepth, TdpHost, VcpuState, root_role_for_tdp};
+use crate::sync::explore;
 
 fn role() -> PageRole {
     root_role_for_tdp(&VcpuState::default(), &TdpHost::new(TdpDepth::Ept4))
@@ -46,7 +47,7 @@ fn visit(table: &RootTable<u32>) -> usize {
 /// One thread gives up an invalid root's last reference while another visits all roots.
 #[test]
 fn an_invalid_root_goes_once_and_not_while_it_is_visited() {
-    loom::model(|| {
+    explore(3, || {
         let (table, root) = with_invalid_root();
         let table = Arc::new(table);
         let zapper = {
@@ -62,7 +63,7 @@ fn an_invalid_root_goes_once_and_not_while_it_is_visited() {
 /// The same with a reference that is taken by name, whose root may have been followed by another in the same place.
 #[test]
 fn an_old_name_never_reaches_the_next_root() {
-    loom::model(|| {
+    explore(3, || {
         let (table, root) = with_invalid_root();
         let table = Arc::new(table);
         let zapper = {
@@ -88,7 +89,7 @@ fn an_old_name_never_reaches_the_next_root() {
 /// Two vCPUs want the same root at once.
 #[test]
 fn two_threads_acquire_one_root() {
-    loom::model(|| {
+    explore(3, || {
         let table = Arc::new(RootTable::new(TdpMmu::On));
         let other = {
             let table = table.clone();

@@ -292,7 +292,7 @@ fn one_more(word: u64) -> u64 {
     word + 1
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 

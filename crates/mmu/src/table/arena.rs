@@ -5,10 +5,10 @@ use std::sync::OnceLock;
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 
 /// Entries of a table. A model checker cannot explore 512.
-pub const ENTRIES: usize = if cfg!(loom) { 4 } else { 512 };
+pub const ENTRIES: usize = if cfg!(any(loom, shuttle)) { 4 } else { 512 };
 
 /// Tables made at a time: 2 MiB of entries.
-const CHUNK: u32 = if cfg!(loom) { 4 } else { 512 };
+const CHUNK: u32 = if cfg!(any(loom, shuttle)) { 4 } else { 512 };
 
 /// The entries of one table.
 pub type Table = [AtomicU64; ENTRIES];
@@ -231,7 +231,7 @@ impl<M> Arena<M> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use std::collections::BTreeSet;
 

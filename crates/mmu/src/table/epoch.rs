@@ -206,7 +206,7 @@ impl Drop for Pin<'_> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 
@@ -252,7 +252,7 @@ mod model {
     use loom::thread;
 
     use super::*;
-    use crate::sync::AtomicU64;
+    use crate::sync::{AtomicU64, explore};
 
     const NONE: u64 = 0;
     const TABLE: u64 = 1;
@@ -269,7 +269,7 @@ mod model {
     /// collected. The walker must never see the new contents.
     #[test]
     fn a_walker_never_sees_a_table_used_anew() {
-        loom::model(|| {
+        explore(3, || {
             let world = Arc::new(World {
                 link: AtomicU64::new(TABLE),
                 contents: AtomicU64::new(TABLE),
@@ -298,9 +298,7 @@ mod model {
     /// Two walkers pin one after the other while a table waits: no order of theirs frees it under one of them.
     #[test]
     fn two_walkers_hold_a_table() {
-        let mut model = loom::model::Builder::new();
-        model.preemption_bound = Some(3);
-        model.check(|| {
+        explore(2, || {
             let world = Arc::new(World {
                 link: AtomicU64::new(TABLE),
                 contents: AtomicU64::new(TABLE),

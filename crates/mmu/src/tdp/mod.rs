@@ -26,6 +26,8 @@ mod events;
 mod hooks;
 mod lock;
 mod map;
+#[cfg(test)]
+mod model;
 mod page;
 mod range;
 mod resched;
@@ -39,7 +41,7 @@ mod trace;
 mod walk;
 mod zap;
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 
 pub use collapse::{Collapse, Collapsed};

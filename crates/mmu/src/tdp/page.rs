@@ -37,8 +37,7 @@ impl Parent {
 }
 
 /// What is known about a table. All of it is written before the table is linked, but for a root's role, which changes
-/// under the exclusive lock only, and `full`, which anybody can take back: it is read and set for linked tables under the
-/// exclusive lock only.
+/// under the exclusive lock only, and `full`, which under the shared lock is taken back and never looked at.
 #[derive(Debug, Default)]
 pub(super) struct Page {
     role: AtomicU32,

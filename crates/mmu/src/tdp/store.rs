@@ -13,7 +13,7 @@ use super::lock::{Exclusive, Locked, Shared, Side};
 use super::page::Parent;
 use super::tables::table_at;
 use crate::spte::{Format, Spte};
-use crate::sync::Ordering;
+use crate::sync::{Ordering, unfreeze};
 use crate::table::span;
 
 /// How an entry is replaced on each side of the lock.
@@ -115,7 +115,9 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
         } else {
             self.exchange(cursor, new)?;
         }
-        if cursor.old.is_leaf(at.level) && !new.is_leaf(at.level) {
+        let leaf_gone = cursor.old.is_leaf(at.level) && !new.is_leaf(at.level);
+        if leaf_gone && !cfg!(slat_mutant = "keep_full") {
+            // Whoever asks has the tables to himself.
             self.tables().page(cursor.table()).set_full(false);
         }
         self.changed(at, cursor.old, new);
@@ -152,7 +154,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
         let result = if told.is_ok() { new } else { cursor.old };
         let entry = self.tables().entry(cursor.table(), cursor.index());
         if told.is_ok() || !cfg!(slat_mutant = "no_restore") {
-            entry.store(result.raw(), Ordering::Release);
+            unfreeze(entry, result.raw());
         }
         told.map_err(|Busy| NotStored::Busy)
     }
@@ -164,7 +166,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
         self.flush_entry(at.gfn, at.level, FlushReason::ZappedAtomically);
         let empty = codec.nonpresent();
         let entry = self.tables().entry(cursor.table(), cursor.index());
-        entry.store(empty.raw(), Ordering::Release);
+        unfreeze(entry, empty.raw());
         self.changed(at, cursor.old, empty);
         Ok(())
     }

@@ -69,7 +69,7 @@ mod entry;
 mod memory;
 mod root;
 mod step;
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 mod tree;
 mod vcpu;

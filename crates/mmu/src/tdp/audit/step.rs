@@ -15,7 +15,7 @@ use crate::tdp::lock::{Locked, Side};
 use crate::tdp::tables::Tables;
 
 /// A model checker has no time for it, and follows every load.
-const AUDITED: bool = cfg!(all(debug_assertions, not(loom)));
+const AUDITED: bool = cfg!(all(debug_assertions, not(any(loom, shuttle))));
 /// With more tables than this, a step looks at some only.
 const FEW: usize = 64;
 /// Numbers that are worth going through, given out or not.

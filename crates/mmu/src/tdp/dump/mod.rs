@@ -34,7 +34,7 @@ mod diff;
 mod line;
 mod read;
 mod take;
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 mod words;
 mod write;

@@ -1,10 +1,11 @@
 //! Fast zap: all roots become unusable at once, and what they map goes afterwards (`mmu.c:kvm_mmu_zap_all_fast`).
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::PoisonError;
 
 use crate::role::PageRole;
 use crate::roots::{RootId, RootSelect};
 use crate::spte::Format;
+use crate::sync::RwLock;
 use crate::table::Reader;
 use crate::tdp::events::{Event, Observer};
 use crate::tdp::hooks::{AccessCheck, External};
