@@ -9,6 +9,7 @@ use slat_mmu::role::{VcpuState, root_role_for_tdp};
 use slat_mmu::roots::RootId;
 use slat_mmu::spte::{Entry, Ept, Pfn};
 use slat_mmu::table::TableId;
+use slat_mmu::tdp::audit::AuditContext;
 use slat_mmu::tdp::{
     Harvest, Limits, MapRequest, Passes, Progress, Tables, Uninterrupted, Unobserved,
     ZapInvalidated, ZapLeafs,
@@ -195,7 +196,10 @@ impl Job for Own {
             Kind::Free => self.discard(),
             Kind::Map => self.vm.fill(Filling::Full),
             Kind::Walk => {
-                self.counted.leaves = self.vm.pages;
+                // The audit holds the count of leaves against those that it finds.
+                let violations = self.vm.tables.audit(&AuditContext::default());
+                assert!(violations.is_empty(), "{violations:?}");
+                self.counted.leaves = self.vm.tables.totals().pages_4k;
             }
         }
     }
