@@ -2,6 +2,7 @@
 
 use slat_memslot::{AsId, Gfn, GfnRange, Level};
 
+use super::fast::Fast;
 use crate::role::PageRole;
 use crate::spte::{Marks, Mmio, Pfn, Spte};
 use crate::table::TableId;
@@ -110,6 +111,17 @@ pub enum Event<F> {
         level: Level,
         /// What came of it.
         result: SplitResult,
+    },
+    /// A fault was tried on its leaf alone (`fast_page_fault`). A change made so is reported by nothing else.
+    FastFault {
+        /// The frame.
+        gfn: Gfn,
+        /// The entry that was found.
+        old: Spte<F>,
+        /// The entry, read again.
+        new: Spte<F>,
+        /// What came of it.
+        fast: Fast,
     },
     /// All roots are about to be invalidated (`kvm_mmu_zap_all_fast`).
     ZapAllFast,

@@ -16,6 +16,7 @@
 //!
 //! KVM counterparts: `tdp_mmu.c`, `tdp_iter.c`; kernel 6.12.117, with mirror tables as in later kernels.
 
+mod age;
 pub mod audit;
 mod change;
 mod collapse;
@@ -23,8 +24,10 @@ mod count;
 mod cursor;
 pub mod dump;
 mod events;
+mod fast;
 mod hooks;
 mod lock;
+mod log;
 mod map;
 #[cfg(test)]
 mod model;
@@ -44,14 +47,17 @@ mod zap;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 
+pub use age::Age;
 pub use collapse::{Collapse, Collapsed};
 pub use count::Totals;
 pub use dump::Dump;
 pub use events::{
     Event, FlushReason, FlushScope, Harvest, Harvesting, Observer, SplitResult, Unobserved,
 };
+pub use fast::{Fast, SlotLog};
 pub use hooks::{AccessCheck, Busy, External, NoCheck, NoExternal, Translated};
 pub use lock::{Exclusive, Locked, Shared, Side};
+pub use log::{ByWhat, Weaken};
 pub use map::{MapError, MapRequest, Mapped, Resolution, Retry, Target};
 pub use page::Parent;
 pub use resched::{Every, Progress, Resched, Uninterrupted};

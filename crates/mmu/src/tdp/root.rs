@@ -1,13 +1,14 @@
 //! Roots with their tables: finding or making one, and letting one go.
 
-use slat_memslot::Gfn;
+use slat_memslot::{AsId, Gfn};
 use thiserror::Error;
 
 use super::events::{Event, Observer};
 use super::lock::{Locked, Side};
 use crate::role::PageRole;
 use crate::roots::{
-    Acquired, Dropped, Freed, GuestRoot, Load, Pgd, Released, Root, RootId, RootKind, VcpuMmu,
+    Acquired, Dropped, Freed, GuestRoot, Load, Pgd, Released, Root, RootId, RootKind, RootSelect,
+    VcpuMmu,
 };
 use crate::table::TableId;
 
@@ -55,6 +56,21 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
     /// The table of a root.
     pub fn root_table(&self, root: RootId) -> Option<TableId> {
         self.tables().roots.payload(root)
+    }
+
+    /// The tables of the roots of an address space, newest first, for whoever no root can slip away from.
+    pub(super) fn root_tables(
+        &self,
+        select: RootSelect,
+        as_id: AsId,
+    ) -> impl Iterator<Item = TableId> + use<S, O> {
+        let roots = &self.tables().roots;
+        let wanted = |role: PageRole| {
+            (select == RootSelect::All || !role.is_invalid()) && role.as_id() == as_id
+        };
+        let all = roots.iter().filter(|(_, role)| wanted(*role));
+        let tables: Vec<TableId> = all.filter_map(|(root, _)| roots.payload(root)).collect();
+        tables.into_iter()
     }
 
     /// A table that is ready to be a root's, if there is no root of this role. It is made before it is known whether

@@ -3,6 +3,7 @@
 use core::fmt;
 
 use super::events::{Event, FlushReason, FlushScope};
+use super::fast::Fast;
 
 /// The tracepoint's name and its fields as the kernel prints them. Tables have numbers instead of addresses, and what is
 /// not modelled (generations of shadow pages, reference counts) is left out. Flushes, which the kernel does not trace,
@@ -75,6 +76,18 @@ impl<F> fmt::Display for Event<F> {
                 gfn.raw(),
                 *level as u8,
                 result.errno()
+            ),
+            Self::FastFault {
+                gfn,
+                old,
+                new,
+                fast,
+            } => write!(
+                f,
+                "fast_page_fault: gva {:x} old {old:#x} new {new:x} spurious {} fixed {}",
+                gfn.gpa().raw(),
+                u8::from(*fast == Fast::Spurious),
+                u8::from(matches!(fast, Fast::Fixed { .. }))
             ),
             Self::ZapAllFast => f.write_str("kvm_mmu_zap_all_fast"),
             Self::Flushed { scope, reason } => write!(f, "slat_flush: {scope} ({reason})"),

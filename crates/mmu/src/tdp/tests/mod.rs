@@ -107,6 +107,7 @@ fn tell<F>(event: &Event<F>) -> String {
             *level as u8,
             result.errno()
         ),
+        Event::FastFault { gfn, fast, .. } => format!("fast {:#x} {fast:?}", gfn.raw()),
         Event::ZapAllFast => "zap all fast".into(),
         Event::Flushed { scope, reason } => format!("flush {scope:?} {reason:?}"),
     }

@@ -290,6 +290,8 @@ impl<F: Format> Replay<F> {
             Event::MmioMarked { mmio } => {
                 format!("mmio {:x} {:x}", mmio.gfn.raw(), mmio.generation.raw())
             }
+            // Recordings have such changes as pokes.
+            Event::FastFault { .. } => return None,
             Event::HugePageSplit {
                 gfn,
                 spte,
