@@ -99,6 +99,7 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
             self.observer.event(Event::PageZapped { table, gfn, role });
         }
         self.counts().add_tables(-1);
+        self.tables().forget_nx(table);
         let at = At {
             as_id: role.as_id(),
             gfn: gfn.raw(),

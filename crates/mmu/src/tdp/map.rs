@@ -1,6 +1,6 @@
 //! Mapping a page where a fault wants it (`tdp_mmu.c:kvm_tdp_mmu_map`).
 
-use slat_memslot::{Generation, Gfn, PageSize};
+use slat_memslot::{Generation, Gfn, Level, PageSize};
 use thiserror::Error;
 
 use super::cursor::Cursor;
@@ -91,6 +91,21 @@ pub struct Mapped {
     pub resolution: Resolution,
     /// The page was made writable in a logged slot, or nearly: KVM marks it dirty before it tries to store the entry.
     pub mark_dirty: bool,
+    /// The size that it came to: that of the request, or a smaller one if execution does not allow it.
+    pub size: PageSize,
+}
+
+/// What the mitigation of iTLB multihit has to say about a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum NxFault {
+    /// Nothing: it is off for this VM.
+    #[default]
+    Off,
+    /// It is on, and the fault executes nothing: a huge leaf is not put where a table is for the sake of execution.
+    On,
+    /// It is on, and the fault executes: the page is mapped small, where it could have been of this size
+    /// (`fault->req_level`).
+    Disallowed(PageSize),
 }
 
 /// What cannot be mapped. Nothing but tables on the way has changed.
@@ -181,13 +196,27 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
         root: TableId,
         request: &MapRequest<S::Format>,
     ) -> Result<Mapped, MapError> {
+        self.map_nx(root, request, NxFault::Off)
+    }
+
+    /// The same under the mitigation of iTLB multihit.
+    ///
+    /// # Errors
+    /// See [`MapError`].
+    pub fn map_nx(
+        &mut self,
+        root: TableId,
+        request: &MapRequest<S::Format>,
+        nx: NxFault,
+    ) -> Result<Mapped, MapError> {
         self.check_request(root, request)?;
         debug_assert!(
             !self.tables().page(root).role().is_invalid(),
             "nobody faults on an invalid root"
         );
-        let outcome = self.descend(root, request);
-        let outcome = outcome.and_then(|mut cursor| self.install(&mut cursor, request));
+        let mut request = *request;
+        let outcome = self.descend(root, &mut request, nx);
+        let outcome = outcome.and_then(|mut cursor| self.install(&mut cursor, &request));
         match outcome {
             Ok(mapped) => {
                 self.audit_after_map(root, request.gfn);
@@ -197,6 +226,7 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
             Err(Stopped::Retry(retry)) => Ok(Mapped {
                 resolution: Resolution::Retry(retry),
                 mark_dirty: false,
+                size: request.size,
             }),
         }
     }
@@ -241,11 +271,16 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
     fn descend(
         &mut self,
         root: TableId,
-        request: &MapRequest<S::Format>,
+        request: &mut MapRequest<S::Format>,
+        nx: NxFault,
     ) -> Result<Cursor<S::Format>, Stopped> {
-        let (gfn, goal) = (request.gfn.raw(), request.size.level());
-        let mut cursor = Cursor::start(self.tables(), root, goal, gfn);
+        let gfn = request.gfn.raw();
+        let mut cursor = Cursor::start(self.tables(), root, Level::L1, gfn);
         while cursor.is_before(gfn + 1) {
+            if nx != NxFault::Off {
+                self.adjust_to_table(&cursor, request);
+            }
+            let goal = request.size.level();
             if self.tables().codec.is_frozen(cursor.old) {
                 return Err(Stopped::Retry(Retry::Frozen));
             }
@@ -253,7 +288,10 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
                 return Ok(cursor);
             }
             if !cursor.old.is_link(cursor.level()) {
-                self.link_or_split(&mut cursor, request)?;
+                let child = self.link_or_split(&mut cursor, request, nx)?;
+                if let NxFault::Disallowed(wanted) = nx {
+                    self.track_nx(child, cursor.level(), wanted);
+                }
             }
             cursor.advance(self.tables());
         }
@@ -266,10 +304,14 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
         &mut self,
         cursor: &mut Cursor<S::Format>,
         request: &MapRequest<S::Format>,
-    ) -> Result<(), Stopped> {
+        nx: NxFault,
+    ) -> Result<TableId, Stopped> {
         let child = self
             .allocate_child(cursor)
             .ok_or(Stopped::Error(MapError::OutOfTables))?;
+        if matches!(nx, NxFault::Disallowed(_)) {
+            self.tables().page(child).set_nx_disallowed(true);
+        }
         let linked = if cursor.old.is_present() {
             self.split_into(cursor, child, nx_huge_pages(request))
         } else {
@@ -284,7 +326,7 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
             // Nobody has seen it.
             self.tables().arena.recycle(child);
         }
-        linked.map_err(Stopped::from)
+        linked.map(|()| child).map_err(Stopped::from)
     }
 
     /// Stores the entry (`tdp_mmu.c:tdp_mmu_map_handle_target_level`).
@@ -298,6 +340,7 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
             return Ok(Mapped {
                 resolution: Resolution::Spurious,
                 mark_dirty: false,
+                size: request.size,
             });
         }
         let ready = self.make(cursor, role, request)?;
@@ -312,6 +355,7 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
             return Ok(Mapped {
                 resolution: Resolution::Retry(retry),
                 mark_dirty: ready.mark_dirty,
+                size: request.size,
             });
         } else if old.is_link(cursor.level()) {
             self.flush_entry(cursor.gfn(), cursor.level(), FlushReason::TableReplaced);
@@ -322,6 +366,7 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
         Ok(Mapped {
             resolution: self.report_install(cursor, ready.spte, resolution),
             mark_dirty: ready.mark_dirty,
+            size: request.size,
         })
     }
 

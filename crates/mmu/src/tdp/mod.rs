@@ -31,6 +31,7 @@ mod log;
 mod map;
 #[cfg(test)]
 mod model;
+mod nx;
 mod page;
 mod range;
 mod resched;
@@ -58,7 +59,7 @@ pub use fast::{Fast, SlotLog};
 pub use hooks::{AccessCheck, Busy, External, NoCheck, NoExternal, Translated};
 pub use lock::{Exclusive, Locked, Shared, Side};
 pub use log::{ByWhat, Weaken};
-pub use map::{MapError, MapRequest, Mapped, Resolution, Retry, Target};
+pub use map::{MapError, MapRequest, Mapped, NxFault, Resolution, Retry, Target};
 pub use page::Parent;
 pub use resched::{Every, Progress, Resched, Uninterrupted};
 pub use root::OutOfTables;

@@ -3,7 +3,7 @@
 use slat_memslot::Gfn;
 
 use crate::role::PageRole;
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::table::TableId;
 
 /// The entry that links to a table (`sp->ptep`).
@@ -42,6 +42,7 @@ impl Parent {
 pub(super) struct Page {
     role: AtomicU32,
     full: AtomicU32,
+    nx_disallowed: AtomicBool,
     gfn: AtomicU64,
     parent: AtomicU64,
 }
@@ -51,6 +52,7 @@ impl Page {
     pub(super) fn describe(&self, role: PageRole, gfn: Gfn, parent: Option<Parent>) {
         self.role.store(role.bits(), Ordering::Relaxed);
         self.full.store(0, Ordering::Relaxed);
+        self.nx_disallowed.store(false, Ordering::Relaxed);
         self.gfn.store(gfn.raw(), Ordering::Relaxed);
         let parent = parent.map_or(ROOT, Parent::pack);
         self.parent.store(parent, Ordering::Relaxed);
@@ -85,5 +87,16 @@ impl Page {
     #[inline]
     pub(super) fn set_full(&self, full: bool) {
         self.full.store(u32::from(full), Ordering::Relaxed);
+    }
+
+    /// Whether the table is there because a huge page must not be executable (`nx_huge_page_disallowed`).
+    #[inline]
+    pub(super) fn is_nx_disallowed(&self) -> bool {
+        self.nx_disallowed.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    pub(super) fn set_nx_disallowed(&self, disallowed: bool) {
+        self.nx_disallowed.store(disallowed, Ordering::Relaxed);
     }
 }

@@ -8,7 +8,7 @@ use super::cursor::Cursor;
 use super::events::Observer;
 use super::hooks::{AccessCheck, External};
 use super::lock::{Exclusive, Locked};
-use super::map::{MapError, MapRequest, Target};
+use super::map::{MapError, MapRequest, NxFault, Target};
 use super::page::Parent;
 use crate::role::PageRole;
 use crate::spte::{Format, LeafRequest, Pfn, Spte, TableRole};
@@ -123,7 +123,11 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
         let mut cursor = Cursor::start(self.tables(), root, Level::L2, request.gfn.raw());
         while cursor.level() > Level::L2 {
             let missing = self.tables().codec.is_nonpresent(cursor.old);
-            if missing && self.link_or_split(&mut cursor, request).is_err() {
+            if missing
+                && self
+                    .link_or_split(&mut cursor, request, NxFault::Off)
+                    .is_err()
+            {
                 return;
             }
             if !cursor.old.is_link(cursor.level()) && !missing {

@@ -10,7 +10,7 @@ use super::page::{Page, Parent};
 use crate::host::{AdBits, Host};
 use crate::roots::{RootTable, TdpMmu};
 use crate::spte::{AdType, Codec, Format, Pfn, Spte};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 use crate::table::{Arena, ENTRIES, Epochs, Reader, TableId, span};
 
 /// What a fault makes of a leaf that is there already and allows what is asked for.
@@ -60,6 +60,8 @@ pub struct Tables<F, X = NoExternal, C = NoCheck> {
     pub(super) counts: Box<[Counts]>,
     pub(super) external: X,
     pub(super) check: C,
+    /// Tables that could be huge leaves but for execution, oldest first.
+    pub(super) possible_nx: Mutex<Vec<TableId>>,
     /// Where the audit of every step goes on.
     pub(super) audit: StepCursor,
 }
@@ -92,6 +94,7 @@ impl<F: Format, X, C> Tables<F, X, C> {
             counts: (0..=limits.readers).map(|_| Counts::default()).collect(),
             external,
             check,
+            possible_nx: Mutex::new(Vec::new()),
             audit: StepCursor::default(),
         }
     }
@@ -155,6 +158,11 @@ impl<F: Format, X, C> Tables<F, X, C> {
     /// How many leaves there are of each size, and how many linked tables (`kvm->stat.pages_*`, `tdp_mmu_pages`).
     pub fn totals(&self) -> Totals {
         Totals::of(&self.counts)
+    }
+
+    /// How many huge pages are split for the sake of execution (`nx_lpage_splits`).
+    pub fn nx_splits(&self) -> u64 {
+        lock(&self.possible_nx).len() as u64
     }
 
     /// Memory for entries and for what is known about tables, in bytes, whether in use or not.

@@ -99,6 +99,7 @@ impl Discard {
                         role: page.role(),
                     });
                 }
+                tables.forget_nx(child);
                 self.freed.push(child);
                 if below == Level::L1 && tables.page(child).is_full() {
                     self.leaves[0] += ENTRIES as i64;
