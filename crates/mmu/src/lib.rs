@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+pub mod fault;
 pub mod host;
 mod limits;
 pub mod role;

@@ -1,12 +1,15 @@
 //! Making room for a huge leaf where a table is, when nothing needs small leaves any more.
 
-use slat_memslot::{Gfn, Level, PageSize};
+use slat_memslot::{AsId, Gfn, GfnRange, Level, PageSize};
 
 use super::cursor::Cursor;
 use super::events::Observer;
 use super::hooks::{AccessCheck, External};
 use super::lock::{Locked, Shared};
+use super::resched::{Progress, Resched};
+use super::rootwalk::RootWalk;
 use super::store::NotStored;
+use crate::roots::RootSelect;
 use crate::spte::{Format, NxHugePages, Spte};
 use crate::sync::Ordering;
 use crate::table::TableId;
@@ -53,21 +56,29 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
             if cursor.level() != level || !cursor.old.is_link(level) {
                 return Collapsed::NoTable;
             }
-            let replaced = match how {
-                Collapse::Zap => self.zap_atomic(&mut cursor),
-                Collapse::Recover(nx_huge_pages) => {
-                    let Some(huge) = self.huge_leaf(&cursor, size, nx_huge_pages) else {
-                        return Collapsed::NoLeaf;
-                    };
-                    self.set_atomic(&mut cursor, huge)
-                }
-            };
-            match replaced {
-                Ok(()) => return Collapsed::Done,
+            match self.collapse_at(&mut cursor, size, how) {
+                Ok(true) => return Collapsed::Done,
+                Ok(false) => return Collapsed::NoLeaf,
                 Err(NotStored::Busy) => return Collapsed::Busy,
                 Err(NotStored::Lost) => {}
             }
         }
+    }
+
+    /// Collapses the table that the cursor's entry links to. Says whether it did: it may have no leaf.
+    fn collapse_at(
+        &mut self,
+        cursor: &mut Cursor<F>,
+        size: PageSize,
+        how: Collapse,
+    ) -> Result<bool, NotStored> {
+        let Collapse::Recover(nx_huge_pages) = how else {
+            return self.zap_atomic(cursor).map(|()| true);
+        };
+        let Some(huge) = self.huge_leaf(cursor, size, nx_huge_pages) else {
+            return Ok(false);
+        };
+        self.set_atomic(cursor, huge).map(|()| true)
     }
 
     /// The huge leaf that stands for the table at the cursor, made of the first leaf in it
@@ -95,5 +106,78 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
             }
             self.first_leaf(tables.child_of(spte, level)?, level.child()?)
         })
+    }
+}
+
+/// Collapses the tables of a range that nothing needs any more (`tdp_mmu.c:kvm_tdp_mmu_zap_collapsible_sptes`, since 6.13
+/// `kvm_tdp_mmu_recover_huge_pages`), in all valid roots of an address space.
+#[derive(Debug)]
+#[must_use = "it does nothing until it is run"]
+pub struct CollapseTables {
+    walk: RootWalk,
+    range: GfnRange,
+    how: Collapse,
+    collapsed: u64,
+}
+
+impl CollapseTables {
+    /// Tables of the range, usually a slot's, go in this way.
+    pub fn new(as_id: AsId, range: GfnRange, how: Collapse) -> Self {
+        Self {
+            walk: RootWalk::new(RootSelect::Valid, Some(as_id), range),
+            range,
+            how,
+            collapsed: 0,
+        }
+    }
+
+    /// How many tables went.
+    pub const fn collapsed(&self) -> u64 {
+        self.collapsed
+    }
+
+    /// Collapses until it is over or `resched` wants to give way. `allows` tells whether a page of this size could be mapped
+    /// at a frame now; it is asked for tables that begin inside the range.
+    pub fn run<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>, R: Resched>(
+        &mut self,
+        locked: &mut Locked<Shared<'_, F, X, C>, O>,
+        resched: &mut R,
+        mut allows: impl FnMut(Gfn, PageSize) -> bool,
+    ) -> Progress {
+        while let Some((root, from)) = self.walk.current(locked) {
+            let mut cursor = Cursor::start(locked.tables(), root, Level::L2, from);
+            while cursor.is_before(self.walk.end()) {
+                if self.walk.gives_way(&cursor, resched) {
+                    return Progress::Paused;
+                }
+                if self.visit(locked, &mut cursor, &mut allows) != Err(NotStored::Lost) {
+                    cursor.advance(locked.tables());
+                }
+            }
+            self.walk.next_root();
+        }
+        Progress::Done
+    }
+
+    fn visit<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>(
+        &mut self,
+        locked: &mut Locked<Shared<'_, F, X, C>, O>,
+        cursor: &mut Cursor<F>,
+        allows: &mut impl FnMut(Gfn, PageSize) -> bool,
+    ) -> Result<(), NotStored> {
+        let gfn = Gfn::new(cursor.gfn());
+        let size = match cursor.level() {
+            Level::L2 => PageSize::Size2M,
+            Level::L3 => PageSize::Size1G,
+            Level::L1 | Level::L4 | Level::L5 => return Ok(()),
+        };
+        let table = cursor.old.is_link(cursor.level());
+        if !table || !self.range.contains(gfn) || !allows(gfn, size) {
+            return Ok(());
+        }
+        if locked.collapse_at(cursor, size, self.how)? {
+            self.collapsed += 1;
+        }
+        Ok(())
     }
 }

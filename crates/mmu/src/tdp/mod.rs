@@ -49,7 +49,7 @@ mod zap;
 mod tests;
 
 pub use age::Age;
-pub use collapse::{Collapse, Collapsed};
+pub use collapse::{Collapse, CollapseTables, Collapsed};
 pub use count::Totals;
 pub use dump::Dump;
 pub use events::{

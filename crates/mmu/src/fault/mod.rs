@@ -1,0 +1,33 @@
+//! Faults on guest memory under the TDP MMU, from the exit to the entry that mends it.
+//!
+//! [`Locked::page_fault`] follows `mmu.c:kvm_tdp_page_fault` in the kernel's order: write tracking, the fast way, the page and
+//! what stands in its way, a last look whether the answer is stale, then the tables. What a fault depends on outside the
+//! tables is an [`Env`]: the VM's memory, the pages behind its slots ([`Backing`]), invalidations under way, and settings.
+//!
+//! | outcome | KVM | what the vCPU does |
+//! |---|---|---|
+//! | [`Outcome::Retry`] | `RET_PF_RETRY` | enters the guest again |
+//! | [`Outcome::Fixed`], [`Outcome::Spurious`] | the same names | enters the guest again |
+//! | [`Outcome::Emulate`] | `RET_PF_EMULATE` | emulates: MMIO, or a write to a read-only slot |
+//! | [`Outcome::WriteProtected`] | `RET_PF_WRITE_PROTECTED` | emulates the write |
+//! | [`Outcome::MemoryFault`] | `-EFAULT` with `KVM_EXIT_MEMORY_FAULT` | exits to userspace |
+//! | [`Outcome::BadPage`] | `-EFAULT` | exits to userspace |
+//!
+//! KVM counterparts: `mmu.c:kvm_tdp_mmu_page_fault`, `kvm_faultin_pfn`, `kvm_mmu_hugepage_adjust`, `fast_page_fault`,
+//! `kvm_tdp_map_page`; kernel 6.12.117.
+//!
+//! [`Locked::page_fault`]: crate::tdp::Locked::page_fault
+
+mod backing;
+mod handle;
+mod invalidation;
+mod mmio;
+mod prefault;
+mod request;
+
+pub use backing::{Backing, FilePage, HostPage};
+pub use handle::{Env, Handled, Outcome, Settings};
+pub use invalidation::{Invalidation, Sequence};
+pub use mmio::MmioCache;
+pub use prefault::{Prefault, PrefaultError, PrefaultOutside};
+pub use request::{Fault, Kind, Present};
