@@ -21,6 +21,7 @@ pub mod recordings;
 mod run;
 pub mod scenario;
 pub mod strace;
+pub mod traces;
 
 pub use api::{CallError, CallResult, Machine, MemoryVm};
 pub use areas::Areas;
