@@ -3,7 +3,7 @@
 //!
 //! Around it: the text form of calls and results ([`scenario`]), running one ([`run()`]), random sequences held against
 //! a kernel and shrunk when they differ ([`differential`]), the logs of real VMMs ([`strace`], `record`), and what
-//! real kernels answered ([`recordings`]). [`predict`] puts what a real VMM did to the model.
+//! real kernels answered ([`recordings`]) and what their MMUs did ([`traces`]). [`predict`] puts what a real VMM did to the model.
 
 mod api;
 mod areas;

@@ -6,6 +6,8 @@ use std::path::Path;
 mod scenario;
 #[path = "fuzzed/strace.rs"]
 mod strace;
+#[path = "fuzzed/traces.rs"]
+mod traces;
 
 /// Puts every file of a target's corpus through `check`.
 fn replay(target: &str, check: impl Fn(&[u8])) {
@@ -35,4 +37,9 @@ fn the_corpus_of_scenario_holds() {
 #[test]
 fn the_corpus_of_strace_holds() {
     replay("strace", strace::check);
+}
+
+#[test]
+fn the_corpus_of_traces_holds() {
+    replay("traces", traces::check);
 }

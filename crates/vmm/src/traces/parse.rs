@@ -122,10 +122,8 @@ impl<'a> Line<'a> {
     /// `rest`, a part of this line, is wrong.
     fn error(&self, rest: &str, wrong: &str) -> ParseError {
         let offset = (rest.as_ptr() as usize).saturating_sub(self.text.as_ptr() as usize);
-        let value = match rest.split_whitespace().next() {
-            Some(word) => word,
-            None => "the end of the line",
-        };
+        let word = rest.split_whitespace().next();
+        let value = word.unwrap_or("the end of the line");
         ParseError {
             line: self.number,
             column: column(self.text, offset),
