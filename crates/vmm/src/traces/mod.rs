@@ -20,7 +20,6 @@
 //! use slat_vmm::traces::{Op, Recording, Traced, What};
 //!
 //! let text = "\
-//! # scenario zap status 0
 //! OP KVM_SET_USER_MEMORY_REGION slot=1 as=0 flags=0 gfn=400 npages=0
 //!   kvm_tdp_mmu_spte_changed: as id 0 gfn 400 level 1 old_spte 143d33e67 new_spte 8000000000000000
 //! RET 0
@@ -28,7 +27,7 @@
 //! let recording = Recording::parse(text)?;
 //! assert!(matches!(recording.items[0].what, What::Op(Op::SetRegion(region)) if region.slot == 1));
 //! assert!(matches!(recording.items[1].what, What::Event(Traced::SpteChanged { old: 0x143d33e67, .. })));
-//! assert_eq!(recording.items[2].line, 4);
+//! assert_eq!(recording.items[2].line, 3);
 //! # Ok::<(), slat_vmm::traces::ParseError>(())
 //! ```
 #![warn(clippy::indexing_slicing)]

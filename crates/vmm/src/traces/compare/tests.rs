@@ -7,7 +7,8 @@ use slat_mmu::host::{HardwareAd, Host};
 use slat_mmu::role::{PageRole, RoleLayout};
 use slat_mmu::spte::{Codec, Ept, Format, Npt, Spte, bits};
 
-use super::{Comparer, Difference, Kind, Kinds, Mismatch, Predicted, frame};
+use super::event::frame;
+use super::{Comparer, Difference, Kind, Kinds, Mismatch, Predicted};
 use crate::traces::{Builtin, Exit, Item, Machine, Note, Probe, Recording, Ret, Traced, What};
 
 const EMPTY: u64 = 1 << 63;
