@@ -128,6 +128,8 @@ impl<F: Format> Comparer<F> {
     /// Tables and bits are remembered: the parts of a recording may be compared one after the other, cut before an
     /// operation.
     ///
+    /// Of a truncated recording the prediction has to be cut as well.
+    ///
     /// # Errors
     /// The first difference. The comparer is of no use after it.
     #[expect(clippy::result_large_err, reason = "it happens once, and is printed")]
