@@ -101,7 +101,13 @@ impl<F: Format> Comparer<F> {
                 } else {
                     0
                 };
-                leaf(field, predicted, recorded, allowed | hardware)
+                let compared = leaf(field, predicted, recorded, allowed | hardware);
+                let differ = predicted ^ recorded;
+                let marks = differ & !(F::ACCESSED | F::DIRTY) == 0 && recorded & differ == differ;
+                if compared.is_err() && by_hardware && ours.is_leaf(level) && marks {
+                    return Err(Mismatch::NotByHardware { bits: differ });
+                }
+                compared
             }
             _ => Err(Mismatch::Shape(field)),
         }

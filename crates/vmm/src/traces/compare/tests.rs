@@ -195,7 +195,7 @@ fn bits_from_hardware_may_stay() {
     let anew = (0x400, l1, [EMPTY, protect(clean)], [EMPTY, protect(clean)]);
     assert_eq!(
         compare(npt(), &[gone, anew, zap]),
-        Err(Mismatch::Field("old_spte"))
+        Err(Mismatch::NotByHardware { bits: 0x40 })
     );
 }
 
