@@ -3,8 +3,8 @@
 //!
 //! Around it: the text form of calls and results ([`scenario`]), running one ([`run()`]), random sequences held against
 //! a kernel and shrunk when they differ ([`differential`]), the logs of real VMMs ([`strace`], `record`), and what
-//! real kernels answered ([`recordings`]). [`predict`] puts what a real VMM did to the model, and [`tables`] runs scripts of
-//! operations on page tables.
+//! real kernels answered ([`recordings`]) and what their MMUs did ([`traces`]). [`predict`] puts what a real VMM did to the model,
+//! and [`tables`] runs scripts of operations on page tables.
 
 mod api;
 mod areas;
@@ -23,6 +23,7 @@ mod run;
 pub mod scenario;
 pub mod strace;
 pub mod tables;
+pub mod traces;
 
 pub use api::{CallError, CallResult, Machine, MemoryVm};
 pub use areas::Areas;

@@ -8,6 +8,8 @@ mod scenario;
 mod strace;
 #[path = "fuzzed/tables.rs"]
 mod tables;
+#[path = "fuzzed/traces.rs"]
+mod traces;
 
 /// Puts every file of a target's corpus through `check`.
 fn replay(target: &str, check: impl Fn(&[u8])) {
@@ -42,4 +44,9 @@ fn the_corpus_of_strace_holds() {
 #[test]
 fn the_corpus_of_tables_holds() {
     replay("tables", tables::check);
+}
+
+#[test]
+fn the_corpus_of_traces_holds() {
+    replay("traces", traces::check);
 }
