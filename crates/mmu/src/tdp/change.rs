@@ -181,7 +181,7 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
             .remove_leaf(Gfn::new(at.gfn), at.level, old)
             .is_err()
         {
-            self.counts().lose_table();
+            self.counts().lose_page();
         }
     }
 

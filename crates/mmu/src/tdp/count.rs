@@ -12,6 +12,7 @@ pub(super) struct Counts {
     leaves: [AtomicU64; 3],
     tables: AtomicU64,
     lost: AtomicU64,
+    lost_pages: AtomicU64,
 }
 
 impl Counts {
@@ -37,6 +38,10 @@ impl Counts {
     pub(super) fn lose_table(&self) {
         Self::add(&self.lost, 1);
     }
+
+    pub(super) fn lose_page(&self) {
+        Self::add(&self.lost_pages, 1);
+    }
 }
 
 /// How many leaves and tables there are.
@@ -50,8 +55,10 @@ pub struct Totals {
     pub pages_1g: u64,
     /// Linked tables; roots do not count (`tdp_mmu_pages`).
     pub tables: u64,
-    /// Tables that the owner of mirror tables has not let go.
+    /// Tables that the owner of mirror tables has not let go: they stay his, and are never used again.
     pub lost: u64,
+    /// Pages of tables that went, which the owner of mirror tables has not let go.
+    pub lost_pages: u64,
 }
 
 impl Totals {
@@ -66,6 +73,7 @@ impl Totals {
             pages_1g: sum(|each| &each.leaves[2]),
             tables: sum(|each| &each.tables),
             lost: sum(|each| &each.lost),
+            lost_pages: sum(|each| &each.lost_pages),
         }
     }
 

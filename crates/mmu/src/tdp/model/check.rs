@@ -50,6 +50,7 @@ pub(super) fn consistent<F: Format, X, C>(tables: &mut Tables<F, X, C>) -> Total
         pages_1g: found.leaves[2],
         tables: linked as u64,
         lost: 0,
+        lost_pages: 0,
     };
     assert_eq!(tables.totals(), expected, "the counts and a walk");
     for table in removed {

@@ -20,6 +20,7 @@ impl<F: Format, const EVENTS: bool, const HARVEST: bool> World<F, EVENTS, HARVES
             pages_1g: leaves(3),
             tables,
             lost: 0,
+            lost_pages: 0,
         };
         same("totals", self.tables.totals(), totals)?;
         same(
