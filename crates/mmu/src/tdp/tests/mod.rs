@@ -1,6 +1,8 @@
 //! Whole operations on page tables.
 #![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
+mod check;
+mod mirror;
 mod order;
 mod recorded;
 mod reference;
