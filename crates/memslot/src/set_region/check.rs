@@ -176,8 +176,8 @@ impl Memory {
         }
     }
 
-    /// What deleting or moving a slot zaps (`kvm_arch_flush_shadow_memslot`).
-    fn slot_zap(&self, slot: &Slot) -> Zap {
+    /// What deleting or moving a slot would zap now (`kvm_arch_flush_shadow_memslot`).
+    pub fn slot_zap(&self, slot: &Slot) -> Zap {
         let quirk = !self.disabled_quirks().contains(Quirks::SLOT_ZAP_ALL);
         let flagged = slot.flags().contains(SlotFlags::ZAP_LEAFS_ONLY);
         let rule = match (self.profile().slot_zap.get(), self.vm_type()) {

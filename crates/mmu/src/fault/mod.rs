@@ -22,6 +22,7 @@ mod backing;
 mod handle;
 mod invalidation;
 mod mmio;
+mod plan;
 mod prefault;
 mod request;
 
@@ -29,5 +30,6 @@ pub use backing::{Backing, FilePage, HostPage};
 pub use handle::{Env, Handled, Outcome, Settings};
 pub use invalidation::{Invalidation, Sequence};
 pub use mmio::MmioCache;
+pub use plan::{Caveat, OutsideBaseMode, PlannedRun, PrefaultPlan, Prefaulter, Stop};
 pub use prefault::{Prefault, PrefaultError, PrefaultOutside};
 pub use request::{Fault, Kind, Present};

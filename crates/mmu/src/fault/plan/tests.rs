@@ -1,0 +1,83 @@
+#![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
+
+use slat_memslot::{Profile, Region, SlotFlags, SlotKey, VmType};
+
+use super::*;
+
+/// 4 MiB at 2 MiB, logged 2 MiB behind a hole, on 6.12.
+fn memory() -> Memory {
+    let mut memory = Memory::new(Profile::named("linux-6.12").unwrap(), VmType::Default);
+    let ram = Region::new(SlotKey::normal(0), 0x20_0000, 4 << 20, 0x7f00_0020_0000);
+    let logged = Region::new(SlotKey::normal(1), 0x80_0000, 2 << 20, 0x7f00_0080_0000)
+        .with_flags(SlotFlags::LOG_DIRTY_PAGES);
+    for region in [ram, logged] {
+        let _effects = memory.set_region(&region).unwrap();
+    }
+    memory
+}
+
+fn plan(
+    vcpu: &VcpuState,
+    outside: PrefaultOutside,
+    (start, end): (u64, u64),
+) -> Result<PrefaultPlan, OutsideBaseMode> {
+    let who = Prefaulter {
+        host: &Host::ept(46).with_five_levels(),
+        vcpu,
+        outside,
+    };
+    let range = GfnRange::between(Gfn::new(start), Gfn::new(end)).unwrap();
+    who.plan(&memory(), range, |_, _| PageSize::Size1G)
+}
+
+#[test]
+fn leaves_are_as_large_as_the_slot_allows() {
+    let vcpu = VcpuState::default();
+    let plan = plan(&vcpu, PrefaultOutside::CurrentRoot, (0x200, 0x600)).unwrap();
+    let frames = GfnRange::between(Gfn::new(0x200), Gfn::new(0x600)).unwrap();
+    let size = PageSize::Size2M;
+    assert_eq!(plan.runs, [PlannedRun { frames, size }]);
+    assert_eq!((plan.faults(), plan.stop), (2, None));
+    assert_eq!(plan.caveats, [Caveat::GoesWithAnySlot]);
+}
+
+#[test]
+fn a_logged_slot_is_mapped_small_and_becomes_dirty() {
+    let vcpu = VcpuState::default();
+    let plan = plan(&vcpu, PrefaultOutside::CurrentRoot, (0x800, 0xc00)).unwrap();
+    assert_eq!((plan.faults(), plan.pages()), (512, Pages::new(512)));
+    assert_eq!(plan.stop, Some(Stop::NoSlot(Gfn::new(0xa00))));
+    assert!(plan.caveats.contains(&Caveat::MarksDirty));
+}
+
+#[test]
+fn what_the_list_argued_about_is_a_policy() {
+    let smm = VcpuState {
+        mode: VcpuMode::Smm,
+        ..VcpuState::default()
+    };
+    let range = (0x200, 0x201);
+    let current = plan(&smm, PrefaultOutside::CurrentRoot, range).unwrap();
+    // SMM has an address space of its own, in which no slot is.
+    assert_eq!(current.stop, Some(Stop::NoSlot(Gfn::new(0x200))));
+    assert!(current.caveats.contains(&Caveat::OtherRoot));
+    let base = plan(&smm, PrefaultOutside::BaseRoot, range).unwrap();
+    assert_eq!((base.faults(), base.stop), (1, None));
+    assert!(base.caveats.contains(&Caveat::NotItsRoot));
+    let refused = plan(&smm, PrefaultOutside::Refused, range);
+    assert_eq!(refused, Err(OutsideBaseMode(VcpuMode::Smm)));
+}
+
+#[test]
+fn a_plan_reads_well() {
+    let vcpu = VcpuState::default();
+    let plan = plan(&vcpu, PrefaultOutside::CurrentRoot, (0x5ff, 0x601)).unwrap();
+    let text = plan.to_string();
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(
+        lines[0].contains(" in 1 faults, into root l4 8-byte q0 direct"),
+        "{text}"
+    );
+    assert_eq!(lines[1], "  frames [0x5ff, 0x600): 1 of 2M");
+    assert_eq!(lines[2], "  stops: no slot holds 0x600");
+}
