@@ -18,6 +18,9 @@ mod explain_region;
 #[path = "../examples/guest_memfd.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod guest_memfd;
+#[path = "../examples/prefault.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod prefault;
 #[path = "../examples/root_role_audit.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod root_role_audit;
@@ -215,4 +218,24 @@ fn dump_tables_tells_what_goes() {
             "read back: the same",
         ],
     );
+}
+
+#[test]
+fn prefault_shows_the_roots_and_the_policies() {
+    let plans = [
+        "# AMD",
+        "in 32 faults, into root l4 8-byte q0 direct",
+        "# Intel, MAXPHYADDR 46",
+        "into root l4 ",
+        "# Intel, MAXPHYADDR 52",
+        "into root l5 ",
+        "# Intel without EPT A/D bits",
+        "the first access to each page still faults",
+        "# in SMM, as merged",
+        "stops: no slot holds 0x0",
+        "# in SMM, an error outside it",
+        "refused: ",
+        "# KVM_PRE_FAULT_MEMORY",
+    ];
+    on_each_machine(prefault::run, &plans, &["0x3c00000, 0x800000 bytes: "]);
 }
