@@ -84,7 +84,7 @@ fn with_peers(race: Race, pages: u64) -> Race {
 
 /// Target 2: leaf zap with A/D harvest and statistics.
 pub(crate) fn harvest() {
-    for gib in [1, 16] {
+    for gib in [1, 64] {
         let (kind, pages) = (Kind::Harvest, gib * GIB);
         Race::new(format!("2 leaf zap with harvest, {gib} GiB"), pages)
             .with_slat(own(kind, pages))
@@ -142,7 +142,7 @@ pub(crate) fn fast(most: u64) {
         .with(Part::Floor, core)
         .goal("floor", Beside::Floor, Bound::AtMost(20.0))
         .report();
-    for gib in [1, 16] {
+    for gib in [1, 64] {
         let (kind, pages) = (Kind::Free, gib * GIB);
         let multiarch = side(MULTIARCH, kind, pages, Multiarch::new(kind, pages));
         Race::new(format!("4 deferred free, {gib} GiB"), pages)

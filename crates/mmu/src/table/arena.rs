@@ -43,6 +43,8 @@ impl TableId {
 struct Chunk<M> {
     tables: Box<[Table; CHUNK as usize]>,
     meta: Box<[M; CHUNK as usize]>,
+    /// A bit for each table, all of them on one cache line.
+    marks: [AtomicU64; (CHUNK as usize).div_ceil(64)],
 }
 
 impl<M: Default> Chunk<M> {
@@ -50,6 +52,7 @@ impl<M: Default> Chunk<M> {
         Self {
             tables: boxed(|| core::array::from_fn(|_| AtomicU64::new(fill))),
             meta: boxed(M::default),
+            marks: core::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 }
@@ -216,6 +219,35 @@ impl<M> Arena<M> {
     #[inline]
     pub fn meta_mut(&mut self, id: TableId) -> &mut M {
         &mut self.chunk_mut(id).meta[(id.0 % CHUNK) as usize]
+    }
+
+    /// Whether a table is marked. What a mark means is the user's to say; a chunk's marks lie close together, so that
+    /// going through many tables costs little.
+    #[inline]
+    pub fn is_marked(&self, id: TableId) -> bool {
+        let (word, bit) = self.mark_of(id);
+        word.load(Ordering::Relaxed) & bit != 0
+    }
+
+    /// Marks a table, or takes the mark away.
+    #[inline]
+    pub fn set_mark(&self, id: TableId, marked: bool) {
+        if self.is_marked(id) == marked {
+            return;
+        }
+        let (word, bit) = self.mark_of(id);
+        if marked {
+            word.fetch_or(bit, Ordering::Relaxed);
+        } else {
+            word.fetch_and(!bit, Ordering::Relaxed);
+        }
+    }
+
+    #[inline]
+    fn mark_of(&self, id: TableId) -> (&AtomicU64, u64) {
+        let number = id.0 % CHUNK;
+        let marks = &self.chunk(id).marks;
+        (&marks[(number / 64) as usize], 1 << (number % 64))
     }
 
     #[inline]

@@ -94,7 +94,7 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
     pub(super) fn take_apart(&mut self, table: TableId) {
         let page = self.tables().page(table);
         let (role, gfn) = (page.role(), page.gfn());
-        page.set_full(false);
+        self.tables().set_full(table, false);
         if O::EVENTS {
             self.observer.event(Event::PageZapped { table, gfn, role });
         }

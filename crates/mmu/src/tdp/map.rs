@@ -477,7 +477,7 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
         let role = role.with_level(role.level().child()?);
         let table = tables.arena.allocate()?;
         let gfn = Gfn::new(cursor.gfn());
-        tables.page(table).describe(role, gfn, Some(cursor.place()));
+        tables.describe(table, role, gfn, Some(cursor.place()));
         if O::EVENTS {
             self.observer
                 .event(Event::PageAllocated { table, gfn, role });

@@ -37,11 +37,10 @@ impl Parent {
 }
 
 /// What is known about a table. All of it is written before the table is linked, but for a root's role, which changes
-/// under the exclusive lock only, and `full`, which under the shared lock is taken back and never looked at.
+/// under the exclusive lock only, and `nx_disallowed`, which is taken back.
 #[derive(Debug, Default)]
 pub(super) struct Page {
     role: AtomicU32,
-    full: AtomicU32,
     nx_disallowed: AtomicBool,
     gfn: AtomicU64,
     parent: AtomicU64,
@@ -51,7 +50,6 @@ impl Page {
     /// Describes a table that nobody else can reach yet.
     pub(super) fn describe(&self, role: PageRole, gfn: Gfn, parent: Option<Parent>) {
         self.role.store(role.bits(), Ordering::Relaxed);
-        self.full.store(0, Ordering::Relaxed);
         self.nx_disallowed.store(false, Ordering::Relaxed);
         self.gfn.store(gfn.raw(), Ordering::Relaxed);
         let parent = parent.map_or(ROOT, Parent::pack);
@@ -76,17 +74,6 @@ impl Page {
     #[inline]
     pub(super) fn parent(&self) -> Option<Parent> {
         Parent::unpack(self.parent.load(Ordering::Relaxed))
-    }
-
-    /// Whether every entry is known to be a leaf. If not, nothing is known.
-    #[inline]
-    pub(super) fn is_full(&self) -> bool {
-        self.full.load(Ordering::Relaxed) != 0
-    }
-
-    #[inline]
-    pub(super) fn set_full(&self, full: bool) {
-        self.full.store(u32::from(full), Ordering::Relaxed);
     }
 
     /// Whether the table is there because a huge page must not be executable (`nx_huge_page_disallowed`).

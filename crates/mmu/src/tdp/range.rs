@@ -92,7 +92,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
         fill(entries, template);
         let filled = entries.len();
         if filled == ENTRIES {
-            tables.page(table).set_full(true);
+            tables.set_full(table, true);
         }
         self.counts().add_leaves(Level::L1, filled as i64);
         filled as u64
@@ -108,8 +108,8 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
             return 0;
         };
         fill(tables.arena.table_mut(table), template);
-        tables.page(table).describe(role, gfn, Some(parent));
-        tables.page(table).set_full(true);
+        tables.describe(table, role, gfn, Some(parent));
+        tables.set_full(table, true);
         let link = tables.link_to(table).raw();
         let entry = &mut tables.arena.table_mut(parent.table)[parent.index];
         set_value(entry, link);

@@ -83,7 +83,7 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
             return Ok(Spare(None));
         }
         let table = tables.arena.allocate().ok_or(OutOfTables)?;
-        tables.page(table).describe(role, Gfn::new(0), None);
+        tables.describe(table, role, Gfn::new(0), None);
         Ok(Spare(Some(table)))
     }
 

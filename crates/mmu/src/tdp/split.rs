@@ -81,7 +81,7 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
                 .make_small(huge, &child_role, index, nx_huge_pages)?;
             entry.store(small.raw(), Ordering::Relaxed);
         }
-        tables.page(child).set_full(true);
+        tables.set_full(child, true);
         Some(())
     }
 

@@ -118,7 +118,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
         let leaf_gone = cursor.old.is_leaf(at.level) && !new.is_leaf(at.level);
         if leaf_gone && !cfg!(slat_mutant = "keep_full") {
             // Whoever asks has the tables to himself.
-            self.tables().page(cursor.table()).set_full(false);
+            self.tables().set_full(cursor.table(), false);
         }
         self.changed(at, cursor.old, new);
         Ok(())
@@ -190,7 +190,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
         let entry = tables.entry(place.table, place.index);
         entry.store(new.raw(), Ordering::Relaxed);
         if !new.is_leaf(at.level) {
-            tables.page(place.table).set_full(false);
+            tables.set_full(place.table, false);
         }
         self.changed(at, old, new);
         Ok(())

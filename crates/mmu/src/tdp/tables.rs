@@ -8,6 +8,7 @@ use super::hooks::{NoCheck, NoExternal};
 use super::lock::{Exclusive, Locked, Shared};
 use super::page::{Page, Parent};
 use crate::host::{AdBits, Host};
+use crate::role::PageRole;
 use crate::roots::{RootTable, TdpMmu};
 use crate::spte::{AdType, Codec, Format, Pfn, Spte};
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
@@ -213,6 +214,30 @@ impl<F: Format, X, C> Tables<F, X, C> {
     #[inline]
     pub(super) fn page(&self, table: TableId) -> &Page {
         self.arena.meta(table)
+    }
+
+    /// Describes a table that nobody else can reach yet.
+    pub(super) fn describe(
+        &self,
+        table: TableId,
+        role: PageRole,
+        gfn: Gfn,
+        parent: Option<Parent>,
+    ) {
+        self.page(table).describe(role, gfn, parent);
+        self.set_full(table, false);
+    }
+
+    /// Whether every entry of a table is known to be a leaf. If not, nothing is known. Under the shared lock it is taken
+    /// back and never looked at.
+    #[inline]
+    pub(super) fn is_full(&self, table: TableId) -> bool {
+        self.arena.is_marked(table)
+    }
+
+    #[inline]
+    pub(super) fn set_full(&self, table: TableId, full: bool) {
+        self.arena.set_mark(table, full);
     }
 
     #[inline]

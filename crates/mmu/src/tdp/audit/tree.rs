@@ -109,7 +109,7 @@ impl<'t, F: Format, X, C> Audit<'t, F, X, C> {
             *count += leaves;
         }
         let wanted = ENTRIES as u64;
-        if leaves != wanted && self.tables.page(table).is_full() {
+        if leaves != wanted && self.tables.is_full(table) {
             let found = leaves;
             let evidence = Evidence::Count { wanted, found };
             self.report(AuditCode::FullMismatch, Subject::Table(table), evidence);

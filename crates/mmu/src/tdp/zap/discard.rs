@@ -40,6 +40,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
         let mut discard = Discard {
             freed,
             leaves: [0; 5],
+            forgets: tables.nx_splits() > 0,
         };
         let level = tables.page(table).role().level();
         discard.children(tables, &mut self.observer, table, level);
@@ -65,6 +66,8 @@ struct Discard {
     freed: Vec<TableId>,
     /// By level, from 1.
     leaves: [i64; 5],
+    /// Some tables are remembered for the sake of execution. If not, none has to be looked up.
+    forgets: bool,
 }
 
 impl Discard {
@@ -78,14 +81,8 @@ impl Discard {
     ) {
         let entries = tables.arena.table(table);
         let Some(below) = level.child() else {
-            self.leaves[0] += if tables.page(table).is_full() {
-                ENTRIES as i64
-            } else {
-                entries
-                    .iter()
-                    .filter(|entry| is_leaf::<F>(entry, level))
-                    .count() as i64
-            };
+            let leaves = entries.iter().filter(|entry| is_leaf::<F>(entry, level));
+            self.leaves[0] += leaves.count() as i64;
             return;
         };
         for entry in entries {
@@ -99,9 +96,11 @@ impl Discard {
                         role: page.role(),
                     });
                 }
-                tables.forget_nx(child);
+                if self.forgets {
+                    tables.forget_nx(child);
+                }
                 self.freed.push(child);
-                if below == Level::L1 && tables.page(child).is_full() {
+                if below == Level::L1 && tables.is_full(child) {
                     self.leaves[0] += ENTRIES as i64;
                 } else {
                     self.children(tables, observer, child, below);

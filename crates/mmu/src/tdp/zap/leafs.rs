@@ -168,8 +168,7 @@ impl ZapLeafs {
             Harvesting::EveryPage => locked.zap_harvesting(table, run),
         };
         if zapped > 0 {
-            let page = locked.tables().page(table);
-            page.set_full(false);
+            locked.tables().set_full(table, false);
             let difference = i64::try_from(zapped).unwrap_or(0);
             locked.counts().add_leaves(Level::L1, -difference);
         }
@@ -198,7 +197,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
     fn zap_plainly(&mut self, table: TableId, run: Range<usize>) -> u64 {
         let tables = &mut *self.side.tables;
         let empty = tables.codec.nonpresent().raw();
-        let full = tables.page(table).is_full();
+        let full = tables.is_full(table);
         let entries = &mut tables.arena.table_mut(table)[run];
         if full {
             for entry in entries.iter_mut() {

@@ -130,7 +130,7 @@ pub(super) fn zap_root<S: ZapRun, O: Observer<S::Format>, R: Resched>(
     (root, from): (TableId, u64),
 ) -> Progress {
     let page = locked.tables().page(root);
-    page.set_full(false);
+    locked.tables().set_full(root, false);
     let levels = state.passes.levels(page.role().level());
     let mut from = from;
     while let Some(Some(level)) = levels.get(state.number).copied() {
@@ -181,7 +181,7 @@ fn zap_table_of_leaves<S: ZapRun, O: Observer<S::Format>>(
     end: u64,
 ) {
     let run = cursor.run(end);
-    locked.tables().page(cursor.table()).set_full(false);
+    locked.tables().set_full(cursor.table(), false);
     S::zap_run(locked, cursor, run.clone());
     cursor.finish(&run);
 }

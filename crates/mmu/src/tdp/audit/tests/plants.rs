@@ -291,7 +291,7 @@ fn beyond_max_gfn() -> Planted {
 fn full_mismatch() -> Planted {
     memory(|world| {
         let table = world.below(7, Level::L2);
-        world.tables.page(table).set_full(true);
+        world.tables.set_full(table, true);
         table
     })
 }
