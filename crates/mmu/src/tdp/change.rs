@@ -241,10 +241,3 @@ fn freeze<F>(entry: &AtomicU64, frozen: Spte<F>) -> Spte<F> {
         spin();
     }
 }
-
-/// All bits for a leaf of level 1, else none. Without a comparison, so that the compiler does several entries at a time.
-#[inline]
-pub(super) const fn leaf_mask(raw: u64) -> u64 {
-    const SHIFT: u32 = Spte::<()>::leaf_mask(Level::L1).trailing_zeros();
-    (raw >> SHIFT & 1).wrapping_neg()
-}
