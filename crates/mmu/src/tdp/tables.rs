@@ -8,6 +8,7 @@ use super::hooks::{NoCheck, NoExternal};
 use super::lock::{Exclusive, Locked, Shared};
 use super::page::{Page, Parent};
 use crate::host::{AdBits, Host};
+use crate::role::PageRole;
 use crate::roots::{RootTable, TdpMmu};
 use crate::spte::{AdType, Codec, Format, Pfn, Spte};
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
@@ -188,9 +189,22 @@ impl<F: Format, X, C> Tables<F, X, C> {
         }
     }
 
+    /// The role of a table.
+    #[inline]
+    pub(crate) fn role_of(&self, table: TableId) -> PageRole {
+        self.page(table).role()
+    }
+
     /// The first frame that a root cannot map, or tell from a lower one.
+    #[inline]
     pub(super) fn end_of(&self, root: TableId) -> Gfn {
-        let frames = span(self.page(root).role().level()) * ENTRIES as u64;
+        self.end_of_level(self.page(root).role().level())
+    }
+
+    /// The same of a root of this level.
+    #[inline]
+    pub(super) fn end_of_level(&self, level: Level) -> Gfn {
+        let frames = span(level) * ENTRIES as u64;
         self.end_gfn().min(Gfn::new(frames))
     }
 

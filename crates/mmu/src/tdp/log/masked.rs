@@ -3,7 +3,6 @@
 use slat_memslot::{AsId, Gfn, Level};
 
 use super::weaken::Loss;
-use crate::role::PageRole;
 use crate::spte::{Codec, Format, Marks, Spte};
 use crate::table::{TableId, first as first_frame, index, span};
 use crate::tdp::change::{At, pass_on, report};
@@ -29,36 +28,38 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
         let mut number = 0;
         while let Some(root) = self.side.tables.roots.nth_newest(number) {
             number += 1;
-            let roots = &self.side.tables.roots;
-            let wanted = |role: &PageRole| !role.is_invalid() && role.as_id() == as_id;
-            let (Some(_), Some(table)) = (roots.role(root).filter(wanted), roots.payload(root))
-            else {
+            let tables = self.tables();
+            let Some(table) = tables.roots.payload(root) else {
                 continue;
             };
+            let role = tables.page(table).role();
+            if role.is_invalid() || role.as_id() != as_id {
+                continue;
+            }
             let loss = match by {
                 ByWhat::WriteProtection => Loss::Write,
-                ByWhat::DirtyBit => self.loss_of(table),
+                ByWhat::DirtyBit => Loss::for_role(&tables.codec, role),
             };
-            self.clear_dirty_in(table, (as_id, first.raw()), mask, loss);
+            self.clear_dirty_in((table, role.level()), (as_id, first.raw()), mask, loss);
         }
     }
 
     /// The same in one root, as far as it can tell frames apart.
     fn clear_dirty_in(
         &mut self,
-        root: TableId,
+        (root, top): (TableId, Level),
         (as_id, first): (AsId, u64),
         mask: u64,
         loss: Loss,
     ) {
         let bit = loss.bit(&self.tables().codec);
-        let mut left = mask & ones(self.tables().end_of(root).raw().saturating_sub(first));
+        let mut left = mask & ones(self.tables().end_of_level(top).raw().saturating_sub(first));
         while left != 0 {
             let from = first + u64::from(left.trailing_zeros());
             let table_end = first_frame(from, Level::L2) + span(Level::L2);
             let here = left & ones(table_end - first);
             left ^= here;
-            if let Some(table) = self.table_of(root, Gfn::new(from), Level::L1) {
+            if let Some(table) = self.table_below((root, top), Gfn::new(from), Level::L1) {
                 self.clear_dirty_of(table, (as_id, first), here, bit);
             }
         }
