@@ -24,6 +24,8 @@ mod invalidation;
 mod mmio;
 mod prefault;
 mod request;
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests;
 
 pub use backing::{Backing, FilePage, HostPage};
 pub use handle::{Env, Handled, Outcome, Settings};
