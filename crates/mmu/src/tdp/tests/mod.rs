@@ -1,6 +1,7 @@
 //! Whole operations on page tables.
 #![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
+mod log;
 mod order;
 mod recorded;
 mod reference;
