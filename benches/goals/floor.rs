@@ -29,7 +29,7 @@ impl<R: Pass> Job for Floor<R> {
     fn prepare(&mut self) {
         match self.kind {
             Kind::Zap(filling) => self.tree.fill(filling),
-            Kind::Harvest | Kind::Free => self.tree.fill(Filling::Full),
+            Kind::Harvest | Kind::Free | Kind::Protect(_) => self.tree.fill(Filling::Full),
             // Nothing to do again after the first time.
             Kind::Walk if self.counts != Counts::default() => (),
             Kind::Walk => self.tree.fill(Filling::Full),

@@ -4,6 +4,7 @@
 //! `-- --tib` maps 1 TiB where 64 GiB are mapped otherwise (2 GiB of tables for each side). `docs/performance.md` has the
 //! method. slat's own sides are in `slat.rs`; without them only `floor` and `peer` lines are printed.
 
+mod fault;
 mod floor;
 mod map;
 mod memory;
@@ -11,6 +12,7 @@ mod memory;
 mod paired;
 mod passes;
 mod peers;
+mod protect;
 mod race;
 mod root_switch;
 mod shared;
@@ -34,7 +36,7 @@ fn main() {
         return;
     }
     let most = side::GIB * if has("--tib") { 1024 } else { 64 };
-    let targets: [(&str, &dyn Fn()); 8] = [
+    let targets: [(&str, &dyn Fn()); 10] = [
         ("1", &zap::leaves),
         ("2", &zap::harvest),
         ("3", &zap::shared),
@@ -43,6 +45,8 @@ fn main() {
             root_switch::targets().for_each(|mut target: Target| target.report());
         }),
         ("6", &map::one_gib),
+        ("7", &fault::one_gib),
+        ("8", &protect::one_gib),
         ("12", &|| map::most(most)),
         ("13", &walk::audit),
     ];

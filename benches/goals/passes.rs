@@ -7,7 +7,7 @@ use slat_mmu::table::ENTRIES;
 
 use crate::floor::{Pass, count};
 use crate::side::{Counts, Filling};
-use crate::tree::Tree;
+use crate::tree::{Tree, index};
 
 /// Loads and tests each entry; stores over leaves only.
 pub(crate) struct Branch;
@@ -83,5 +83,53 @@ impl Pass for CountLeaves {
             leaves,
             ..Counts::default()
         }
+    }
+}
+
+/// Takes the right to write from every entry of full tables, by plain stores.
+pub(crate) struct ProtectPlainly;
+
+impl Pass for ProtectPlainly {
+    fn over(&self, tree: &mut Tree) -> Counts {
+        tree.each_leaf_table(|table| {
+            for entry in table {
+                *entry.get_mut() &= !bits::WRITABLE;
+            }
+        });
+        Counts::default()
+    }
+}
+
+/// The same by one atomic operation for each entry.
+pub(crate) struct ProtectAtomically;
+
+impl Pass for ProtectAtomically {
+    fn over(&self, tree: &mut Tree) -> Counts {
+        tree.each_leaf_table(|table| {
+            for entry in &*table {
+                let _old = entry.fetch_and(!bits::WRITABLE, Ordering::AcqRel);
+            }
+        });
+        Counts::default()
+    }
+}
+
+/// The same by plain stores, the table being found for each 64 frames.
+pub(crate) struct ProtectWords;
+
+impl Pass for ProtectWords {
+    fn over(&self, tree: &mut Tree) -> Counts {
+        for first in (0..tree.pages).step_by(64) {
+            let mut table = Some(tree.root);
+            for level in [4, 3, 2] {
+                table = table.and_then(|table| tree.child(table, index(first, level)));
+            }
+            let Some(leaves) = table else { continue };
+            let at = index(first, 1);
+            for entry in &mut tree.arena.table_mut(leaves)[at..at + 64] {
+                *entry.get_mut() &= !bits::WRITABLE;
+            }
+        }
+        Counts::default()
     }
 }

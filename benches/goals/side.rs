@@ -19,6 +19,8 @@ pub(crate) const fn pfn(gfn: u64) -> u64 {
 pub(crate) enum Seen {
     Absent,
     Page(u64),
+    /// A page that cannot be written.
+    Protected(u64),
     Mmio,
 }
 
@@ -53,7 +55,18 @@ fn random(gfn: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// Work with the tables to itself (`mmu_lock` held for write).
+/// How leaves lose the right to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protection {
+    /// All at once, with the tables to itself.
+    Exclusive,
+    /// All at once, by atomic operations: other threads may change entries.
+    Shared,
+    /// 64 frames at a time, with the tables to itself: a word of a fully dirty log.
+    ByWord,
+}
+
+/// Work with the tables to itself (`mmu_lock` held for write), but for [`Protection::Shared`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Target 1: makes every leaf non-present, keeps tables and MMIO entries. Nothing is harvested.
@@ -64,6 +77,8 @@ pub(crate) enum Kind {
     Free,
     /// Targets 6 and 12: maps every frame with 4 KiB leaves, from an empty root, with tables that were used before.
     Map,
+    /// Target 8: takes the right to write from every leaf, in this way; all leaves are writable.
+    Protect(Protection),
     /// Target 13: looks at every entry: plain walks count leaves, slat audits.
     Walk,
 }
@@ -74,7 +89,7 @@ impl Kind {
         match self {
             Self::Zap(filling) => filling.at(gfn),
             Self::Map => Seen::Absent,
-            Self::Harvest | Self::Free | Self::Walk => Filling::Full.at(gfn),
+            Self::Harvest | Self::Free | Self::Walk | Self::Protect(_) => Filling::Full.at(gfn),
         }
     }
 
@@ -83,8 +98,9 @@ impl Kind {
         match self {
             Self::Zap(filling) => match filling.at(gfn) {
                 Seen::Mmio => Seen::Mmio,
-                Seen::Absent | Seen::Page(_) => Seen::Absent,
+                Seen::Absent | Seen::Page(_) | Seen::Protected(_) => Seen::Absent,
             },
+            Self::Protect(_) => Seen::Protected(pfn(gfn)),
             Self::Harvest | Self::Free => Seen::Absent,
             Self::Map | Self::Walk => Filling::Full.at(gfn),
         }
@@ -185,7 +201,7 @@ fn verify(label: &str, kind: Kind, pages: u64, job: &mut impl Job) {
         }
         let leaves = pages;
         let counted = match kind {
-            Kind::Zap(_) | Kind::Free | Kind::Map => continue,
+            Kind::Zap(_) | Kind::Free | Kind::Map | Kind::Protect(_) => continue,
             Kind::Walk => Counts {
                 leaves,
                 ..Counts::default()

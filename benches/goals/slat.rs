@@ -3,7 +3,7 @@
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
-use slat_memslot::{Generation, Gfn, GfnRange, PageSize, Pages};
+use slat_memslot::{AsId, Generation, Gfn, GfnRange, PageSize, Pages};
 use slat_mmu::host::Host;
 use slat_mmu::role::{VcpuState, root_role_for_tdp};
 use slat_mmu::roots::RootId;
@@ -11,14 +11,14 @@ use slat_mmu::spte::{Entry, Ept, Pfn};
 use slat_mmu::table::TableId;
 use slat_mmu::tdp::audit::AuditContext;
 use slat_mmu::tdp::{
-    Harvest, Limits, MapRequest, Passes, Progress, Tables, Uninterrupted, Unobserved,
-    ZapInvalidated, ZapLeafs,
+    ByWhat, Harvest, Limits, MapRequest, Passes, Progress, Tables, Uninterrupted, Unobserved,
+    Weaken, ZapInvalidated, ZapLeafs,
 };
 
 use crate::shared_floor::Exchange;
-use crate::side::{self, Counts, FastZap, Filling, Job, Kind, Seen, SharedZap};
+use crate::side::{self, Counts, FastZap, Filling, Job, Kind, Protection, Seen, SharedZap};
 
-/// The job of a kind over `pages` pages: targets 1, 2, 4 (deferred free), 6, 12, 13.
+/// The job of a kind over `pages` pages: targets 1, 2, 4 (deferred free), 6, 8, 12, 13.
 pub(crate) fn job(kind: Kind, pages: u64) -> Box<dyn Job> {
     Box::new(Own::new(kind, pages))
 }
@@ -36,16 +36,16 @@ pub(crate) fn fast_zap(pages: u64) -> Box<dyn FastZap> {
 }
 
 /// Tables with one root in use.
-struct Vm {
-    tables: Tables<Ept>,
+pub(crate) struct Vm {
+    pub(crate) tables: Tables<Ept>,
     host: Host,
-    root: RootId,
-    table: TableId,
+    pub(crate) root: RootId,
+    pub(crate) table: TableId,
     pages: u64,
 }
 
 impl Vm {
-    fn new(pages: u64) -> Self {
+    pub(crate) fn new(pages: u64) -> Self {
         let host = Host::ept(46);
         // For two roots at a time.
         let tables = u32::try_from(pages / 256 + 4096).expect("tables fit 32 bits");
@@ -82,7 +82,7 @@ impl Vm {
     fn fill_one(&mut self, gfn: u64, filling: Filling) {
         let at = Gfn::new(gfn);
         let request = match filling.at(gfn) {
-            Seen::Absent => return,
+            Seen::Absent | Seen::Protected(_) => return,
             Seen::Page(pfn) => MapRequest::page(at, PageSize::Size4K, Pfn::new(pfn)),
             Seen::Mmio => MapRequest::mmio(at, Generation::new(2)),
         };
@@ -97,6 +97,13 @@ impl Vm {
 
     fn seen(&mut self, gfn: u64) -> Seen {
         seen(&mut self.tables, self.table, gfn)
+    }
+
+    /// An empty root in place of the one in use.
+    pub(crate) fn empty(&mut self) {
+        self.drop_root();
+        let _tables = self.tables.exclusive(Unobserved).discard_invalidated();
+        self.acquire();
     }
 
     /// Without the root that was in use, which nobody holds any more.
@@ -116,9 +123,10 @@ fn acquire(tables: &mut Tables<Ept>, host: &Host) -> (RootId, TableId) {
     (root, table)
 }
 
-fn seen(tables: &mut Tables<Ept>, root: TableId, gfn: u64) -> Seen {
+pub(crate) fn seen(tables: &mut Tables<Ept>, root: TableId, gfn: u64) -> Seen {
     let found = tables.exclusive(Unobserved).find(root, Gfn::new(gfn));
     match tables.codec().decode(found.spte, found.level) {
+        Entry::Leaf(leaf) if !leaf.writability.hardware => Seen::Protected(leaf.pfn.raw()),
         Entry::Leaf(leaf) => Seen::Page(leaf.pfn.raw()),
         Entry::Mmio(_) => Seen::Mmio,
         Entry::Absent | Entry::Frozen | Entry::Link(_) => Seen::Absent,
@@ -153,6 +161,31 @@ impl Own {
         zap.zapped()
     }
 
+    fn protect(&mut self, how: Protection) {
+        let mut protect = Weaken::write_protect(AsId::NORMAL, self.vm.range(), PageSize::Size4K);
+        let tables = &mut self.vm.tables;
+        match how {
+            Protection::Exclusive => {
+                let mut locked = tables.exclusive(Unobserved);
+                let progress = protect.run(&mut locked, &mut Uninterrupted);
+                assert_eq!(progress, Progress::Done);
+            }
+            Protection::Shared => {
+                let mut reader = tables.reader().expect("a place is free");
+                let mut locked = tables.shared(&mut reader, Unobserved);
+                let progress = protect.run(&mut locked, &mut Uninterrupted);
+                assert_eq!(progress, Progress::Done);
+            }
+            Protection::ByWord => {
+                let mut locked = tables.exclusive(Unobserved);
+                for first in (0..self.vm.pages).step_by(64) {
+                    let (first, by) = (Gfn::new(first), ByWhat::WriteProtection);
+                    locked.clear_dirty_masked(AsId::NORMAL, first, u64::MAX, by);
+                }
+            }
+        }
+    }
+
     fn discard(&mut self) {
         let mut locked = self.vm.tables.exclusive(Unobserved);
         let _tables = locked.discard_invalidated();
@@ -163,7 +196,7 @@ impl Job for Own {
     fn prepare(&mut self) {
         match self.kind {
             Kind::Zap(filling) => self.vm.fill(filling),
-            Kind::Harvest | Kind::Walk => self.vm.fill(Filling::Full),
+            Kind::Harvest | Kind::Walk | Kind::Protect(_) => self.vm.fill(Filling::Full),
             Kind::Free => {
                 if self.vm.tables.roots().is_empty() {
                     self.vm.acquire();
@@ -171,11 +204,7 @@ impl Job for Own {
                 self.vm.fill(Filling::Full);
                 self.vm.drop_root();
             }
-            Kind::Map => {
-                self.vm.drop_root();
-                self.discard();
-                self.vm.acquire();
-            }
+            Kind::Map => self.vm.empty(),
         }
     }
 
@@ -195,6 +224,7 @@ impl Job for Own {
             }
             Kind::Free => self.discard(),
             Kind::Map => self.vm.fill(Filling::Full),
+            Kind::Protect(how) => self.protect(how),
             Kind::Walk => {
                 // The audit holds the count of leaves against those that it finds.
                 let violations = self.vm.tables.audit(&AuditContext::default());

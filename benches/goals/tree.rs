@@ -45,6 +45,7 @@ impl Values {
         match seen {
             Seen::Absent => self.absent,
             Seen::Page(pfn) => self.leaf | pfn << 12,
+            Seen::Protected(pfn) => (self.leaf | pfn << 12) & !bits::WRITABLE,
             Seen::Mmio => self.mmio,
         }
     }
@@ -188,7 +189,11 @@ impl Tree {
         if raw == self.values.mmio {
             Seen::Mmio
         } else {
-            linked(raw).map_or(Seen::Absent, |page| Seen::Page(u64::from(page.raw())))
+            let of = match raw & bits::WRITABLE {
+                0 => Seen::Protected,
+                _ => Seen::Page,
+            };
+            linked(raw).map_or(Seen::Absent, |page| of(u64::from(page.raw())))
         }
     }
 }

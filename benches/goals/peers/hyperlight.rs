@@ -110,9 +110,13 @@ impl Hyperlight {
     }
 
     fn map(&self) {
+        self.set_writable(true);
+    }
+
+    fn set_writable(&self, writable: bool) {
         self.set(MappingKind::Basic(BasicMapping {
             readable: true,
-            writable: true,
+            writable,
             executable: false,
         }));
     }
@@ -121,7 +125,7 @@ impl Hyperlight {
 impl Job for Hyperlight {
     fn prepare(&mut self) {
         match self.kind {
-            Kind::Zap(Filling::Full) => self.map(),
+            Kind::Zap(Filling::Full) | Kind::Protect(_) => self.map(),
             Kind::Map => {
                 let frames = self.tables.frames.get_mut();
                 frames.reset();
@@ -137,6 +141,7 @@ impl Job for Hyperlight {
     fn run(&mut self) {
         match self.kind {
             Kind::Map => self.map(),
+            Kind::Protect(_) => self.set_writable(false),
             Kind::Walk => {
                 // SAFETY: nobody writes to the tables meanwhile.
                 let leaves = unsafe { virt_to_phys(&self.tables, 0, self.pages << 12) };
@@ -149,9 +154,13 @@ impl Job for Hyperlight {
     fn seen(&mut self, gfn: u64) -> Seen {
         // SAFETY: nobody writes to the tables meanwhile.
         let mut found = unsafe { virt_to_phys(&self.tables, gfn << 12, 4096) };
-        found
-            .next()
-            .map_or(Seen::Absent, |found| Seen::Page(found.phys_base >> 12))
+        found.next().map_or(Seen::Absent, |found| {
+            let page = found.phys_base >> 12;
+            match found.kind {
+                MappingKind::Basic(basic) if !basic.writable => Seen::Protected(page),
+                _ => Seen::Page(page),
+            }
+        })
     }
 
     fn counted(&self) -> Counts {

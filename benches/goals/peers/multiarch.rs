@@ -44,6 +44,8 @@ pub(crate) struct Multiarch {
     size: usize,
     table: Option<X64PageTable<Handler>>,
     counts: Counts,
+    /// Whether everything was mapped once.
+    filled: bool,
 }
 
 impl Multiarch {
@@ -54,6 +56,7 @@ impl Multiarch {
             size: address(pages),
             table: X64PageTable::try_new().ok(),
             counts: Counts::default(),
+            filled: false,
         }
     }
 
@@ -84,6 +87,17 @@ impl Job for Multiarch {
     fn prepare(&mut self) {
         match self.kind {
             Kind::Zap(Filling::Full) => self.map(),
+            Kind::Protect(_) if self.filled => {
+                let size = self.size;
+                let flags = MappingFlags::READ | MappingFlags::WRITE;
+                let mut cursor = self.table().cursor();
+                let protected = cursor.protect_region(VirtAddr::from(0), size, flags);
+                protected.expect("a mapped region");
+            }
+            Kind::Protect(_) => {
+                self.map();
+                self.filled = true;
+            }
             Kind::Free => {
                 self.empty();
                 self.map();
@@ -100,6 +114,11 @@ impl Job for Multiarch {
         match self.kind {
             Kind::Free => drop(self.table.take()),
             Kind::Map => self.map(),
+            Kind::Protect(_) => {
+                let mut cursor = self.table().cursor();
+                let protected = cursor.protect_region(VirtAddr::from(0), size, MappingFlags::READ);
+                protected.expect("a mapped region");
+            }
             Kind::Walk => {
                 let leaves = Cell::new(0);
                 let count = |level: usize, _: usize, _: VirtAddr, entry: &X64PTE| {
@@ -123,6 +142,9 @@ impl Job for Multiarch {
             return Seen::Absent;
         };
         match table.query(VirtAddr::from(address(gfn))) {
+            Ok((page, flags, _)) if !flags.contains(MappingFlags::WRITE) => {
+                Seen::Protected(page.as_usize() as u64 >> 12)
+            }
             Ok((page, _, _)) => Seen::Page(page.as_usize() as u64 >> 12),
             Err(PagingError::NotMapped) => Seen::Absent,
             Err(other) => panic!("{other:?}"),

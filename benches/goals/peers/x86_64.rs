@@ -1,9 +1,10 @@
 //! `x86_64`: `OffsetPageTable`, page by page, since it has no call for a range.
 #![expect(unsafe_code, reason = "tables are reached by address")]
 
-use x86_64::structures::paging::mapper::TranslateError;
+use x86_64::structures::paging::mapper::TranslateResult;
 use x86_64::structures::paging::{
     FrameAllocator, Mapper, OffsetPageTable, Page, PageTable, PageTableFlags, PhysFrame, Size4KiB,
+    Translate,
 };
 use x86_64::{PhysAddr, VirtAddr};
 
@@ -15,6 +16,8 @@ pub(crate) struct X86_64 {
     pages: u64,
     frames: Frames,
     root: u64,
+    /// Whether everything was mapped once.
+    filled: bool,
 }
 
 impl X86_64 {
@@ -27,6 +30,7 @@ impl X86_64 {
             pages,
             frames,
             root,
+            filled: false,
         }
     }
 
@@ -50,6 +54,16 @@ impl X86_64 {
             mapped.expect("a page that was not mapped").ignore();
         }
     }
+
+    fn set_flags(&mut self, flags: PageTableFlags) {
+        let pages = self.pages;
+        let (mut mapper, _) = self.parts();
+        for gfn in 0..pages {
+            // SAFETY: no processor uses these tables.
+            let set = unsafe { mapper.update_flags(page(gfn), flags) };
+            set.expect("a mapped page").ignore();
+        }
+    }
 }
 
 fn page(gfn: u64) -> Page<Size4KiB> {
@@ -68,6 +82,13 @@ impl Job for X86_64 {
     fn prepare(&mut self) {
         match self.kind {
             Kind::Zap(Filling::Full) => self.map(),
+            Kind::Protect(_) if self.filled => {
+                self.set_flags(PageTableFlags::PRESENT | PageTableFlags::WRITABLE);
+            }
+            Kind::Protect(_) => {
+                self.map();
+                self.filled = true;
+            }
             Kind::Map => {
                 self.frames.reset();
                 self.root = self.frames.take().expect("a frame for the root");
@@ -81,6 +102,9 @@ impl Job for X86_64 {
         if self.kind == Kind::Map {
             return self.map();
         }
+        if matches!(self.kind, Kind::Protect(_)) {
+            return self.set_flags(PageTableFlags::PRESENT);
+        }
         let pages = self.pages;
         let (mut mapper, _) = self.parts();
         for gfn in 0..pages {
@@ -90,10 +114,17 @@ impl Job for X86_64 {
     }
 
     fn seen(&mut self, gfn: u64) -> Seen {
-        match self.parts().0.translate_page(page(gfn)) {
-            Ok(frame) => Seen::Page(frame.start_address().as_u64() >> 12),
-            Err(TranslateError::PageNotMapped) => Seen::Absent,
-            Err(other) => panic!("{other:?}"),
+        match self.parts().0.translate(page(gfn).start_address()) {
+            TranslateResult::Mapped { frame, flags, .. } => {
+                let page = frame.start_address().as_u64() >> 12;
+                if flags.contains(PageTableFlags::WRITABLE) {
+                    Seen::Page(page)
+                } else {
+                    Seen::Protected(page)
+                }
+            }
+            TranslateResult::NotMapped => Seen::Absent,
+            TranslateResult::InvalidFrameAddress(address) => panic!("{address:?}"),
         }
     }
 }

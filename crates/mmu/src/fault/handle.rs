@@ -104,10 +104,11 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
         fault: &Fault,
         env: &mut Env<'_, B>,
     ) -> Handled {
-        let (Some(table), Some(role)) = (self.root_table(root), self.tables().roots().role(root))
-        else {
+        let Some(table) = self.root_table(root) else {
             return Outcome::Retry.into();
         };
+        // Of a root that is held the role changes with the lock held for writing only.
+        let role = self.tables().role_of(table);
         let memory = env.memory;
         let slot = memory.space(role.as_id()).by_gfn(fault.gfn);
         if let Some(fast) = self.try_fast(table, fault, slot, env) {
@@ -119,7 +120,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
             Err(outcome) => return outcome.into(),
         };
         let stale = slot.is_some() && env.invalidation.must_retry(sequence, fault.gfn);
-        if self.tables().roots().is_obsolete(root) || stale {
+        if role.is_invalid() || stale {
             return Outcome::Retry.into();
         }
         match (page, slot) {

@@ -25,6 +25,8 @@ mod mmio;
 mod plan;
 mod prefault;
 mod request;
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests;
 
 pub use backing::{Backing, FilePage, HostPage};
 pub use handle::{Env, Handled, Outcome, Settings};

@@ -176,8 +176,9 @@ impl Reader {
         let place = &self.shared.places[self.number];
         loop {
             let epoch = self.shared.current.load(Ordering::Relaxed);
-            place.epoch.store(epoch, Ordering::SeqCst);
-            // The place before the check, so that an advance either sees the pin or is seen here.
+            place.epoch.store(epoch, Ordering::Relaxed);
+            // The place before the check, so that an advance either sees the pin or is seen here. The fence orders the store
+            // by itself.
             fence(Ordering::SeqCst);
             if self.shared.current.load(Ordering::SeqCst) == epoch {
                 return Pin { place };

@@ -26,7 +26,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
     pub fn age(&mut self, as_id: AsId, range: GfnRange, age: Age) -> bool {
         let mut young = false;
         for root in self.root_tables(RootSelect::All, as_id) {
-            let end = range.end().min(self.tables().end_gfn()).raw();
+            let end = range.end().min(self.tables().end_of(root)).raw();
             let from = range.start().raw();
             let mut cursor = Cursor::start(self.tables(), root, Level::L1, from);
             while cursor.is_before(end) {

@@ -7,7 +7,7 @@ use super::events::{Event, Harvest, Harvesting, Observer};
 use super::hooks::External;
 use super::lock::{Locked, Side};
 use crate::role::RoleFlag;
-use crate::spte::{AdMasks, Marks, Pfn, Spte};
+use crate::spte::{AdMasks, Codec, Format, Marks, Pfn, Spte};
 use crate::sync::{AtomicU64, Ordering, spin};
 use crate::table::{ENTRIES, TableId, span};
 
@@ -22,7 +22,7 @@ pub(super) struct At {
 impl At {
     /// An entry of the table that begins here.
     #[inline]
-    const fn entry(self, index: usize) -> Self {
+    pub(super) const fn entry(self, index: usize) -> Self {
         Self {
             gfn: self.gfn + index as u64 * span(self.level),
             ..self
@@ -44,7 +44,8 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
             self.counts().add_leaves(at.level, difference);
         }
         if O::HARVEST != Harvesting::Nothing && was_leaf {
-            self.harvest_change(at.level, old, new);
+            let codec = &self.side.tables().codec;
+            harvest_change(&mut self.observer, codec, at.level, old, new);
         }
         if old.is_link(at.level) && !new.is_link(at.level) {
             if let Some(child) = self.tables().child_of(old, at.level) {
@@ -56,18 +57,6 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
     #[inline]
     pub(super) fn report_change(&mut self, at: At, old: Spte<S::Format>, new: Spte<S::Format>) {
         report(&mut self.observer, at, old, new);
-    }
-
-    /// Passes on the marks that a change has removed. A link is another page: a split passes on all marks of the huge
-    /// leaf.
-    fn harvest_change(&mut self, level: Level, old: Spte<S::Format>, new: Spte<S::Format>) {
-        let codec = &self.tables().codec;
-        let (gone, pfn) = (!new.is_leaf(level), codec.pfn(old));
-        let marks = Marks {
-            accessed: codec.is_accessed(old) && (gone || !codec.is_accessed(new)),
-            dirty: codec.is_dirty(old) && (gone || !codec.is_dirty(new)),
-        };
-        pass_on(&mut self.observer, pfn, level, marks);
     }
 
     /// Passes on the marks of a leaf that is gone, in a table whose masks are known.
@@ -189,6 +178,22 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
         let external = &self.tables().external;
         external.free_table(Gfn::new(at.gfn), at.level, table)
     }
+}
+
+/// Passes on the marks that a change has removed. A link is another page: a split passes on all marks of the huge leaf.
+pub(super) fn harvest_change<F: Format, O: Observer<F>>(
+    observer: &mut O,
+    codec: &Codec<F>,
+    level: Level,
+    old: Spte<F>,
+    new: Spte<F>,
+) {
+    let gone = !new.is_leaf(level);
+    let marks = Marks {
+        accessed: codec.is_accessed(old) && (gone || !codec.is_accessed(new)),
+        dirty: codec.is_dirty(old) && (gone || !codec.is_dirty(new)),
+    };
+    pass_on(observer, codec.pfn(old), level, marks);
 }
 
 /// Tells an observer of marks, in the way it wants it.

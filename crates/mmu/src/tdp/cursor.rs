@@ -134,6 +134,13 @@ impl<F: Format> Cursor<F> {
             return false;
         }
         self.old = tables.load(self.table(), self.index());
+        self.enter(tables)
+    }
+
+    /// Goes down to the table that the entry linked to when it was read, if it did. Right only for whoever has read it just
+    /// now.
+    #[inline]
+    pub(super) fn enter<X, C>(&mut self, tables: &Tables<F, X, C>) -> bool {
         let Some(child) = tables.child_of(self.old, self.level) else {
             return false;
         };

@@ -44,7 +44,12 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
     /// It is not reported as a change of an entry, since the kernel does not either, but as [`Event::FastFault`].
     pub fn fast_fault(&mut self, root: TableId, gfn: Gfn, access: Access, log: SlotLog) -> Fast {
         let (mut old, mut fast) = (Spte::from_raw(0), Fast::NotFast);
-        for _ in 0..ATTEMPTS {
+        // Beyond what the root can tell apart nothing is mapped; other frames' entries are not for this one.
+        let attempts = match gfn < self.tables().end_of(root) {
+            true => ATTEMPTS,
+            false => 0,
+        };
+        for _ in 0..attempts {
             let found = self.tables().find(root, gfn.raw());
             old = found.spte;
             if !old.is_leaf(found.level) {

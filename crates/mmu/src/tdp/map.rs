@@ -287,11 +287,12 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
             if cursor.level() == goal {
                 return Ok(cursor);
             }
-            if !cursor.old.is_link(cursor.level()) {
-                let child = self.link_or_split(&mut cursor, request, nx)?;
-                if let NxFault::Disallowed(wanted) = nx {
-                    self.track_nx(child, cursor.level(), wanted);
-                }
+            if cursor.enter(self.tables()) {
+                continue;
+            }
+            let child = self.link_or_split(&mut cursor, request, nx)?;
+            if let NxFault::Disallowed(wanted) = nx {
+                self.track_nx(child, cursor.level(), wanted);
             }
             cursor.advance(self.tables());
         }

@@ -3,6 +3,8 @@
 //! KVM counterparts: `tdp_mmu.c:tdp_mmu_set_spte_atomic`, `tdp_mmu_zap_spte_atomic`, `tdp_mmu_set_spte`, and for mirrors
 //! `set_external_spte_present`, `remove_external_spte`.
 
+use core::ops::Range;
+
 use slat_memslot::{Gfn, GfnRange, Level};
 
 use super::change::At;
@@ -24,6 +26,16 @@ pub trait Store: Side + Sized {
         cursor: &mut Cursor<Self::Format>,
         new: Spte<Self::Format>,
     ) -> Result<(), NotStored>;
+
+    /// Takes a bit from the leaves of a run of entries, from the cursor on, in a table of level 1 that is no mirror. Says
+    /// whether any had it.
+    #[doc(hidden)]
+    fn take_bit<O: Observer<Self::Format>>(
+        locked: &mut Locked<Self, O>,
+        cursor: &Cursor<Self::Format>,
+        run: Range<usize>,
+        bit: u64,
+    ) -> bool;
 }
 
 impl<F: Format, X: External<F>, C: AccessCheck> Store for Shared<'_, F, X, C> {
@@ -34,6 +46,16 @@ impl<F: Format, X: External<F>, C: AccessCheck> Store for Shared<'_, F, X, C> {
         new: Spte<F>,
     ) -> Result<(), NotStored> {
         locked.set_atomic(cursor, new)
+    }
+
+    #[inline]
+    fn take_bit<O: Observer<F>>(
+        locked: &mut Locked<Self, O>,
+        cursor: &Cursor<F>,
+        run: Range<usize>,
+        bit: u64,
+    ) -> bool {
+        locked.take_bit_by_exchange(cursor, run, bit)
     }
 }
 
@@ -47,6 +69,16 @@ impl<F: Format, X: External<F>, C: AccessCheck> Store for Exclusive<'_, F, X, C>
         let at = locked.at(cursor);
         let set = locked.set(cursor.place(), at, cursor.old, new);
         set.map_err(|Busy| NotStored::Busy)
+    }
+
+    #[inline]
+    fn take_bit<O: Observer<F>>(
+        locked: &mut Locked<Self, O>,
+        cursor: &Cursor<F>,
+        run: Range<usize>,
+        bit: u64,
+    ) -> bool {
+        locked.take_bit_plainly(cursor, run, bit)
     }
 }
 

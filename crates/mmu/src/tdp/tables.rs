@@ -189,9 +189,22 @@ impl<F: Format, X, C> Tables<F, X, C> {
         }
     }
 
+    /// The role of a table.
+    #[inline]
+    pub(crate) fn role_of(&self, table: TableId) -> PageRole {
+        self.page(table).role()
+    }
+
     /// The first frame that a root cannot map, or tell from a lower one.
+    #[inline]
     pub(super) fn end_of(&self, root: TableId) -> Gfn {
-        let frames = span(self.page(root).role().level()) * ENTRIES as u64;
+        self.end_of_level(self.page(root).role().level())
+    }
+
+    /// The same of a root of this level.
+    #[inline]
+    pub(super) fn end_of_level(&self, level: Level) -> Gfn {
+        let frames = span(level) * ENTRIES as u64;
         self.end_gfn().min(Gfn::new(frames))
     }
 

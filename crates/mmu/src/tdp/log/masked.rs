@@ -3,13 +3,9 @@
 use slat_memslot::{AsId, Gfn, Level};
 
 use super::weaken::Loss;
-use crate::roots::RootSelect;
-use crate::spte::Format;
-use crate::spte::Marks;
-use crate::sync::Ordering;
-use crate::table::TableId;
+use crate::spte::{Codec, Format, Marks, Spte};
+use crate::table::{TableId, first as first_frame, index, span};
 use crate::tdp::change::{At, pass_on, report};
-use crate::tdp::cursor::Cursor;
 use crate::tdp::events::Observer;
 use crate::tdp::hooks::{AccessCheck, External};
 use crate::tdp::lock::{Exclusive, Locked};
@@ -29,57 +25,86 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
     ///
     /// Pages that lose a mark are passed on as dirty. TLBs are the caller's to flush.
     pub fn clear_dirty_masked(&mut self, as_id: AsId, first: Gfn, mask: u64, by: ByWhat) {
-        for root in self.root_tables(RootSelect::Valid, as_id) {
+        let mut number = 0;
+        while let Some(root) = self.side.tables.roots.nth_newest(number) {
+            number += 1;
+            let tables = self.tables();
+            let Some(table) = tables.roots.payload(root) else {
+                continue;
+            };
+            let role = tables.page(table).role();
+            if role.is_invalid() || role.as_id() != as_id {
+                continue;
+            }
             let loss = match by {
                 ByWhat::WriteProtection => Loss::Write,
-                ByWhat::DirtyBit => self.loss_of(root),
+                ByWhat::DirtyBit => Loss::for_role(&tables.codec, role),
             };
-            self.clear_dirty_in(root, (as_id, first.raw()), mask, loss);
+            self.clear_dirty_in((table, role.level()), (as_id, first.raw()), mask, loss);
         }
     }
 
+    /// The same in one root, as far as it can tell frames apart.
     fn clear_dirty_in(
         &mut self,
-        root: TableId,
+        (root, top): (TableId, Level),
         (as_id, first): (AsId, u64),
         mask: u64,
         loss: Loss,
     ) {
-        if mask == 0 {
-            return;
-        }
-        let mut left = mask;
-        let from = first + u64::from(mask.trailing_zeros());
-        let mut cursor = Cursor::start(self.tables(), root, Level::L1, from);
-        while cursor.is_before(first + 64) && left != 0 {
-            let bit = cursor.gfn().checked_sub(first).map_or(0, |at| 1 << at);
-            if cursor.level() == Level::L1 && cursor.is_at_leaf() && left & bit != 0 {
-                left &= !bit;
-                self.weaken_one(&cursor, as_id, loss);
+        let bit = loss.bit(&self.tables().codec);
+        let mut left = mask & ones(self.tables().end_of_level(top).raw().saturating_sub(first));
+        while left != 0 {
+            let from = first + u64::from(left.trailing_zeros());
+            let table_end = first_frame(from, Level::L2) + span(Level::L2);
+            let here = left & ones(table_end - first);
+            left ^= here;
+            if let Some(table) = self.table_below((root, top), Gfn::new(from), Level::L1) {
+                self.clear_dirty_of(table, (as_id, first), here, bit);
             }
-            cursor.advance(self.tables());
         }
     }
 
-    /// Changes one leaf without further bookkeeping, as KVM does here.
-    fn weaken_one(&mut self, cursor: &Cursor<F>, as_id: AsId, loss: Loss) {
-        let tables = &*self.side.tables;
-        let (old, new) = (cursor.old, loss.from(&tables.codec, cursor.old));
-        if old == new {
-            return;
+    /// The same in one table of level 1, in which all the frames of the mask are.
+    fn clear_dirty_of(&mut self, table: TableId, (as_id, first): (AsId, u64), mask: u64, bit: u64) {
+        let mut left = mask;
+        while left != 0 {
+            // Neighbours together.
+            let start = left.trailing_zeros();
+            let count = (left >> start).trailing_ones();
+            left &= !(ones(u64::from(count)) << start);
+            let gfn = first + u64::from(start);
+            let at = At {
+                as_id,
+                gfn,
+                level: Level::L1,
+            };
+            let index = index(gfn, Level::L1);
+            let run = index..index + count as usize;
+            self.take_bit_telling(table, at, run, bit, dirtied);
         }
-        let entry = tables.entry(cursor.table(), cursor.index());
-        entry.store(new.raw(), Ordering::Relaxed);
-        let at = At {
-            as_id,
-            gfn: cursor.gfn(),
-            level: Level::L1,
-        };
-        report(&mut self.observer, at, old, new);
-        let dirty = Marks {
-            dirty: true,
-            accessed: false,
-        };
-        pass_on(&mut self.observer, tables.codec.pfn(old), Level::L1, dirty);
     }
+}
+
+/// The lowest bits, so many of them.
+const fn ones(count: u64) -> u64 {
+    match count {
+        0..64 => (1 << count) - 1,
+        _ => u64::MAX,
+    }
+}
+
+/// Reports a change without further bookkeeping, as KVM does here: whatever the leaf has lost, its page is dirty.
+fn dirtied<F: Format, O: Observer<F>>(
+    observer: &mut O,
+    codec: &Codec<F>,
+    at: At,
+    (old, new): (Spte<F>, Spte<F>),
+) {
+    report(observer, at, old, new);
+    let dirty = Marks {
+        dirty: true,
+        accessed: false,
+    };
+    pass_on(observer, codec.pfn(old), Level::L1, dirty);
 }

@@ -16,6 +16,9 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
     pub fn write_track(&mut self, as_id: AsId, gfn: Gfn, smallest: PageSize) -> bool {
         let mut changed = false;
         for root in self.root_tables(RootSelect::Valid, as_id) {
+            if gfn >= self.tables().end_of(root) {
+                continue;
+            }
             let (from, level) = (gfn.raw(), smallest.level());
             let mut cursor = Cursor::start(self.tables(), root, level, from);
             while cursor.is_before(from + 1) {

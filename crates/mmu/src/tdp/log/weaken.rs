@@ -1,15 +1,20 @@
 //! A range of leaves loses the right to write, or its dirty bits, while others go on (`tdp_mmu.c:wrprot_gfn_range`,
 //! `tdp_mmu.c:clear_dirty_gfn_range`).
 
+use core::ops::Range;
+
 use slat_memslot::{AsId, GfnRange, Level, PageSize};
 
 use crate::role::PageRole;
 use crate::roots::RootSelect;
 use crate::spte::{AdType, Codec, Format, Spte};
+use crate::sync::{AtomicU64, Ordering, set_value, value};
 use crate::table::TableId;
+use crate::tdp::change::{At, harvest_change, report};
 use crate::tdp::cursor::Cursor;
-use crate::tdp::events::Observer;
-use crate::tdp::lock::Locked;
+use crate::tdp::events::{Harvesting, Observer};
+use crate::tdp::hooks::{AccessCheck, External};
+use crate::tdp::lock::{Exclusive, Locked, Shared};
 use crate::tdp::resched::{Progress, Resched};
 use crate::tdp::rootwalk::RootWalk;
 use crate::tdp::store::{NotStored, Store};
@@ -78,9 +83,15 @@ impl Weaken {
                 if self.walk.gives_way(&cursor, resched) {
                     return Progress::Paused;
                 }
-                if self.visit(locked, &mut cursor, lost) != Err(NotStored::Lost) {
-                    cursor.advance(locked.tables());
+                if !R::ENABLED && cursor.level() == Level::L1 && !locked.is_mirror(cursor.table()) {
+                    let run = cursor.run(self.walk.end());
+                    let bit = lost.bit(&locked.tables().codec);
+                    self.changed |= S::take_bit(locked, &cursor, run.clone(), bit);
+                    cursor.finish(&run);
+                } else if self.visit(locked, &mut cursor, lost) == Err(NotStored::Lost) {
+                    continue;
                 }
+                cursor.advance(locked.tables());
             }
             self.walk.next_root();
         }
@@ -121,6 +132,13 @@ impl Loss {
         }
     }
 
+    /// The bit that is lost.
+    #[inline]
+    pub(super) const fn bit<F: Format>(self, codec: &Codec<F>) -> u64 {
+        let all = Spte::from_raw(u64::MAX);
+        !self.from(codec, all).raw()
+    }
+
     /// What shows writes in the leaves below a table of this role (`tdp_mmu.c:tdp_mmu_need_write_protect`).
     pub(super) const fn for_role<F: Format>(codec: &Codec<F>, role: PageRole) -> Self {
         match (codec.ad_type_of_table(role), codec.host().ad_enabled()) {
@@ -134,5 +152,129 @@ impl<S: Store, O> Locked<S, O> {
     pub(super) fn loss_of(&self, root: TableId) -> Loss {
         let tables = self.tables();
         Loss::for_role(&tables.codec, tables.page(root).role())
+    }
+}
+
+impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_, F, X, C>, O> {
+    /// Takes a bit from each leaf of a run. One that changes meanwhile is looked at again.
+    pub(in crate::tdp) fn take_bit_by_exchange(
+        &mut self,
+        cursor: &Cursor<F>,
+        run: Range<usize>,
+        bit: u64,
+    ) -> bool {
+        let (mut at, mut changed) = (self.at(cursor), false);
+        let tables = self.side.tables;
+        for entry in &tables.arena.table(cursor.table())[run] {
+            if let Some(old) = take_bit::<F>(entry, bit) {
+                changed = true;
+                let new = Spte::from_raw(old.raw() & !bit);
+                weakened(&mut self.observer, &tables.codec, at, (old, new));
+            }
+            at.gfn += 1;
+        }
+        changed
+    }
+}
+
+/// Takes a bit from an entry while it is a leaf that has it, and gives what it was.
+#[inline]
+fn take_bit<F: Format>(entry: &AtomicU64, bit: u64) -> Option<Spte<F>> {
+    let mut old = Spte::from_raw(entry.load(Ordering::Relaxed));
+    while old.is_leaf(Level::L1) && old.raw() & bit != 0 {
+        let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
+        match entry.compare_exchange(old.raw(), old.raw() & !bit, success, failure) {
+            Ok(_) => return Some(old),
+            Err(now) => old = Spte::from_raw(now),
+        }
+    }
+    None
+}
+
+impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive<'_, F, X, C>, O> {
+    /// The same by plain stores.
+    pub(in crate::tdp) fn take_bit_plainly(
+        &mut self,
+        cursor: &Cursor<F>,
+        run: Range<usize>,
+        bit: u64,
+    ) -> bool {
+        let at = self.at(cursor);
+        self.take_bit_telling(cursor.table(), at, run, bit, weakened)
+    }
+
+    /// The same; `at` is the first entry of the run, and `tell` tells the observer of each change. Where nobody is to be
+    /// told, nothing branches on an entry.
+    pub(super) fn take_bit_telling(
+        &mut self,
+        table: TableId,
+        at: At,
+        run: Range<usize>,
+        bit: u64,
+        tell: impl Fn(&mut O, &Codec<F>, At, (Spte<F>, Spte<F>)),
+    ) -> bool {
+        let tables = &mut *self.side.tables;
+        let (codec, full) = (&tables.codec, tables.is_full(table));
+        let entries = &mut tables.arena.table_mut(table)[run];
+        if !O::EVENTS && O::HARVEST == Harvesting::Nothing {
+            return if full {
+                take_from_all(entries, bit)
+            } else {
+                take_from_leaves(entries, bit)
+            };
+        }
+        let mut changed = false;
+        for (index, entry) in entries.iter_mut().enumerate() {
+            let old = Spte::<F>::from_raw(value(entry));
+            if old.is_leaf(Level::L1) && old.raw() & bit != 0 {
+                changed = true;
+                set_value(entry, old.raw() & !bit);
+                let new = Spte::from_raw(old.raw() & !bit);
+                tell(&mut self.observer, codec, at.entry(index), (old, new));
+            }
+        }
+        changed
+    }
+}
+
+/// Takes a bit from entries that are all leaves. Says whether any had it.
+#[inline]
+fn take_from_all(entries: &mut [AtomicU64], bit: u64) -> bool {
+    let mut all = 0;
+    for entry in entries {
+        let old = value(entry);
+        all |= old;
+        set_value(entry, old & !bit);
+    }
+    all & bit != 0
+}
+
+/// Takes a bit from the leaves among these entries. Shifts instead of comparisons, so that the compiler does several
+/// entries at a time.
+#[inline]
+fn take_from_leaves(entries: &mut [AtomicU64], bit: u64) -> bool {
+    const PRESENT: u64 = Spte::<()>::leaf_mask(Level::L1);
+    // What is lost lies below the bit that tells a leaf.
+    let (shift, mut taken) = (bit.leading_zeros() - PRESENT.leading_zeros(), 0);
+    for entry in entries {
+        let old = value(entry);
+        let lost = old & (old >> shift) & bit;
+        taken |= lost;
+        set_value(entry, old ^ lost);
+    }
+    taken != 0
+}
+
+/// Reports a leaf that is a leaf still, and passes on the mark that it has lost.
+#[inline]
+fn weakened<F: Format, O: Observer<F>>(
+    observer: &mut O,
+    codec: &Codec<F>,
+    at: At,
+    (old, new): (Spte<F>, Spte<F>),
+) {
+    report(observer, at, old, new);
+    if O::HARVEST != Harvesting::Nothing {
+        harvest_change(observer, codec, at.level, old, new);
     }
 }

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
 mod check;
+mod log;
 mod mirror;
 mod order;
 mod recorded;

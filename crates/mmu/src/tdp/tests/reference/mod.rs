@@ -4,6 +4,7 @@
 //! still fails, and printed as a list of operations.
 
 mod compare;
+mod log;
 mod model;
 mod ops;
 mod world;

@@ -41,6 +41,7 @@ pub(super) struct Rules {
     pub(super) software_ad: bool,
     pub(super) caches_mmio: bool,
     pub(super) user_execute: bool,
+    pub(super) pml: bool,
     pub(super) end: u64,
     last_pfn: u64,
 }
@@ -51,6 +52,7 @@ impl Rules {
             software_ad: host.ad_bits == AdBits::Software,
             caches_mmio: host.mmio_caching == MmioCaching::On,
             user_execute: host.layout == Layout::P3 && host.second_stage == SecondStage::Ept,
+            pml: host.pml(),
             end: 1 << (host.maxphyaddr - 12),
             last_pfn: (1 << (host.phys_bits - 12)) - 1,
         }
@@ -137,7 +139,7 @@ impl Root {
         pages.map(|(gfn, page)| (*gfn, *page)).collect()
     }
 
-    fn is_accessed(&self, rules: &Rules, page: &Page) -> bool {
+    pub(super) fn is_accessed(&self, rules: &Rules, page: &Page) -> bool {
         match self.no_ad && !rules.software_ad {
             true => page.tracked.is_none(),
             false => page.accessed,
@@ -152,7 +154,7 @@ impl Root {
     }
 
     /// Notes what the host learns when a page goes, or changes.
-    fn harvest(&self, rules: &Rules, old: &Page, new: Option<&Page>, gone: &mut Gone) {
+    pub(super) fn harvest(&self, rules: &Rules, old: &Page, new: Option<&Page>, gone: &mut Gone) {
         let kept =
             |of: fn(&Self, &Rules, &Page) -> bool| new.is_some_and(|new| of(self, rules, new));
         let accessed = self.is_accessed(rules, old) && !kept(Self::is_accessed);
@@ -242,7 +244,7 @@ impl Root {
     }
 
     /// Whether the page that is there is good enough, so that a later kernel leaves it alone.
-    fn suffices(page: &Page, want: Want) -> bool {
+    pub(super) fn suffices(page: &Page, want: Want) -> bool {
         match want {
             Want::Prefetch => true,
             Want::Read => page.tracked.is_none(),
@@ -385,7 +387,7 @@ fn check_pfn(rules: &Rules, pfn: u64) -> Result<(), MapError> {
 
 impl Root {
     /// The first frame that it cannot map.
-    fn end(&self, rules: &Rules) -> u64 {
+    pub(super) fn end(&self, rules: &Rules) -> u64 {
         rules.end.min(frames(self.level + 1))
     }
 

@@ -122,6 +122,49 @@ pub(super) enum Op {
         passes: Passes,
         every: u32,
     },
+    /// Leaves lose the right to write, or their dirty bits.
+    Weaken {
+        space: u8,
+        start: u64,
+        end: u64,
+        dirty: bool,
+        smallest: Size,
+        exclusive: bool,
+        every: u32,
+    },
+    ClearMasked {
+        space: u8,
+        gfn: u64,
+        mask: u64,
+        dirty: bool,
+    },
+    Age {
+        space: u8,
+        start: u64,
+        end: u64,
+        take: bool,
+    },
+    WriteTrack {
+        space: u8,
+        gfn: u64,
+        size: Size,
+    },
+    FastFault {
+        root: u8,
+        gfn: u64,
+        want: Want,
+        logged: bool,
+    },
+    CollapseTables {
+        space: u8,
+        start: u64,
+        end: u64,
+        /// Pages up to this size could be mapped.
+        size: Size,
+        /// By a huge leaf in place, which may be executable or not.
+        recover: Option<bool>,
+        every: u32,
+    },
     /// Lets removed tables be used again.
     Reclaim,
     /// Takes tables away until this many are left.
@@ -264,7 +307,7 @@ impl Choice<'_> {
         let passes = self
             .random
             .pick(&[Passes::SmallestFirst, Passes::LargestFirst]);
-        match self.random.below(64) {
+        match self.random.below(92) {
             0..4 => Op::Acquire { role: root },
             4..6 => Op::Put { root },
             6..28 => Op::Map {
@@ -323,12 +366,54 @@ impl Choice<'_> {
             60 if self.random.one_in(3) => Op::Starve {
                 left: u16::from(root % 6),
             },
+            64..71 => Op::Weaken {
+                space,
+                start,
+                end,
+                dirty: self.random.one_in(2),
+                smallest: size,
+                exclusive,
+                every,
+            },
+            71..76 => Op::ClearMasked {
+                space,
+                gfn: gfn - self.random.below(gfn.min(64) + 1),
+                mask: self.mask(),
+                dirty: self.random.one_in(2),
+            },
+            76..80 => Op::Age {
+                space,
+                start,
+                end,
+                take: !self.random.one_in(4),
+            },
+            80..83 => Op::WriteTrack { space, gfn, size },
+            83..89 => Op::FastFault {
+                root,
+                gfn,
+                want: ask.want,
+                logged: ask.logged,
+            },
+            89..92 => Op::CollapseTables {
+                space,
+                start,
+                end,
+                size,
+                recover: exclusive.then_some(nx),
+                every,
+            },
             _ => Op::Translate {
                 root,
                 gfn,
                 want: ask.want,
             },
         }
+    }
+
+    fn mask(&mut self) -> u64 {
+        let random = self.random.next();
+        self.random
+            .pick(&[0, 1, 1 << 63, u64::MAX, u64::MAX << 60, random])
     }
 
     fn map_range(&mut self, root: u8, gfn: u64, size: Size, ask: Ask) -> Op {

@@ -65,10 +65,10 @@ impl<F: Format, const EVENTS: bool, const HARVEST: bool> Observer<F> for Watch<E
 }
 
 /// When to give way.
-struct Budget(Option<Every>);
+pub(super) struct Budget(Option<Every>);
 
 impl Budget {
-    fn new(every: u32) -> Self {
+    pub(super) fn new(every: u32) -> Self {
         Self(NonZeroU32::new(every).map(Every::new))
     }
 }
@@ -138,7 +138,7 @@ impl<F: Format, const EVENTS: bool, const HARVEST: bool> World<F, EVENTS, HARVES
     }
 
     /// The n-th root that can be used, with its table.
-    fn usable(&self, n: u8) -> Option<(usize, TableId)> {
+    pub(super) fn usable(&self, n: u8) -> Option<(usize, TableId)> {
         let usable = |(_, root): &(usize, &Root)| root.valid && root.held > 0;
         let all: Vec<_> = self.roots.iter().enumerate().filter(usable).collect();
         let (at, root) = *all.get(usize::from(n) % all.len().max(1))?;
@@ -146,18 +146,18 @@ impl<F: Format, const EVENTS: bool, const HARVEST: bool> World<F, EVENTS, HARVES
     }
 
     /// A frame within what a root of few levels can tell apart.
-    fn inside(&self, at: usize, gfn: u64) -> u64 {
+    pub(super) fn inside(&self, at: usize, gfn: u64) -> u64 {
         let end = frames(self.roots[at].level + 1);
         if self.rules.end > end { gfn % end } else { gfn }
     }
 
-    fn shared(
+    pub(super) fn shared(
         &mut self,
     ) -> Locked<Shared<'_, F, NoExternal, NoCheck>, &mut Watch<EVENTS, HARVEST>> {
         self.tables.shared(&mut self.reader, &mut self.watch)
     }
 
-    fn exclusive(
+    pub(super) fn exclusive(
         &mut self,
     ) -> Locked<Exclusive<'_, F, NoExternal, NoCheck>, &mut Watch<EVENTS, HARVEST>> {
         self.retired = 0;
@@ -165,7 +165,7 @@ impl<F: Format, const EVENTS: bool, const HARVEST: bool> World<F, EVENTS, HARVES
     }
 
     /// Accounts for what the reference has lost.
-    fn settle(&mut self, gone: Gone, shared: bool) {
+    pub(super) fn settle(&mut self, gone: Gone, shared: bool) {
         self.harvest.0 += gone.accessed;
         self.harvest.1 += gone.dirty;
         if shared {
@@ -243,6 +243,12 @@ impl<F: Format, const EVENTS: bool, const HARVEST: bool> World<F, EVENTS, HARVES
                 Ok(())
             }
             Op::Translate { root, gfn, want } => self.translate(root, gfn, want),
+            Op::Weaken { .. }
+            | Op::ClearMasked { .. }
+            | Op::Age { .. }
+            | Op::WriteTrack { .. }
+            | Op::FastFault { .. }
+            | Op::CollapseTables { .. } => self.apply_log(op),
         }
     }
 
@@ -366,7 +372,7 @@ impl<F: Format, const EVENTS: bool, const HARVEST: bool> World<F, EVENTS, HARVES
     }
 
     /// The roots that an operation on an address space goes through, newest first.
-    fn selected(&self, space: Option<u8>, valid_only: bool) -> Vec<usize> {
+    pub(super) fn selected(&self, space: Option<u8>, valid_only: bool) -> Vec<usize> {
         let wanted = |root: &Root| {
             (root.valid || !valid_only)
                 && space.is_none_or(|space| root.space == address_space(space))
@@ -376,7 +382,7 @@ impl<F: Format, const EVENTS: bool, const HARVEST: bool> World<F, EVENTS, HARVES
     }
 
     /// The part of a range that a root can map.
-    fn seen_by(&self, at: usize, (start, end): (u64, u64)) -> (u64, u64) {
+    pub(super) fn seen_by(&self, at: usize, (start, end): (u64, u64)) -> (u64, u64) {
         let all = frames(self.roots[at].level + 1).min(self.rules.end);
         (start.min(all), end.min(all))
     }
@@ -649,15 +655,15 @@ impl<F: Format, const EVENTS: bool, const HARVEST: bool> World<F, EVENTS, HARVES
     }
 }
 
-fn address_space(space: u8) -> AsId {
+pub(super) fn address_space(space: u8) -> AsId {
     AsId::new(space % 2).unwrap()
 }
 
-fn frames_of((start, end): (u64, u64)) -> GfnRange {
+pub(super) fn frames_of((start, end): (u64, u64)) -> GfnRange {
     GfnRange::between(Gfn::new(start), Gfn::new(end)).unwrap()
 }
 
-const fn nx_huge_pages(on: bool) -> NxHugePages {
+pub(super) const fn nx_huge_pages(on: bool) -> NxHugePages {
     if on {
         NxHugePages::On
     } else {
@@ -665,7 +671,7 @@ const fn nx_huge_pages(on: bool) -> NxHugePages {
     }
 }
 
-const fn access(want: Want, read: Access) -> Access {
+pub(super) const fn access(want: Want, read: Access) -> Access {
     match want {
         Want::Read => read,
         Want::Write => Access::WRITE,

@@ -1,0 +1,133 @@
+//! Dirty logs, in order and entry by entry.
+
+use core::num::NonZeroU32;
+
+use slat_memslot::{AsId, Generation};
+
+use super::*;
+
+/// A word of leaves, an MMIO entry among them, on both sides of a border of tables, and a huge leaf behind.
+fn world() -> World<Npt> {
+    let mut world = World::<Npt>::new(&Host::npt(40));
+    for gfn in (0x1e0..0x220).filter(|gfn| *gfn != 0x1f3) {
+        world.map(gfn, PageSize::Size4K, 0x4000 + gfn);
+    }
+    world.request(&MapRequest::mmio(Gfn::new(0x1f3), Generation::new(2)));
+    world.map(0x400, PageSize::Size2M, 0x4400);
+    world.story();
+    world
+}
+
+/// Who runs it, and when it gives way.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Exclusive(Option<u32>),
+    Shared(Option<u32>),
+}
+
+fn run(world: &mut World<Npt>, weaken: &mut Weaken, way: Way) -> u32 {
+    let mut pauses = 0;
+    let (Way::Exclusive(every) | Way::Shared(every)) = way;
+    let mut budget = every.and_then(NonZeroU32::new).map(Every::new);
+    loop {
+        let (tables, reader) = (&mut world.tables, &mut world.reader);
+        let progress = match (way, &mut budget) {
+            (Way::Exclusive(_), None) => {
+                weaken.run(&mut tables.exclusive(&mut world.events), &mut Uninterrupted)
+            }
+            (Way::Exclusive(_), Some(budget)) => {
+                weaken.run(&mut tables.exclusive(&mut world.events), budget)
+            }
+            (Way::Shared(_), None) => weaken.run(
+                &mut tables.shared(reader, &mut world.events),
+                &mut Uninterrupted,
+            ),
+            (Way::Shared(_), Some(budget)) => {
+                weaken.run(&mut tables.shared(reader, &mut world.events), budget)
+            }
+        };
+        if progress == Progress::Done {
+            return pauses;
+        }
+        pauses += 1;
+    }
+}
+
+#[test]
+fn every_way_to_weaken_tells_the_same_story() {
+    let range = GfnRange::between(Gfn::new(0x1f0), Gfn::new(0x401)).unwrap();
+    for write in [true, false] {
+        let mut stories = Vec::new();
+        for way in [
+            Way::Exclusive(None),
+            Way::Exclusive(Some(1)),
+            Way::Exclusive(Some(7)),
+            Way::Shared(None),
+            Way::Shared(Some(1)),
+            Way::Shared(Some(100)),
+        ] {
+            let mut world = world();
+            let mut weaken = match write {
+                true => Weaken::write_protect(AsId::NORMAL, range, PageSize::Size4K),
+                false => Weaken::clear_dirty(AsId::NORMAL, range),
+            };
+            let pauses = run(&mut world, &mut weaken, way);
+            let (Way::Exclusive(every) | Way::Shared(every)) = way;
+            assert_eq!(pauses > 0, every.is_some(), "{way:?}");
+            assert!(weaken.has_changed());
+            stories.push(world.story());
+            let mut again = Weaken::write_protect(AsId::NORMAL, range, PageSize::Size4K);
+            run(&mut world, &mut again, way);
+            assert_eq!(again.has_changed(), !write, "{way:?}");
+        }
+        // From 0x1f0 on, without the MMIO entry; the huge leaf reaches into the range.
+        assert_eq!(stories[0].len(), 0x30 - 1 + 1);
+        assert!(
+            stories[0][0].starts_with("spte 0x1f0 l1"),
+            "{}",
+            stories[0][0]
+        );
+        assert!(stories[0][0x2f].starts_with("spte 0x400 l2"));
+        assert!(stories.iter().all(|story| *story == stories[0]));
+    }
+}
+
+#[test]
+fn from_2_mib_on_small_leaves_keep_the_right_to_write() {
+    let mut world = world();
+    let range = GfnRange::between(Gfn::new(0), Gfn::new(0x600)).unwrap();
+    let mut weaken = Weaken::write_protect(AsId::NORMAL, range, PageSize::Size2M);
+    run(&mut world, &mut weaken, Way::Shared(None));
+    assert_eq!(world.story().len(), 1);
+    assert!(world.spte(0x1e0).is_writable() && !world.spte(0x400).is_writable());
+}
+
+#[test]
+fn a_word_of_a_log_is_cleared_bit_by_bit() {
+    for (first, mask, cleared) in [
+        (0x1e0, 0, vec![]),
+        (0x1e0, 1 | 1 << 63, vec![0x1e0, 0x21f]),
+        // 0x1f3 is MMIO; tables end between 0x1ff and 0x200.
+        (0x1f2, 0b11, vec![0x1f2]),
+        (0x1fe, 0b1111, vec![0x1fe, 0x1ff, 0x200, 0x201]),
+        // Huge leaves are left to others, and nothing is mapped at 0x300.
+        (0x400, u64::MAX, vec![]),
+        (0x300, u64::MAX, vec![]),
+        // Frames that the root cannot tell from 0x1e0 and the following, and some that nothing can have.
+        ((1 << 36) + 0x1e0, u64::MAX, vec![]),
+        (u64::MAX - 10, u64::MAX, vec![]),
+    ] {
+        let mut world = world();
+        let mut locked = world.tables.exclusive(&mut world.events);
+        let (as_id, by) = (AsId::NORMAL, ByWhat::WriteProtection);
+        locked.clear_dirty_masked(as_id, Gfn::new(first), mask, by);
+        locked.clear_dirty_masked(AsId::new(1).unwrap(), Gfn::new(first), mask, by);
+        drop(locked);
+        let story: Vec<String> = world.story();
+        assert_eq!(story.len(), cleared.len(), "{first:#x}: {story:?}");
+        for (line, gfn) in story.iter().zip(cleared) {
+            assert!(line.starts_with(&format!("spte {gfn:#x} l1")), "{line}");
+            assert!(!world.spte(gfn).is_writable());
+        }
+    }
+}
