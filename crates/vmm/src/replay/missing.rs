@@ -2,7 +2,10 @@
 
 use core::fmt;
 
-use crate::traces::{GuestAct, Op, Recording, Sregs, What};
+use slat_mmu::host::SecondStage;
+
+use super::Machine;
+use crate::traces::{GuestAct, Item, Op, Recording, Sregs, What};
 
 /// An operation that cannot be predicted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,22 +25,36 @@ impl fmt::Display for NotModelled {
     }
 }
 
-/// The first such operation of a recording.
-pub(super) fn first(recording: &Recording<'_>) -> Option<NotModelled> {
+/// The first such operation of a recording, or that its operations are not there.
+pub(super) fn first(recording: &Recording<'_>, machine: &Machine) -> Option<NotModelled> {
+    let happens = |item: &&Item<'_>| !matches!(item.what, What::Note(_));
+    let begin = recording.items.iter().find(happens);
+    if let Some(item) = begin.filter(|item| !matches!(item.what, What::Op(_))) {
+        return Some(NotModelled {
+            line: item.line,
+            what: "what happened before the recording begins".to_owned(),
+        });
+    }
     recording.items.iter().find_map(|item| {
         let What::Op(op) = &item.what else {
             return None;
         };
-        missing(op).map(|what| NotModelled {
+        missing(op, machine).map(|what| NotModelled {
             line: item.line,
             what,
         })
     })
 }
 
-fn missing(op: &Op<'_>) -> Option<String> {
+fn missing(op: &Op<'_>, machine: &Machine) -> Option<String> {
     const NESTED: &str = "a nested guest";
+    let amd = machine.host.second_stage == SecondStage::Npt;
     match op {
+        // VMRUN is an invalid instruction on other CPUs, so that no nested guest runs.
+        Op::Guest {
+            act: GuestAct::Launch { vmx: false, .. } | GuestAct::NestedWrite(_),
+            ..
+        } if !amd => None,
         Op::Guest { act, .. } => match act {
             GuestAct::Launch { .. }
             | GuestAct::NestedWrite(_)

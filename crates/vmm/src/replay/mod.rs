@@ -60,7 +60,7 @@ pub enum Verdict {
 
 /// Predicts a recording that was made on a machine.
 pub fn predict(recording: &Recording<'_>, machine: &Machine) -> Verdict {
-    if let Some(missing) = missing::first(recording) {
+    if let Some(missing) = missing::first(recording, machine) {
         return Verdict::NotModelled(missing);
     }
     match machine.host.second_stage {

@@ -2,13 +2,14 @@
 
 use slat_memslot::{Errno, Gfn, GmemId, Gpa, Pages, Region, Slot, VmType, cap};
 use slat_mmu::fault::Kind;
+use slat_mmu::host::SecondStage;
 use slat_mmu::role::VcpuMode;
 use slat_mmu::spte::{Codec, Format, NxHugePages};
 use slat_mmu::tdp::Passes;
 
 use super::addresses::{Addresses, address_of, key_of, unmapped, until_exit};
 use super::{Machine, Verdict, inputs};
-use crate::tdp_vm::{Activity, EagerSplit, HvaRange, Paging, TdpVm};
+use crate::tdp_vm::{Activity, EagerSplit, Ending, HvaRange, Paging, TdpVm};
 use crate::traces::{
     self, Comparer, GuestAct, Item, Note, Op, Predicted, Recording, Ret, SetRegion, Sregs, Traced,
     What,
@@ -20,6 +21,9 @@ mod stub {
     pub(super) const READ: u64 = 0x1010;
     pub(super) const WRITE: u64 = 0x1020;
     pub(super) const JUMP: u64 = 0x1030;
+    pub(super) const VMRUN: u64 = 0x1040;
+    /// The descriptor of the handler of invalid instructions, which nobody has set up.
+    pub(super) const INVALID_OPCODE: u64 = 6 * 8;
 }
 
 /// Where it puts its guest's page tables.
@@ -423,7 +427,13 @@ fn enable_cap<F: Format>(vm: &mut TdpVm<F>, name: &str, arg: u64) {
 }
 
 fn set_sregs<F: Format>(vm: &mut TdpVm<F>, vcpu: u32, sregs: &Sregs<'_>) {
+    let amd = vm.tables().codec().host().second_stage == SecondStage::Npt;
     match sregs {
+        // The bit is reserved on other CPUs (`x86.c:kvm_is_valid_sregs`).
+        Sregs::LongMode {
+            nesting: Some("EFER.SVME"),
+            ..
+        } if !amd => vm.tell(Predicted::Returned(Err(Errno::EINVAL))),
         Sregs::Flat => vm.set_paging(vcpu, Paging::Off),
         Sregs::LongMode { cr3, .. } => vm.set_paging(
             vcpu,
@@ -455,6 +465,12 @@ fn activity(act: &GuestAct<'_>, handler: u64) -> Activity {
             let write = |all: Activity, page| all.step(Kind::Write, from.raw() + (page << 12));
             (0..*pages).fold(at(stub::WRITE), write)
         }
+        // What could run as a nested guest never started, and its instructions run as any others.
+        GuestAct::NestedWrite(gpa) => at(stub::WRITE).step(Kind::Write, gpa.raw()),
+        GuestAct::Launch { vmx: false, .. } => Activity {
+            ending: Ending::TripleFault,
+            ..at(stub::VMRUN).step(Kind::Read, stub::INVALID_OPCODE)
+        },
         GuestAct::EnterSmm { .. } => Activity {
             mode_first: Some(VcpuMode::Smm),
             ..at(handler)

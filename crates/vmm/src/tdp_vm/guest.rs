@@ -63,6 +63,25 @@ pub struct Step {
     pub address: u64,
 }
 
+/// How the guest stops when it has done everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Ending {
+    /// It halts.
+    #[default]
+    Halt,
+    /// An exception that it cannot handle, nor what comes of that (`KVM_EXIT_SHUTDOWN`).
+    TripleFault,
+}
+
+impl Ending {
+    const fn exit(self) -> Exit {
+        match self {
+            Self::Halt => Exit::Halt,
+            Self::TripleFault => Exit::Other { reason: 8 },
+        }
+    }
+}
+
 /// What the guest does from one entry to the exit.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Activity {
@@ -74,6 +93,8 @@ pub struct Activity {
     pub mode_then: Option<VcpuMode>,
     /// The accesses after that.
     pub steps_then: Vec<Step>,
+    /// How it stops.
+    pub ending: Ending,
 }
 
 impl Activity {
@@ -115,7 +136,7 @@ impl<F: Format> TdpVm<F> {
             well = self.enter(vcpu);
         }
         if well && self.steps(vcpu, &activity.steps_then) {
-            self.out.events.push(Predicted::Exit(Exit::Halt));
+            self.out.events.push(Predicted::Exit(activity.ending.exit()));
         }
     }
 

@@ -51,7 +51,7 @@ use slat_mmu::table::Reader;
 use slat_mmu::tdp::{Limits, Passes, Tables, Uninterrupted, ZapAll};
 
 use crate::traces::Predicted;
-pub use guest::{Activity, Paging, Step};
+pub use guest::{Activity, Ending, Paging, Step};
 pub use host::{HostMemory, HvaRange};
 use sink::Sink;
 use vcpu::Vcpu;
