@@ -70,14 +70,17 @@ pub(super) fn run<F: Format>(recording: &Recording<'_>, machine: &Machine) -> Ve
         idle: false,
     };
     let mut comparer = Comparer::new(Codec::<F>::new(&machine.host));
-    let mut compared = 0;
+    let (mut compared, mut adopted) = (0, 0);
     for (at, chunk) in chunks.iter().enumerate() {
         let mut predicted = run.chunk(chunk, recording);
         if recording.truncated && at + 1 == chunks.len() {
             predicted.truncate(recorded(chunk));
         }
         match comparer.compare(&predicted, chunk) {
-            Ok(agreement) => compared += agreement.compared,
+            Ok(agreement) => {
+                compared += agreement.compared;
+                adopted += agreement.adopted.len();
+            }
             Err(difference) => {
                 return Verdict::Differs {
                     compared,
@@ -86,15 +89,14 @@ pub(super) fn run<F: Format>(recording: &Recording<'_>, machine: &Machine) -> Ve
             }
         }
     }
-    Verdict::Agrees { compared }
+    Verdict::Agrees { compared, adopted }
 }
 
 /// How many lines of a part are compared.
 fn recorded(chunk: &[Item<'_>]) -> usize {
     let role_word = |what: &What<'_>| matches!(what, What::Probe(traces::Probe::SpRole { .. }));
-    let counts = |item: &&Item<'_>| {
-        traces::Kind::of(&item.what).is_some() && !role_word(&item.what)
-    };
+    let counts =
+        |item: &&Item<'_>| traces::Kind::of(&item.what).is_some() && !role_word(&item.what);
     chunk.iter().filter(counts).count()
 }
 

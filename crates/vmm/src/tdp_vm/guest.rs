@@ -136,7 +136,9 @@ impl<F: Format> TdpVm<F> {
             well = self.enter(vcpu);
         }
         if well && self.steps(vcpu, &activity.steps_then) {
-            self.out.events.push(Predicted::Exit(activity.ending.exit()));
+            self.out
+                .events
+                .push(Predicted::Exit(activity.ending.exit()));
         }
     }
 
@@ -154,7 +156,10 @@ impl<F: Format> TdpVm<F> {
         let Some(vcpu) = self.vcpus.get(&id) else {
             return false;
         };
-        let (walk, target) = (vcpu.paging.walk(step.address), vcpu.paging.translate(step.address));
+        let (walk, target) = (
+            vcpu.paging.walk(step.address),
+            vcpu.paging.translate(step.address),
+        );
         // Hardware reads the guest's tables as if it wrote them, where it keeps accessed and dirty bits.
         let kind = if self.tables.codec().host().ad_enabled() {
             Kind::Write

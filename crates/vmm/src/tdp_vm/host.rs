@@ -224,7 +224,9 @@ impl HostMemory {
         if let Some((first, mapping)) = known {
             if write && read_only {
                 // Nobody else has the page any more.
-                self.mappings.entry(first).and_modify(|at| at.writable = true);
+                self.mappings
+                    .entry(first)
+                    .and_modify(|at| at.writable = true);
             }
             return Ok(Mapping {
                 pfn: mapping.pfn + (frame - first),
@@ -255,7 +257,10 @@ impl Backing for HostMemory {
             Ok(mapping) => mapping,
             Err(page) => return page,
         };
-        let device = self.devices.iter().any(|range| range.contains(&mapping.pfn));
+        let device = self
+            .devices
+            .iter()
+            .any(|range| range.contains(&mapping.pfn));
         HostPage::Page {
             pfn: Pfn::new(mapping.pfn),
             size: mapping.size,

@@ -17,16 +17,15 @@ impl<F: Format> TdpVm<F> {
     pub fn get_dirty_log(&mut self, slot: u32) {
         let key = self.memory.check_get_dirty_log(slot);
         let pages = self.memory.get_dirty_log(slot, Buffer::Good);
-        let manual = self
-            .memory
-            .manual_protect()
-            .contains(ManualProtect::ENABLE);
+        let manual = self.memory.manual_protect().contains(ManualProtect::ENABLE);
         if let (Ok(key), Ok(pages), false) = (&key, &pages, manual) {
             self.watch_anew(*key, &pages.to_words());
         }
         self.answer(pages.as_ref().map(|_| 0).map_err(|r| r.errno()));
         if let Ok(pages) = pages {
-            self.out.events.push(Predicted::Dirty(pages.iter().collect()));
+            self.out
+                .events
+                .push(Predicted::Dirty(pages.iter().collect()));
         }
     }
 

@@ -97,9 +97,7 @@ impl<F: Format> TdpVm<F> {
         let (memory, host) = (&self.memory, &self.host);
         let allows = |gfn: Gfn, size: PageSize| {
             let private = memory.attributes_of(gfn).contains(Attributes::PRIVATE);
-            !private
-                && memory.allows_huge(key, size, gfn)
-                && host.mapping_size(slot, gfn) >= size
+            !private && memory.allows_huge(key, size, gfn) && host.mapping_size(slot, gfn) >= size
         };
         let mut locked = self.tables.shared(&mut self.reader, &mut self.out);
         let mut collapse = CollapseTables::new(key.as_id, slot.range(), how);
