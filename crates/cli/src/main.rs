@@ -12,6 +12,7 @@ mod explain;
 mod kernel;
 mod output;
 mod record;
+mod replay;
 mod run;
 mod table;
 
@@ -37,6 +38,8 @@ enum Job {
     Explain(Box<explain::Args>),
     /// Run a VMM and write down the memory calls it makes, as a scenario.
     Record(record::Args),
+    /// Predict what real kernels' MMUs did in recorded scenarios, from the operations alone.
+    Replay(replay::Args),
     /// Run scenario files on the model, on the local /dev/kvm, or on both.
     Run(run::Args),
 }
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Job::Dump(args) => dump::run(&args),
         Job::Explain(args) => explain::run(&args),
         Job::Record(args) => record::run(&args),
+        Job::Replay(args) => replay::run(&args),
         Job::Run(args) => run::run(&args),
     };
     result.unwrap_or_else(|error| {

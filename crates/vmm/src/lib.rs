@@ -19,10 +19,12 @@ pub mod predict;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod record;
 pub mod recordings;
+pub mod replay;
 mod run;
 pub mod scenario;
 pub mod strace;
 pub mod tables;
+pub mod tdp_vm;
 pub mod traces;
 
 pub use api::{CallError, CallResult, Machine, MemoryVm};

@@ -20,6 +20,8 @@ pub enum HostPage {
     },
     /// Nothing is mapped there, or it cannot be written (`KVM_PFN_ERR_FAULT`).
     Bad,
+    /// Asking for it replaced it, as a copy on write does: an invalidation came in between, and the answer is stale.
+    Moved,
     /// The page is broken (`KVM_PFN_ERR_HWPOISON`).
     Poisoned,
     /// A signal is pending (`KVM_PFN_ERR_SIGPENDING`).

@@ -145,6 +145,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
         let can_be = match fault.present {
             Present::No => !self.tables().codec().host().ad_enabled(),
             Present::Yes => fault.kind == Kind::Write,
+            Present::Reserved => false,
         };
         if !can_be {
             return None;
@@ -329,7 +330,7 @@ fn host_page(slot: &Slot, fault: &Fault, backing: &mut impl Backing) -> Result<P
             kind,
         }),
         HostPage::Bad => Err(Outcome::BadPage),
-        HostPage::Poisoned => Err(Outcome::Retry),
+        HostPage::Moved | HostPage::Poisoned => Err(Outcome::Retry),
         HostPage::Interrupted => Err(Outcome::Interrupted),
     }
 }

@@ -26,13 +26,15 @@ impl Kind {
     }
 }
 
-/// What hardware found (`PFERR_PRESENT_MASK`).
+/// What hardware found (`PFERR_PRESENT_MASK`, `PFERR_RSVD_MASK`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Present {
     /// Nothing, or an entry that allows nothing.
     No,
     /// An entry that does not allow this.
     Yes,
+    /// An MMIO entry, which was made when other slots were there.
+    Reserved,
 }
 
 /// A fault.

@@ -87,6 +87,15 @@ pub enum Event<F> {
         /// Its role.
         role: PageRole,
     },
+    /// A fault is about to go down to the entry that it wants (`kvm_mmu_spte_requested`).
+    SpteRequested {
+        /// The frame that was accessed.
+        gfn: Gfn,
+        /// The page behind it; none where no slot is.
+        pfn: Option<Pfn>,
+        /// The level of the leaf that it wants, which a table may stand in the way of.
+        level: Level,
+    },
     /// A fault stored a leaf, or found it there (`kvm_mmu_set_spte`).
     SpteSet {
         /// The level of the table it is in.
@@ -100,6 +109,8 @@ pub enum Event<F> {
     MmioMarked {
         /// What it says.
         mmio: Mmio,
+        /// The entry. The tracepoint takes its low three bits for the access, whatever the format keeps there.
+        spte: Spte<F>,
     },
     /// A huge leaf was split, or could not be (`kvm_mmu_split_huge_page`).
     HugePageSplit {

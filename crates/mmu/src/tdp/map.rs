@@ -215,6 +215,7 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
             "nobody faults on an invalid root"
         );
         let mut request = *request;
+        self.report_request(&request);
         let outcome = self.descend(root, &mut request, nx);
         let outcome = outcome.and_then(|mut cursor| self.install(&mut cursor, &request));
         match outcome {
@@ -229,6 +230,24 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
                 size: request.size,
             }),
         }
+    }
+
+    /// Reports what a fault is about to map, as the tracepoint at its start does.
+    fn report_request(&mut self, request: &MapRequest<S::Format>) {
+        if !O::EVENTS {
+            return;
+        }
+        let level = request.size.level();
+        let part = request.gfn.raw() & (span(level) - 1);
+        let pfn = match &request.target {
+            Target::Page(page) => Some(Pfn::new(page.pfn.raw() | part)),
+            Target::Mmio(_) => None,
+        };
+        self.observer.event(Event::SpteRequested {
+            gfn: request.gfn,
+            pfn,
+            level,
+        });
     }
 
     fn check_request(
@@ -447,7 +466,7 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
     ) -> Resolution {
         if let Some(mmio) = self.tables().codec.decode_mmio(spte) {
             if O::EVENTS {
-                self.observer.event(Event::MmioMarked { mmio });
+                self.observer.event(Event::MmioMarked { mmio, spte });
             }
             return Resolution::Emulate;
         }

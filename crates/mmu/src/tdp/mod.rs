@@ -25,6 +25,7 @@ mod cursor;
 pub mod dump;
 mod events;
 mod fast;
+mod hardware;
 mod hooks;
 mod lock;
 mod log;
@@ -56,6 +57,7 @@ pub use events::{
     Event, FlushReason, FlushScope, Harvest, Harvesting, Observer, SplitResult, Unobserved,
 };
 pub use fast::{Fast, SlotLog};
+pub use hardware::HardwareAccess;
 pub use hooks::{AccessCheck, Busy, External, NoCheck, NoExternal, Translated};
 pub use lock::{Exclusive, Locked, Shared, Side};
 pub use log::{ByWhat, Weaken};

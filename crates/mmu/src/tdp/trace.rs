@@ -4,6 +4,10 @@ use core::fmt;
 
 use super::events::{Event, FlushReason, FlushScope};
 use super::fast::Fast;
+use crate::spte::Pfn;
+
+/// What stands for the page where no slot is (`KVM_PFN_NOSLOT`).
+const NO_SLOT: u64 = 1 << 63;
 
 /// The tracepoint's name and its fields as the kernel prints them. Tables have numbers instead of addresses, and what is
 /// not modelled (generations of shadow pages, reference counts) is left out. Flushes, which the kernel does not trace,
@@ -52,17 +56,24 @@ impl<F> fmt::Display for Event<F> {
                 table.raw(),
                 gfn.raw()
             ),
+            Self::SpteRequested { gfn, pfn, level } => write!(
+                f,
+                "kvm_mmu_spte_requested: gfn {:x} pfn {:x} level {}",
+                gfn.raw(),
+                pfn.map_or(NO_SLOT, Pfn::raw),
+                *level as u8
+            ),
             Self::SpteSet { level, gfn, spte } => write!(
                 f,
                 "kvm_mmu_set_spte: gfn {:x} spte {spte:x} level {}",
                 gfn.raw(),
                 *level as u8
             ),
-            Self::MmioMarked { mmio } => write!(
+            Self::MmioMarked { mmio, spte } => write!(
                 f,
                 "mark_mmio_spte: gfn {:x} access {:x} gen {:x}",
                 mmio.gfn.raw(),
-                mmio.access.bits(),
+                spte.raw() & 7,
                 mmio.generation.raw()
             ),
             Self::HugePageSplit {

@@ -74,7 +74,9 @@ impl<F: Format> World<F> {
 
     /// What happened since this was last asked, in words.
     fn story(&mut self) -> Vec<String> {
-        self.events.drain(..).map(|event| tell(&event)).collect()
+        let told = |event: &Event<F>| !matches!(event, Event::SpteRequested { .. });
+        let events = self.events.drain(..).filter(told);
+        events.map(|event| tell(&event)).collect()
     }
 }
 
@@ -98,10 +100,13 @@ fn tell<F>(event: &Event<F>) -> String {
         Event::PageZapped { gfn, role, .. } => {
             format!("zapped {:#x} l{}", gfn.raw(), role.level() as u8)
         }
+        Event::SpteRequested { gfn, level, .. } => {
+            format!("requested {:#x} l{}", gfn.raw(), *level as u8)
+        }
         Event::SpteSet { gfn, level, spte } => {
             format!("set {:#x} l{} {spte:#x}", gfn.raw(), *level as u8)
         }
-        Event::MmioMarked { mmio } => format!("mmio {:#x}", mmio.gfn.raw()),
+        Event::MmioMarked { mmio, .. } => format!("mmio {:#x}", mmio.gfn.raw()),
         Event::HugePageSplit {
             gfn, level, result, ..
         } => format!(

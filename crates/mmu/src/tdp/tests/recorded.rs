@@ -287,7 +287,7 @@ impl<F: Format> Replay<F> {
             Event::SpteSet { gfn, level, spte } => {
                 format!("set {:x} l{} {:x}", gfn.raw(), level as u8, spte.raw())
             }
-            Event::MmioMarked { mmio } => {
+            Event::MmioMarked { mmio, .. } => {
                 format!("mmio {:x} {:x}", mmio.gfn.raw(), mmio.generation.raw())
             }
             // Recordings have such changes as pokes.
@@ -301,7 +301,9 @@ impl<F: Format> Replay<F> {
                 let (level, errno) = (level as u8, result.errno());
                 format!("split {:x} l{level} {:x} {errno}", gfn.raw(), spte.raw())
             }
-            Event::ZapAllFast | Event::Flushed { .. } => return None,
+            Event::SpteRequested { .. } | Event::ZapAllFast | Event::Flushed { .. } => {
+                return None;
+            }
         })
     }
 }

@@ -4,10 +4,19 @@ use core::fmt;
 
 use slat_memslot::{AsId, Errno, Gfn, Level, Pages};
 use slat_mmu::role::PageRole;
-use slat_mmu::spte::bits;
+use slat_mmu::spte::{Pfn, bits};
 use slat_mmu::tdp::Event;
 
 use crate::traces::{Exit, Note, Probe, Traced, What};
+
+/// What stands for the page where no slot is (`KVM_PFN_NOSLOT`).
+const NO_SLOT: u64 = 1 << 63;
+
+/// What the tracepoint of MMIO entries takes for their access.
+const fn low_bits(spte: u64) -> u32 {
+    let [low, ..] = spte.to_le_bytes();
+    low as u32 & 7
+}
 
 /// One predicted event or result.
 ///
@@ -103,15 +112,20 @@ impl Predicted {
             },
             Event::PageAllocated { gfn, role, .. } => Self::PageAllocated { gfn, role },
             Event::PageZapped { gfn, role, .. } => Self::PageZapped { gfn, role },
+            Event::SpteRequested { gfn, pfn, level } => Self::SpteRequested {
+                gfn,
+                pfn: pfn.map_or(NO_SLOT, Pfn::raw),
+                level,
+            },
             Event::SpteSet { level, gfn, spte } => Self::SpteSet {
                 gfn,
                 level,
                 spte: spte.raw(),
                 table: None,
             },
-            Event::MmioMarked { mmio } => Self::MmioMarked {
+            Event::MmioMarked { mmio, spte } => Self::MmioMarked {
                 gfn: mmio.gfn,
-                access: u32::from(mmio.access.bits()),
+                access: low_bits(spte.raw()),
                 generation: u32::try_from(mmio.generation.raw()).unwrap_or(u32::MAX),
             },
             Event::HugePageSplit {

@@ -1,0 +1,38 @@
+//! The pages behind frames, as a recording names them.
+
+use slat_memslot::{Gfn, PageSize};
+use slat_mmu::spte::Format;
+
+use crate::tdp_vm::TdpVm;
+use crate::traces::{Item, Recording, Traced, What};
+
+/// What stands for the page where no slot is (`KVM_PFN_NOSLOT`).
+const NO_SLOT: u64 = 1 << 63;
+
+/// The frames and pages that faults of a part of a recording ask for.
+fn requested(items: &[Item<'_>]) -> impl Iterator<Item = (Gfn, u64, PageSize)> {
+    items.iter().filter_map(|item| match item.what {
+        What::Event(Traced::SpteRequested { gfn, pfn, level }) if pfn != NO_SLOT => {
+            let sizes = [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G];
+            let size = sizes.into_iter().find(|size| size.level() == level)?;
+            Some((gfn, pfn, size))
+        }
+        _ => None,
+    })
+}
+
+/// The pages that a part of a recording names.
+pub(super) fn supply(items: &[Item<'_>]) -> Vec<(Gfn, u64)> {
+    requested(items).map(|(gfn, pfn, _)| (gfn, pfn)).collect()
+}
+
+/// Tells the host's memory which pages are huge, and which frames are devices.
+pub(super) fn prepare<F: Format>(vm: &mut TdpVm<F>, recording: &Recording<'_>) {
+    let huge = requested(&recording.items).filter(|(.., size)| *size != PageSize::Size4K);
+    for (gfn, pfn, size) in huge {
+        vm.host_mut().know_huge(size, gfn, pfn);
+    }
+    // The hole for video memory, and the one below 4 GiB.
+    vm.host_mut()
+        .set_devices(vec![0xa0..0x100, 0xe_0000..0x10_0000]);
+}

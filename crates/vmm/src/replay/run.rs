@@ -1,0 +1,488 @@
+//! The operations of a recording, done one after the other.
+
+use slat_memslot::{Errno, Gfn, GmemId, Gpa, Pages, Region, Slot, VmType, cap};
+use slat_mmu::fault::Kind;
+use slat_mmu::host::SecondStage;
+use slat_mmu::role::VcpuMode;
+use slat_mmu::spte::{Codec, Format, NxHugePages};
+use slat_mmu::tdp::Passes;
+
+use super::addresses::{Addresses, address_of, key_of, unmapped, until_exit};
+use super::{Machine, Verdict, inputs};
+use crate::tdp_vm::{Activity, EagerSplit, Ending, HvaRange, Paging, TdpVm};
+use crate::traces::{
+    self, Comparer, GuestAct, Item, Note, Op, Predicted, Recording, Ret, SetRegion, Sregs, Traced,
+    What,
+};
+
+/// Where the recorded program puts its guest's instructions: they halt, read, write, and jump.
+mod stub {
+    pub(super) const HALT: u64 = 0x1000;
+    pub(super) const READ: u64 = 0x1010;
+    pub(super) const WRITE: u64 = 0x1020;
+    pub(super) const JUMP: u64 = 0x1030;
+    pub(super) const VMRUN: u64 = 0x1040;
+    /// The descriptor of the handler of invalid instructions, which nobody has set up.
+    pub(super) const INVALID_OPCODE: u64 = 6 * 8;
+}
+
+/// Where it puts its guest's page tables.
+const GUEST_TABLES: Gpa = Gpa::new(0x4000);
+
+/// A recording being predicted.
+struct Run<'m, F: Format> {
+    machine: &'m Machine,
+    addresses: Addresses,
+    vm: Option<TdpVm<F>>,
+    eager_split: EagerSplit,
+    nx_huge_pages: NxHugePages,
+    /// What happened while there is no VM.
+    outside: Vec<Predicted>,
+    /// The guest_memfd that was made last.
+    file: Option<GmemId>,
+    /// The slot that was set last.
+    last_slot: Option<slat_memslot::SlotKey>,
+    /// The address space of the backing notes that follow.
+    notes_of: slat_memslot::AsId,
+    /// What was protected last.
+    protected: Option<(Gfn, Pages)>,
+    /// Where the SMI handler is.
+    handler: u64,
+    /// Whether the page that was marked as idle still is.
+    idle: bool,
+}
+
+/// Predicts a recording.
+pub(super) fn run<F: Format>(recording: &Recording<'_>, machine: &Machine) -> Verdict {
+    let chunks = chunks(&recording.items);
+    let mut run = Run::<F> {
+        machine,
+        addresses: Addresses::learn(&chunks),
+        vm: None,
+        eager_split: EagerSplit::On,
+        nx_huge_pages: machine.nx_huge_pages,
+        outside: Vec::new(),
+        file: None,
+        last_slot: None,
+        notes_of: slat_memslot::AsId::NORMAL,
+        protected: None,
+        handler: 0,
+        idle: false,
+    };
+    let mut comparer = Comparer::new(Codec::<F>::new(&machine.host));
+    let (mut compared, mut adopted) = (0, 0);
+    for (at, chunk) in chunks.iter().enumerate() {
+        let mut predicted = run.chunk(chunk, recording);
+        if recording.truncated && at + 1 == chunks.len() {
+            predicted.truncate(recorded(chunk));
+        }
+        match comparer.compare(&predicted, chunk) {
+            Ok(agreement) => {
+                compared += agreement.compared;
+                adopted += agreement.adopted.len();
+            }
+            Err(difference) => {
+                return Verdict::Differs {
+                    compared,
+                    difference: Box::new(difference),
+                };
+            }
+        }
+    }
+    Verdict::Agrees { compared, adopted }
+}
+
+/// How many lines of a part are compared.
+fn recorded(chunk: &[Item<'_>]) -> usize {
+    let role_word = |what: &What<'_>| matches!(what, What::Probe(traces::Probe::SpRole { .. }));
+    let counts =
+        |item: &&Item<'_>| traces::Kind::of(&item.what).is_some() && !role_word(&item.what);
+    chunk.iter().filter(counts).count()
+}
+
+/// A recording, cut before each operation.
+fn chunks<'i, 'a>(items: &'i [Item<'a>]) -> Vec<&'i [Item<'a>]> {
+    let mut chunks = Vec::new();
+    let mut rest = items;
+    while !rest.is_empty() {
+        let is_op = |item: &Item<'_>| matches!(item.what, What::Op(_));
+        let next = rest.iter().skip(1).position(is_op);
+        let (chunk, after) = rest.split_at(next.map_or(rest.len(), |at| at + 1));
+        chunks.push(chunk);
+        rest = after;
+    }
+    chunks
+}
+
+/// What the recorded call returned.
+fn returned(chunk: &[Item<'_>]) -> Option<Ret> {
+    chunk.iter().find_map(|item| match item.what {
+        What::Ret(ret) => Some(ret),
+        _ => None,
+    })
+}
+
+impl<F: Format> Run<'_, F> {
+    /// Does one operation and what follows it, and gives what is predicted of it.
+    fn chunk(&mut self, chunk: &[Item<'_>], recording: &Recording<'_>) -> Vec<Predicted> {
+        let Some(What::Op(op)) = chunk.first().map(|item| &item.what) else {
+            return Vec::new();
+        };
+        if let Some(vm) = &mut self.vm {
+            vm.host_mut().supply(inputs::supply(chunk));
+        }
+        self.operation(op, chunk, recording);
+        self.notes(chunk);
+        let mut all = core::mem::take(&mut self.outside);
+        if let Some(vm) = &mut self.vm {
+            all.extend(vm.take());
+        }
+        all
+    }
+
+    fn operation(&mut self, op: &Op<'_>, chunk: &[Item<'_>], recording: &Recording<'_>) {
+        match op {
+            Op::CreateVm { vm_type } => self.create_vm(*vm_type, recording),
+            Op::ModuleParameter { name, value } => self.parameter(name, value),
+            _ => {}
+        }
+        let memory_call = matches!(op, Op::Madvise { .. } | Op::Mprotect { .. } | Op::Fork);
+        if memory_call {
+            self.host_call(op, chunk);
+        } else if let Op::Guest { vcpu, act } = op {
+            self.guest(*vcpu, act, chunk);
+        } else {
+            self.call(op, chunk);
+            self.age(op, chunk);
+            self.unmap_all(chunk);
+        }
+    }
+
+    fn create_vm(&mut self, vm_type: u64, recording: &Recording<'_>) {
+        let raw = u32::try_from(vm_type).unwrap_or(u32::MAX);
+        let supported = VmType::from_raw(raw).filter(|t| self.machine.profile.supports(*t));
+        let made = supported.and_then(|vm_type| {
+            TdpVm::new(self.machine.profile.clone(), vm_type, &self.machine.host)
+        });
+        let answer = made.as_ref().map(|_| None).ok_or(Errno::EINVAL);
+        self.outside.push(Predicted::Returned(answer));
+        // The recorded kernels were built with CONFIG_KVM_PROVE_MMU.
+        self.vm = made.map(|vm| vm.with_passes(Passes::LargestFirst));
+        if let Some(vm) = &mut self.vm {
+            inputs::prepare(vm, recording);
+            vm.set_nx_huge_pages(self.nx_huge_pages);
+            vm.set_eager_split(self.eager_split);
+            // No root is there yet.
+            let _ = vm.take();
+        }
+    }
+
+    fn parameter(&mut self, name: &str, value: &str) {
+        let on = ["Y", "1", "force"].contains(&value);
+        match name {
+            "eager_page_split" if on => self.eager_split = EagerSplit::On,
+            "eager_page_split" => self.eager_split = EagerSplit::Off,
+            _ if on => self.nx_huge_pages = NxHugePages::On,
+            _ => self.nx_huge_pages = NxHugePages::Off,
+        }
+        if let Some(vm) = &mut self.vm {
+            vm.set_eager_split(self.eager_split);
+            vm.set_nx_huge_pages(self.nx_huge_pages);
+        }
+    }
+
+    fn answer(&mut self, value: i64) {
+        let answer = Predicted::Returned(Ok(Some(value)));
+        match &mut self.vm {
+            Some(vm) => vm.tell(answer),
+            None => self.outside.push(answer),
+        }
+    }
+
+    /// A call of KVM.
+    fn call(&mut self, op: &Op<'_>, chunk: &[Item<'_>]) {
+        match op {
+            Op::SetRegion(region) => return self.set_region(region, returned(chunk)),
+            Op::SetMsr { .. } => return self.answer(1),
+            Op::Smi => return self.answer(0),
+            _ => {}
+        }
+        let Some(vm) = &mut self.vm else { return };
+        match op {
+            Op::CreateVcpu { id } => vm.create_vcpu(*id),
+            Op::SetCpuid {
+                vcpu,
+                max_phys_addr,
+            } => {
+                let bits = max_phys_addr.unwrap_or(self.machine.host.maxphyaddr);
+                vm.set_max_phys_addr(*vcpu, bits);
+            }
+            Op::SetSregs { vcpu, sregs } => set_sregs(vm, vcpu.unwrap_or(0), sregs),
+            Op::SetSmm(inside) => {
+                let mode = if *inside {
+                    VcpuMode::Smm
+                } else {
+                    VcpuMode::Normal
+                };
+                vm.set_mode(0, mode);
+            }
+            Op::EnableCap { cap, arg, .. } => enable_cap(vm, cap, *arg),
+            Op::CreateGmem { size } => self.file = vm.create_gmem(*size),
+            Op::CloseGmem => {
+                if let Some(file) = self.file.take() {
+                    let _ = vm.close_gmem(file);
+                }
+            }
+            Op::PunchHole { offset, len } => {
+                if let Some(file) = self.file {
+                    vm.punch_hole(file, *offset, *len);
+                }
+            }
+            Op::SetAttributes {
+                gfn,
+                pages,
+                attributes,
+            } => vm.set_attributes(*gfn, *pages, *attributes),
+            Op::PreFault { vcpu, gfn, pages } => {
+                let flags = hidden_flags(returned(chunk), *pages);
+                vm.pre_fault(*vcpu, *gfn, *pages, flags);
+            }
+            Op::GetDirtyLog { slot } => vm.get_dirty_log(u32::from(*slot)),
+            Op::ClearDirtyLog { slot, first, pages } => {
+                vm.clear_dirty_log(u32::from(*slot), *first, *pages);
+            }
+            Op::CloseVm => vm.close(),
+            _ => {}
+        }
+    }
+
+    fn set_region(&mut self, region: &SetRegion, recorded: Option<Ret>) {
+        let (key, file) = (key_of(region), self.file);
+        let Some(vm) = &mut self.vm else { return };
+        let (gpa, size) = (region.gfn.gpa().raw(), region.pages.raw() << 12);
+        let mut request = Region::new(key, gpa, size, address_of(key));
+        if let (Some(offset), Some(file)) = (region.gmem_offset, file) {
+            request = request.with_gmem(file, offset);
+        }
+        request.flags = region.flags;
+        let refused = recorded == Some(Ret::Failed(Errno::EINVAL));
+        if refused && vm.memory().check_region(&request).is_ok() {
+            // The address in the host, which is not recorded, was another one.
+            request.hva += 0x1000;
+        }
+        vm.set_region(&request);
+        self.last_slot = Some(key);
+    }
+
+    /// The host addresses of frames, where a slot holds them.
+    fn addresses_of(&self, gfn: Gfn, pages: Pages) -> Option<HvaRange> {
+        let space = self.vm.as_ref()?.memory().space(slat_memslot::AsId::NORMAL);
+        let start = space.by_gfn(gfn)?.hva_of(gfn)?.raw();
+        Some(start..start + (pages.raw() << 12))
+    }
+
+    /// A call on the host's memory, with the notifications before it returns.
+    fn host_call(&mut self, op: &Op<'_>, chunk: &[Item<'_>]) {
+        let is_ret = |item: &Item<'_>| matches!(item.what, What::Ret(_));
+        let ret = chunk.iter().position(is_ret).unwrap_or(chunk.len());
+        let (before, after) = chunk.split_at(ret);
+        self.change_memory(op);
+        for range in unmapped(before) {
+            self.unmap(&range, matches!(op, Op::Fork));
+        }
+        self.answer(0);
+        self.unmap_all(after);
+    }
+
+    fn change_memory(&mut self, op: &Op<'_>) {
+        let range = match op {
+            Op::Madvise { gfn, pages, .. } => self.addresses_of(*gfn, *pages),
+            Op::Mprotect { range, .. } => {
+                self.protected = range.or(self.protected);
+                self.protected
+                    .and_then(|(gfn, pages)| self.addresses_of(gfn, pages))
+            }
+            _ => None,
+        };
+        let (Some(vm), Some(range)) = (&mut self.vm, range) else {
+            return;
+        };
+        match op {
+            Op::Madvise { advice, .. } => match *advice {
+                "DONTNEED" | "REMOVE" | "FREE" => vm.host_mut().discard(range),
+                "COLLAPSE" => vm.host_mut().replace(range),
+                _ => {}
+            },
+            Op::Mprotect { writable: true, .. } => vm.host_mut().unprotect(&range),
+            Op::Mprotect { .. } => vm.host_mut().protect(range),
+            _ => {}
+        }
+    }
+
+    fn unmap(&mut self, range: &HvaRange, shared: bool) {
+        let ranges = self.addresses.to_model(range);
+        let Some(vm) = &mut self.vm else { return };
+        for range in ranges {
+            if shared {
+                vm.host_mut().share(range.clone());
+            }
+            vm.unmap_hva(range);
+        }
+    }
+
+    fn unmap_all(&mut self, items: &[Item<'_>]) {
+        for range in unmapped(items) {
+            self.unmap(&range, false);
+        }
+    }
+
+    /// Pages are marked as idle, or looked at.
+    fn age(&mut self, op: &Op<'_>, chunk: &[Item<'_>]) {
+        let mut young = false;
+        for item in chunk {
+            let What::Event(Traced::AgeHva { start, end }) = item.what else {
+                continue;
+            };
+            for range in self.addresses.to_model(&(start..end)) {
+                let vm = self.vm.as_mut();
+                young |= vm.is_some_and(|vm| vm.age_hva(range));
+            }
+        }
+        match op {
+            Op::MarkIdle { .. } => {
+                self.idle = true;
+                self.answer(8);
+            }
+            Op::ReadIdle => {
+                self.idle &= !young;
+                self.answer(8);
+                if let Some(vm) = &mut self.vm {
+                    vm.tell(Predicted::Idle(self.idle));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn guest(&mut self, vcpu: u32, act: &GuestAct<'_>, chunk: &[Item<'_>]) {
+        if let GuestAct::EnterSmm { handler } = act {
+            self.handler = handler.raw();
+        }
+        let in_guest = until_exit(chunk);
+        let copies: Vec<HvaRange> = unmapped(in_guest)
+            .flat_map(|range| self.addresses.to_model(&range))
+            .collect();
+        let activity = activity(act, self.handler);
+        let Some(vm) = &mut self.vm else { return };
+        vm.host_mut().expect_copies(copies);
+        vm.run_guest(vcpu, &activity);
+        for range in vm.host_mut().take_copies() {
+            vm.unmap_hva(range);
+        }
+        let (_, after) = chunk.split_at(in_guest.len());
+        self.unmap_all(after);
+    }
+
+    /// What the recorded program found out about its memory.
+    fn notes(&mut self, chunk: &[Item<'_>]) {
+        for item in chunk {
+            match &item.what {
+                What::Note(Note::BackingOf(as_id)) => self.notes_of = *as_id,
+                What::Note(Note::Backing { gfn, pfn }) => self.backing(*gfn, *pfn),
+                What::Note(Note::Remark("backing never touched by the host")) => self.untouched(),
+                _ => {}
+            }
+        }
+    }
+
+    fn backing(&mut self, gfn: Gfn, pfn: u64) {
+        let Some(vm) = &mut self.vm else { return };
+        let slot = vm.memory().space(self.notes_of).by_gfn(gfn);
+        let hva = slot.and_then(|slot| slot.hva_of(gfn));
+        if let Some(hva) = hva {
+            vm.host_mut().know_page(hva.raw(), gfn, pfn);
+        }
+    }
+
+    /// The memory of the last slot was never written to.
+    fn untouched(&mut self) {
+        let (Some(vm), Some(key)) = (&mut self.vm, self.last_slot) else {
+            return;
+        };
+        let bytes = |slot: &Slot| slot.pages().raw() << 12;
+        let slot = vm.memory().space(key.as_id).by_id(key.id);
+        if let Some((start, bytes)) = slot.map(|slot| (slot.hva().raw(), bytes(slot))) {
+            vm.host_mut().set_untouched(start..start + bytes);
+        }
+    }
+}
+
+/// The flags of a pre-fault are not recorded: a call that is refused for nothing else had some.
+fn hidden_flags(recorded: Option<Ret>, pages: Pages) -> u64 {
+    let refused = recorded == Some(Ret::Failed(Errno::EINVAL));
+    u64::from(refused && pages.raw() > 0)
+}
+
+fn enable_cap<F: Format>(vm: &mut TdpVm<F>, name: &str, arg: u64) {
+    let known = cap::ALL.iter().find(|(_, known)| *known == name);
+    vm.enable_cap(known.map_or(u32::MAX, |(cap, _)| *cap), arg);
+}
+
+fn set_sregs<F: Format>(vm: &mut TdpVm<F>, vcpu: u32, sregs: &Sregs<'_>) {
+    let amd = vm.tables().codec().host().second_stage == SecondStage::Npt;
+    match sregs {
+        // The bit is reserved on other CPUs (`x86.c:kvm_is_valid_sregs`).
+        Sregs::LongMode {
+            nesting: Some("EFER.SVME"),
+            ..
+        } if !amd => vm.tell(Predicted::Returned(Err(Errno::EINVAL))),
+        Sregs::Flat => vm.set_paging(vcpu, Paging::Off),
+        Sregs::LongMode { cr3, .. } => vm.set_paging(
+            vcpu,
+            Paging::Long {
+                cr3: *cr3,
+                pages: Vec::new(),
+            },
+        ),
+        Sregs::LongModeWith { pages } => vm.set_paging(
+            vcpu,
+            Paging::Long {
+                cr3: GUEST_TABLES,
+                pages: pages.clone(),
+            },
+        ),
+        _ => vm.set_registers(vcpu),
+    }
+}
+
+/// The accesses of what a guest does, instruction fetches among them.
+fn activity(act: &GuestAct<'_>, handler: u64) -> Activity {
+    let at = |address| Activity::halt(Gpa::new(address));
+    match act {
+        GuestAct::Halt { at: place } => at(place.map_or(stub::HALT, Gpa::raw)),
+        GuestAct::Read(gpa) => at(stub::READ).step(Kind::Read, gpa.raw()),
+        GuestAct::Write(gpa) => at(stub::WRITE).step(Kind::Write, gpa.raw()),
+        GuestAct::Execute(gpa) => at(stub::JUMP).step(Kind::Execute, gpa.raw()),
+        GuestAct::WritePages { pages, from } => {
+            let write = |all: Activity, page| all.step(Kind::Write, from.raw() + (page << 12));
+            (0..*pages).fold(at(stub::WRITE), write)
+        }
+        // What could run as a nested guest never started, and its instructions run as any others.
+        GuestAct::NestedWrite(gpa) => at(stub::WRITE).step(Kind::Write, gpa.raw()),
+        GuestAct::Launch { vmx: false, .. } => Activity {
+            ending: Ending::TripleFault,
+            ..at(stub::VMRUN).step(Kind::Read, stub::INVALID_OPCODE)
+        },
+        GuestAct::EnterSmm { .. } => Activity {
+            mode_first: Some(VcpuMode::Smm),
+            ..at(handler)
+        },
+        GuestAct::SmmRead(gpa) => at(handler + 1).step(Kind::Read, gpa.raw()),
+        GuestAct::LeaveSmm => Activity {
+            mode_then: Some(VcpuMode::Normal),
+            steps_then: at(stub::READ).steps,
+            ..at(handler + 1)
+        },
+        _ => Activity::default(),
+    }
+}

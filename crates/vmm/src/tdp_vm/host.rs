@@ -1,0 +1,289 @@
+//! The host's memory: which page is behind which address, how large the host maps it, and whether writable.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+
+use slat_memslot::{Gfn, GmemId, PAGE_SHIFT, PageSize, Slot};
+use slat_mmu::fault::{Backing, FilePage, HostPage};
+use slat_mmu::spte::{Pfn, PfnKind};
+
+/// Host addresses.
+pub type HvaRange = Range<u64>;
+
+/// Pages that the host maps by one entry of its tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mapping {
+    pfn: u64,
+    size: PageSize,
+    writable: bool,
+}
+
+/// The simulated memory of the process that owns a VM.
+///
+/// All of it is private anonymous memory that was written to, unless it is said to be otherwise. Which page is where, is
+/// told before it is asked for: [`HostMemory::supply`].
+#[derive(Clone, Debug, Default)]
+pub struct HostMemory {
+    /// By the first host frame.
+    mappings: BTreeMap<u64, Mapping>,
+    /// Pages of files, by page of the file.
+    files: BTreeMap<(GmemId, u64), u64>,
+    /// Never written to.
+    untouched: Vec<HvaRange>,
+    /// Shared with a child until somebody writes.
+    shared: Vec<HvaRange>,
+    /// Protected against writing.
+    protected: Vec<HvaRange>,
+    /// The pages that will be found, where none is known.
+    supply: Vec<(Gfn, u64)>,
+    /// Huge pages: by size and first guest frame, the first frames that they were seen to have.
+    huge: Vec<(PageSize, Gfn, u64)>,
+    /// Ranges that will be unmapped when somebody writes there.
+    copies: VecDeque<HvaRange>,
+    /// One that must be unmapped now.
+    moved: Option<HvaRange>,
+    /// Frames that are no memory.
+    devices: Vec<Range<u64>>,
+}
+
+impl HostMemory {
+    /// Frames that are devices.
+    pub fn set_devices(&mut self, devices: Vec<Range<u64>>) {
+        self.devices = devices;
+    }
+
+    /// A page that is mapped huge wherever it is found.
+    pub fn know_huge(&mut self, size: PageSize, gfn: Gfn, pfn: u64) {
+        let part = gfn.raw() & (size.pages().raw() - 1);
+        if pfn & (size.pages().raw() - 1) == part {
+            let first = Gfn::new(gfn.raw() - part);
+            self.huge.push((size, first, pfn - part));
+        }
+    }
+
+    /// The pages that will be found, by guest frame, where none is known; in place of those that were told before.
+    pub fn supply(&mut self, pages: Vec<(Gfn, u64)>) {
+        self.supply = pages;
+    }
+
+    /// Invalidations that copies on write will cause; in place of those that were told before.
+    pub fn expect_copies(&mut self, ranges: impl IntoIterator<Item = HvaRange>) {
+        self.copies = ranges.into_iter().collect();
+    }
+
+    /// Those that did not happen.
+    pub fn take_copies(&mut self) -> Vec<HvaRange> {
+        self.copies.drain(..).collect()
+    }
+
+    /// The page at an address is known.
+    pub fn know_page(&mut self, hva: u64, gfn: Gfn, pfn: u64) {
+        let frame = hva >> PAGE_SHIFT;
+        if self.find(frame).map(|(first, at)| at.pfn + (frame - first)) != Some(pfn) {
+            self.forget(hva..hva + 1);
+            self.insert(frame, gfn, pfn, true);
+        }
+    }
+
+    /// Memory that nobody has written to yet.
+    pub fn set_untouched(&mut self, range: HvaRange) {
+        self.forget(range.clone());
+        self.untouched.push(range);
+    }
+
+    /// Memory is given back (`MADV_DONTNEED`).
+    pub fn discard(&mut self, range: HvaRange) {
+        self.set_untouched(range);
+    }
+
+    /// Other pages take the place of those that were there.
+    pub fn replace(&mut self, range: HvaRange) {
+        self.forget(range);
+    }
+
+    /// `mprotect` without the right to write.
+    pub fn protect(&mut self, range: HvaRange) {
+        self.mark(&range, false);
+        self.protected.push(range);
+    }
+
+    /// `mprotect` with all rights.
+    pub fn unprotect(&mut self, range: &HvaRange) {
+        self.protected.retain(|other| other != range);
+        self.mark(range, true);
+    }
+
+    /// `fork`: the memory is copied when somebody writes.
+    pub fn share(&mut self, range: HvaRange) {
+        self.mark(&range, false);
+        self.shared.push(range);
+    }
+
+    /// Pages of a file are gone.
+    pub fn drop_file_pages(&mut self, file: GmemId, offset: u64, len: u64) {
+        let pages = offset >> PAGE_SHIFT..offset.saturating_add(len) >> PAGE_SHIFT;
+        self.files
+            .retain(|(id, page), _| *id != file || !pages.contains(page));
+    }
+
+    /// How large the host maps what is behind a frame (`mmu.c:host_pfn_mapping_level`).
+    pub fn mapping_size(&self, slot: &Slot, gfn: Gfn) -> PageSize {
+        let frame = slot.hva_of(gfn).map(|hva| hva.raw() >> PAGE_SHIFT);
+        let found = frame.and_then(|frame| self.find(frame));
+        found.map_or(PageSize::Size4K, |(_, mapping)| mapping.size)
+    }
+
+    /// The range that a fault has replaced, if it has.
+    pub(super) fn take_moved(&mut self) -> Option<HvaRange> {
+        let moved = self.moved.take()?;
+        self.replace(moved.clone());
+        self.shared.retain(|range| *range != moved);
+        Some(moved)
+    }
+
+    fn mark(&mut self, range: &HvaRange, writable: bool) {
+        for (first, mapping) in &mut self.mappings {
+            if range.contains(&(first << PAGE_SHIFT)) {
+                mapping.writable = writable;
+            }
+        }
+    }
+
+    fn find(&self, frame: u64) -> Option<(u64, Mapping)> {
+        let (first, mapping) = self.mappings.range(..=frame).next_back()?;
+        (frame - first < mapping.size.pages().raw()).then_some((*first, *mapping))
+    }
+
+    /// Nothing is known of a range any more. What is left of a huge page is mapped small.
+    fn forget(&mut self, range: HvaRange) {
+        let frames = range.start >> PAGE_SHIFT..range.end.div_ceil(1 << PAGE_SHIFT);
+        let touched = |(first, mapping): (&u64, &Mapping)| {
+            let end = first + mapping.size.pages().raw();
+            (*first < frames.end && end > frames.start).then_some((*first, *mapping))
+        };
+        let touched: Vec<_> = self.mappings.iter().filter_map(touched).collect();
+        for (first, mapping) in touched {
+            self.mappings.remove(&first);
+            for frame in first..first + mapping.size.pages().raw() {
+                if !frames.contains(&frame) {
+                    let small = Mapping {
+                        pfn: mapping.pfn + (frame - first),
+                        size: PageSize::Size4K,
+                        ..mapping
+                    };
+                    self.mappings.insert(frame, small);
+                }
+            }
+        }
+    }
+
+    /// A page is found at a host frame, which is behind a guest frame.
+    fn insert(&mut self, frame: u64, gfn: Gfn, pfn: u64, writable: bool) -> Mapping {
+        let size = self.size_of(gfn, pfn);
+        let part = gfn.raw() & (size.pages().raw() - 1);
+        let mapping = Mapping {
+            pfn: pfn - part,
+            size,
+            writable,
+        };
+        self.mappings.insert(frame - part, mapping);
+        mapping
+    }
+
+    /// The largest size that the page was ever seen in.
+    fn size_of(&self, gfn: Gfn, pfn: u64) -> PageSize {
+        let fits = |(size, first, base): &&(PageSize, Gfn, u64)| {
+            let part = gfn.raw().wrapping_sub(first.raw());
+            part < size.pages().raw() && base + part == pfn
+        };
+        let sizes = self.huge.iter().filter(fits).map(|(size, ..)| *size);
+        sizes.max().unwrap_or(PageSize::Size4K)
+    }
+
+    fn is_in(ranges: &[HvaRange], hva: u64) -> bool {
+        ranges.iter().any(|range| range.contains(&hva))
+    }
+
+    /// The mapping behind a host address, as `get_user_pages` makes or finds it.
+    fn fault_in(&mut self, hva: u64, gfn: Gfn, write: bool) -> Result<Mapping, HostPage> {
+        let frame = hva >> PAGE_SHIFT;
+        let protected = Self::is_in(&self.protected, hva);
+        if write && protected {
+            return Err(HostPage::Bad);
+        }
+        let known = self.find(frame);
+        let shared = Self::is_in(&self.shared, hva);
+        let read_only = known.map_or(shared, |(_, mapping)| !mapping.writable);
+        if write && read_only {
+            let copy = self.copies.iter().position(|range| range.contains(&hva));
+            if let Some(copy) = copy {
+                self.moved = self.copies.remove(copy);
+                return Err(HostPage::Moved);
+            }
+        }
+        if let Some((first, mapping)) = known {
+            if write && read_only {
+                // Nobody else has the page any more.
+                self.mappings
+                    .entry(first)
+                    .and_modify(|at| at.writable = true);
+            }
+            return Ok(Mapping {
+                pfn: mapping.pfn + (frame - first),
+                writable: mapping.writable || write,
+                ..mapping
+            });
+        }
+        // A page that was never written to reads as the zero page.
+        let untouched = Self::is_in(&self.untouched, hva);
+        let writable = write || !(untouched || shared || protected);
+        let pfn = self.supplied(gfn);
+        let mapping = self.insert(frame, gfn, pfn, writable);
+        Ok(Mapping { pfn, ..mapping })
+    }
+
+    fn supplied(&self, gfn: Gfn) -> u64 {
+        let found = self.supply.iter().find(|(of, _)| *of == gfn);
+        found.map_or(0, |(_, pfn)| *pfn)
+    }
+}
+
+impl Backing for HostMemory {
+    fn host_page(&mut self, slot: &Slot, gfn: Gfn, write: bool) -> HostPage {
+        let Some(hva) = slot.hva_of(gfn) else {
+            return HostPage::Bad;
+        };
+        let mapping = match self.fault_in(hva.raw(), gfn, write) {
+            Ok(mapping) => mapping,
+            Err(page) => return page,
+        };
+        let device = self
+            .devices
+            .iter()
+            .any(|range| range.contains(&mapping.pfn));
+        HostPage::Page {
+            pfn: Pfn::new(mapping.pfn),
+            size: mapping.size,
+            writable: mapping.writable,
+            kind: if device {
+                PfnKind::HostMmio
+            } else {
+                PfnKind::Memory
+            },
+        }
+    }
+
+    fn file_page(&mut self, slot: &Slot, gfn: Gfn) -> FilePage {
+        let binding = slot.binding();
+        let Some((file, first)) = binding.and_then(|at| Some((at.file?, at.first_page))) else {
+            return FilePage::Bad;
+        };
+        let page = first + (gfn - slot.range().start()).raw();
+        let supplied = self.supplied(gfn);
+        let pfn = *self.files.entry((file, page)).or_insert(supplied);
+        FilePage::Page {
+            pfn: Pfn::new(pfn),
+            size: PageSize::Size4K,
+        }
+    }
+}

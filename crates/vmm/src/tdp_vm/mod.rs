@@ -1,0 +1,199 @@
+//! A whole VM with two-dimensional paging: what userspace sets up, the page tables that follow from it, vCPUs, and the
+//! host's memory behind it.
+//!
+//! [`TdpVm`] does what a VM's userspace, its guest, and the host's memory management do to KVM, and says what KVM would
+//! trace and answer, in order, as [`Predicted`] events: [`TdpVm::take`]. It follows kernel 6.12.117.
+//!
+//! | operation | KVM counterpart |
+//! |---|---|
+//! | [`TdpVm::set_region`] | `kvm_arch_flush_shadow_memslot`, `kvm_mmu_slot_apply_flags` |
+//! | [`TdpVm::run_guest`] | `vcpu_enter_guest`, `kvm_mmu_page_fault` |
+//! | [`TdpVm::pre_fault`] | `kvm_vcpu_pre_fault_memory` |
+//! | [`TdpVm::get_dirty_log`], [`TdpVm::clear_dirty_log`] | `kvm_arch_mmu_enable_log_dirty_pt_masked` |
+//! | [`TdpVm::unmap_hva`], [`TdpVm::age_hva`] | the MMU notifier |
+//! | [`TdpVm::close`] | `kvm_gmem_release`, `kvm_arch_flush_shadow_all` |
+//!
+//! ```
+//! use slat_memslot::{Gpa, Profile, Region, SlotKey, VmType};
+//! use slat_mmu::{host::Host, spte::Npt};
+//! use slat_vmm::tdp_vm::{Activity, TdpVm};
+//!
+//! let profile = Profile::named("debian-6.12.117").unwrap();
+//! let mut vm = TdpVm::<Npt>::new(profile, VmType::Default, &Host::npt(40)).unwrap();
+//! vm.create_vcpu(0);
+//! vm.set_region(&Region::new(SlotKey::normal(0), 0, 0x10000, 0x4000_0000));
+//! let _ = vm.take();
+//! vm.run_guest(0, &Activity::halt(Gpa::new(0x1000)));
+//! let told: Vec<String> = vm.take().iter().map(ToString::to_string).collect();
+//! assert_eq!(told.first().unwrap(), "  kvm_mmu_get_page: gfn 0 l4 role 0x3784");
+//! assert_eq!(told.last().unwrap(), "NOTE exit HLT");
+//! ```
+
+mod guest;
+mod host;
+mod log;
+mod notify;
+mod pre_fault;
+mod private;
+mod region;
+mod sink;
+mod vcpu;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use slat_memslot::{Errno, Memory, Profile, Quirks, VmType};
+use slat_mmu::fault::{Invalidation, Settings};
+use slat_mmu::host::{Host, SecondStage};
+use slat_mmu::role::TdpHost;
+use slat_mmu::spte::{Format, GuestPat, NxHugePages};
+use slat_mmu::table::Reader;
+use slat_mmu::tdp::{Limits, Passes, Tables, Uninterrupted, ZapAll};
+
+use crate::traces::Predicted;
+pub use guest::{Activity, Ending, Paging, Step};
+pub use host::{HostMemory, HvaRange};
+use sink::Sink;
+use vcpu::Vcpu;
+
+/// Whether huge pages are split when a slot's log is switched on, or cleared (`kvm.eager_page_split`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum EagerSplit {
+    /// They are, as the parameter has it unless it is changed.
+    #[default]
+    On,
+    /// A write splits them.
+    Off,
+}
+
+/// A VM with two-dimensional paging.
+#[derive(Debug)]
+pub struct TdpVm<F: Format> {
+    memory: Memory,
+    tables: Tables<F>,
+    tdp: TdpHost,
+    /// For work that is not a vCPU's.
+    reader: Reader,
+    vcpus: BTreeMap<u32, Vcpu>,
+    host: HostMemory,
+    invalidation: Invalidation,
+    nx_huge_pages: NxHugePages,
+    eager_split: EagerSplit,
+    passes: Passes,
+    out: Sink,
+}
+
+/// Tables and threads of one VM: far more than a recording has.
+const LIMITS: Limits = Limits {
+    tables: 1 << 14,
+    readers: 40,
+};
+
+impl<F: Format> TdpVm<F> {
+    /// A VM of this type, if the profile has it, on a host; `None` if the host has no second stage.
+    ///
+    /// # Panics
+    /// Not in practice: new tables have places for readers.
+    pub fn new(profile: impl Into<Arc<Profile>>, vm_type: VmType, host: &Host) -> Option<Self> {
+        let tables = Tables::with_limits(host, LIMITS);
+        Some(Self {
+            memory: Memory::new(profile, vm_type),
+            reader: tables.reader().expect("nobody has taken a place"),
+            tables,
+            tdp: host.tdp()?,
+            vcpus: BTreeMap::new(),
+            host: HostMemory::default(),
+            invalidation: Invalidation::default(),
+            nx_huge_pages: NxHugePages::Off,
+            eager_split: EagerSplit::On,
+            passes: Passes::default(),
+            out: Sink::default(),
+        })
+    }
+
+    /// With zaps of whole roots in these passes; a kernel with `CONFIG_KVM_PROVE_MMU` zaps the largest first.
+    #[must_use]
+    pub fn with_passes(self, passes: Passes) -> Self {
+        Self { passes, ..self }
+    }
+
+    /// What userspace has set up.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// The page tables.
+    pub fn tables(&self) -> &Tables<F> {
+        &self.tables
+    }
+
+    /// The host's memory.
+    pub fn host(&self) -> &HostMemory {
+        &self.host
+    }
+
+    /// The same, to be changed.
+    pub fn host_mut(&mut self) -> &mut HostMemory {
+        &mut self.host
+    }
+
+    /// What happened since this was last asked.
+    pub fn take(&mut self) -> Vec<Predicted> {
+        core::mem::take(&mut self.out.events)
+    }
+
+    /// Adds something that happened outside the VM, in its place.
+    pub fn tell(&mut self, what: Predicted) {
+        self.out.events.push(what);
+    }
+
+    /// Adds a result to what happened.
+    fn answer(&mut self, result: Result<i64, Errno>) {
+        self.out.events.push(Predicted::Returned(result.map(Some)));
+    }
+
+    /// `KVM_ENABLE_CAP` on the VM.
+    pub fn enable_cap(&mut self, cap: u32, arg: u64) {
+        let result = self.memory.enable_cap(cap, 0, [arg, 0, 0, 0]);
+        self.answer(result.map(|()| 0).map_err(|refusal| refusal.errno()));
+    }
+
+    /// `kvm.eager_page_split` changes.
+    pub fn set_eager_split(&mut self, eager_split: EagerSplit) {
+        self.eager_split = eager_split;
+    }
+
+    /// `kvm.nx_huge_pages` changes, which zaps everything (`mmu.c:set_nx_huge_pages`).
+    pub fn set_nx_huge_pages(&mut self, nx_huge_pages: NxHugePages) {
+        if core::mem::replace(&mut self.nx_huge_pages, nx_huge_pages) != nx_huge_pages {
+            self.zap_all_fast();
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        let ept = self.tables.codec().host().second_stage == SecondStage::Ept;
+        let honoured = ept
+            && self
+                .memory
+                .disabled_quirks()
+                .contains(Quirks::IGNORE_GUEST_PAT);
+        Settings {
+            nx_huge_pages: self.nx_huge_pages,
+            guest_pat: if honoured {
+                GuestPat::Honoured
+            } else {
+                GuestPat::Ignored
+            },
+        }
+    }
+
+    /// The last descriptor of the VM is closed: its guest_memfds go first, then everything that is mapped.
+    pub fn close(&mut self) {
+        self.close_gmem_files();
+        let locked = &mut self.tables.exclusive(&mut self.out);
+        let _ = ZapAll::new(self.passes).run(locked, &mut Uninterrupted);
+        for vcpu in self.vcpus.values_mut() {
+            vcpu.unload(&self.tables);
+        }
+    }
+}

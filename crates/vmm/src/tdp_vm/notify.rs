@@ -1,0 +1,50 @@
+//! What the host's memory management tells KVM.
+
+use slat_memslot::{AsId, GfnRange, Hva};
+use slat_mmu::spte::Format;
+use slat_mmu::tdp::{Age, Uninterrupted, ZapLeafs};
+
+use super::{HvaRange, TdpVm};
+
+impl<F: Format> TdpVm<F> {
+    /// The frames behind host addresses, by address space.
+    fn frames(&self, range: HvaRange) -> Vec<(AsId, GfnRange)> {
+        let mut found = Vec::new();
+        for as_id in self.address_spaces() {
+            let (start, end) = (Hva::new(range.start), Hva::new(range.end));
+            let slots = self.memory.space(as_id).by_hva(start, end);
+            found.extend(slots.map(|(_, frames)| (as_id, frames)));
+        }
+        found
+    }
+
+    pub(super) fn address_spaces(&self) -> impl Iterator<Item = AsId> + use<F> {
+        (0..self.memory.address_space_count()).filter_map(AsId::new)
+    }
+
+    /// Host addresses are unmapped, or mapped otherwise (`kvm_mmu_notifier_invalidate_range_start` and its end).
+    pub fn unmap_hva(&mut self, range: HvaRange) {
+        for (as_id, frames) in self.frames(range) {
+            self.zap_frames(as_id, frames);
+        }
+    }
+
+    /// Zaps the leaves of frames whose pages go.
+    pub(super) fn zap_frames(&mut self, as_id: AsId, frames: GfnRange) {
+        self.invalidation.begin();
+        self.invalidation.add(frames);
+        let locked = &mut self.tables.exclusive(&mut self.out);
+        let _ = ZapLeafs::of_address_space(as_id, frames).run(locked, &mut Uninterrupted);
+        self.invalidation.end();
+    }
+
+    /// Whether host addresses were used since this was last asked (`kvm_mmu_notifier_clear_flush_young` and its kin).
+    pub fn age_hva(&mut self, range: HvaRange) -> bool {
+        let mut young = false;
+        for (as_id, frames) in self.frames(range) {
+            let locked = &mut self.tables.exclusive(&mut self.out);
+            young |= locked.age(as_id, frames, Age::Take);
+        }
+        young
+    }
+}

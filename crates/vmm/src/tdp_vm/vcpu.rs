@@ -1,0 +1,131 @@
+//! vCPUs: their registers as far as roots depend on them, and the roots they hold.
+
+use slat_mmu::fault::MmioCache;
+use slat_mmu::role::{PhysBits, TdpHost, VcpuMode, VcpuState, root_role_for_tdp};
+use slat_mmu::roots::{Request, Root, RootId, VcpuMmu};
+use slat_mmu::spte::Format;
+use slat_mmu::table::Reader;
+use slat_mmu::tdp::{Tables, Unobserved};
+
+use super::TdpVm;
+use super::guest::Paging;
+
+/// One vCPU.
+#[derive(Debug)]
+pub(super) struct Vcpu {
+    pub(super) mmu: VcpuMmu,
+    pub(super) reader: Reader,
+    pub(super) mmio: MmioCache,
+    pub(super) state: VcpuState,
+    pub(super) paging: Paging,
+}
+
+impl Vcpu {
+    /// Gives up all roots and wants those of the present state (`mmu.c:kvm_mmu_reset_context`).
+    fn reset_context<F: Format>(&mut self, tables: &Tables<F>, tdp: &TdpHost) {
+        let role = root_role_for_tdp(&self.state, tdp);
+        let dropped = self.mmu.reset_context(tables.roots(), role);
+        let mut locked = tables.shared(&mut self.reader, Unobserved);
+        locked.free_roots(dropped);
+    }
+
+    pub(super) fn unload<F: Format>(&mut self, tables: &Tables<F>) {
+        let role = self.mmu.role();
+        let dropped = self.mmu.reset_context(tables.roots(), role);
+        let mut locked = tables.shared(&mut self.reader, Unobserved);
+        locked.free_roots(dropped);
+    }
+
+    fn serve_requests<F: Format>(&mut self, tables: &Tables<F>) {
+        while let Some((_, dropped)) = self.mmu.serve(tables.roots()) {
+            let mut locked = tables.shared(&mut self.reader, Unobserved);
+            locked.free_roots(dropped);
+        }
+    }
+}
+
+impl<F: Format> TdpVm<F> {
+    /// `KVM_CREATE_VCPU`; answered with a descriptor.
+    pub fn create_vcpu(&mut self, id: u32) {
+        let made = self.memory.create_vcpu().map_err(|r| r.errno());
+        let reader = self.tables.reader();
+        if let (Ok(_), Some(reader)) = (&made, reader) {
+            let state = VcpuState::default();
+            let vcpu = Vcpu {
+                mmu: VcpuMmu::new(root_role_for_tdp(&state, &self.tdp)),
+                reader,
+                mmio: MmioCache::default(),
+                state,
+                paging: Paging::Off,
+            };
+            self.vcpus.insert(id, vcpu);
+        }
+        let answer = crate::traces::Predicted::Returned(made.map(|_| None));
+        self.out.events.push(answer);
+    }
+
+    /// `KVM_SET_CPUID2`, with this MAXPHYADDR.
+    pub fn set_max_phys_addr(&mut self, id: u32, bits: u8) {
+        self.change_vcpu(id, |vcpu| {
+            vcpu.state.phys_bits = PhysBits {
+                physical: bits,
+                guest_physical: 0,
+            };
+        });
+    }
+
+    /// `KVM_SET_SREGS`: the guest's paging changes, or registers on which no root depends.
+    pub fn set_paging(&mut self, id: u32, paging: Paging) {
+        self.change_vcpu(id, |vcpu| vcpu.paging = paging);
+    }
+
+    /// `KVM_SET_SREGS` of bits on which no root depends.
+    pub fn set_registers(&mut self, id: u32) {
+        self.change_vcpu(id, |_| {});
+    }
+
+    /// `KVM_SET_VCPU_EVENTS`: the vCPU is put into a mode.
+    pub fn set_mode(&mut self, id: u32, mode: VcpuMode) {
+        self.change_vcpu(id, |vcpu| vcpu.state.mode = mode);
+    }
+
+    fn change_vcpu(&mut self, id: u32, change: impl FnOnce(&mut Vcpu)) {
+        if let Some(vcpu) = self.vcpus.get_mut(&id) {
+            change(vcpu);
+            vcpu.reset_context(&self.tables, &self.tdp);
+        }
+        self.answer(Ok(0));
+    }
+
+    /// The guest itself changes its mode: it takes an SMI, or returns from one.
+    pub(super) fn switch_mode(&mut self, id: u32, mode: VcpuMode) {
+        if let Some(vcpu) = self.vcpus.get_mut(&id) {
+            vcpu.state.mode = mode;
+            vcpu.reset_context(&self.tables, &self.tdp);
+        }
+    }
+
+    /// Serves what a vCPU was asked for, as every entry into the guest begins.
+    pub(super) fn serve_requests(&mut self, id: u32) {
+        if let Some(vcpu) = self.vcpus.get_mut(&id) {
+            vcpu.serve_requests(&self.tables);
+        }
+    }
+
+    /// The root that a vCPU runs on, loaded if there is none (`mmu.c:kvm_mmu_reload`).
+    pub(super) fn load_root(&mut self, id: u32) -> Option<RootId> {
+        let vcpu = self.vcpus.get_mut(&id)?;
+        let mut locked = self.tables.shared(&mut vcpu.reader, &mut self.out);
+        locked.load(&mut vcpu.mmu).ok()?;
+        match vcpu.mmu.cache().current() {
+            Root::Page(root) => Some(root),
+            Root::None | Root::Special(_) => None,
+        }
+    }
+
+    pub(super) fn request_all(&mut self, request: Request) {
+        for vcpu in self.vcpus.values_mut() {
+            vcpu.mmu.request(request);
+        }
+    }
+}
