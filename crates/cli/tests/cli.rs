@@ -298,7 +298,7 @@ fn dump_reads_what_it_prints() {
         assert_eq!(diff, (0, String::new(), String::new()));
     }
     let (_, events, _) = slat(&["dump", "--events", TABLES]);
-    let told = "# line 10: map normal 0x200 0x4200 2m\n#   kvm_tdp_mmu_spte_changed: as id 0 gfn 200 level 2 ";
+    let told = "# line 10: map normal 0x200 0x4200 2m\n#   kvm_mmu_spte_requested: gfn 200 pfn 4200 level 2\n";
     assert!(events.contains(told), "{events}");
 }
 
