@@ -139,7 +139,9 @@ fn floor(row: Row, pages: u64) -> Side {
         Row::Leaves(kind @ Kind::Zap(_)) => pass(kind, pages, Select),
         Row::Leaves(kind @ Kind::Harvest) => pass(kind, pages, SelectCounted),
         Row::Leaves(kind @ Kind::Free) => pass(kind, pages, TearDown),
-        Row::Leaves(Kind::Map | Kind::Walk) => unreachable!("no row of this table"),
+        Row::Leaves(Kind::Map | Kind::Walk | Kind::Protect(_)) => {
+            unreachable!("no row of this table")
+        }
         Row::Shared(exchange) => {
             let zap = SharedFloor::new(exchange, pages);
             shared_side("floor", pages, Box::new(zap))
