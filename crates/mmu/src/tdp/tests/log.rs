@@ -122,7 +122,7 @@ fn a_word_of_a_log_is_cleared_bit_by_bit() {
         let (as_id, by) = (AsId::NORMAL, ByWhat::WriteProtection);
         locked.clear_dirty_masked(as_id, Gfn::new(first), mask, by);
         locked.clear_dirty_masked(AsId::new(1).unwrap(), Gfn::new(first), mask, by);
-        let story: Vec<String> = world.story();
+        let story = world.story();
         assert_eq!(story.len(), cleared.len(), "{first:#x}: {story:?}");
         for (line, gfn) in story.iter().zip(cleared) {
             assert!(line.starts_with(&format!("spte {gfn:#x} l1")), "{line}");
