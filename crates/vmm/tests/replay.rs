@@ -164,3 +164,63 @@ fn a_missing_line_is_found_out() {
         );
     }
 }
+
+/// Random numbers (xorshift).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 16).unwrap() % end
+    }
+}
+
+/// A recording with a few characters changed, lines swapped, or gone.
+fn spoiled(text: &str, random: &mut Random) -> String {
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    for _ in 0..=random.below(3) {
+        let (at, other) = (random.below(lines.len()), random.below(lines.len()));
+        match random.below(4) {
+            0 => lines.swap(at, other),
+            1 => drop(lines.remove(at)),
+            2 => lines[at] = lines[other].clone(),
+            _ => {
+                let digit = char::from(b"0123456789abcdef"[random.below(16)]);
+                let places: Vec<usize> = lines[at]
+                    .char_indices()
+                    .filter(|(_, c)| c.is_ascii_digit())
+                    .map(|(place, _)| place)
+                    .collect();
+                if !places.is_empty() {
+                    let place = places[random.below(places.len())];
+                    let more = "fffffff".repeat(random.below(2));
+                    lines[at].replace_range(place..=place, &format!("{digit}{more}"));
+                }
+            }
+        }
+    }
+    lines.join("\n")
+}
+
+/// Whatever a recording says, its prediction ends without a panic.
+#[test]
+fn spoiled_recordings_do_no_harm() {
+    let mut random = Random(0x2545_f491_4f6c_dd1d);
+    let small: Vec<_> = recordings()
+        .filter(|(_, one)| one.text().len() < 20_000)
+        .collect();
+    let (mut read, mut differ) = (0, 0);
+    for _ in 0..3000 {
+        let (machine, one) = &small[random.below(small.len())];
+        let text = spoiled(one.text(), &mut random);
+        if let Ok(recording) = Recording::parse(&text) {
+            read += 1;
+            let verdict = predict(&recording, machine);
+            differ += usize::from(!matches!(verdict, Verdict::Agrees { .. }));
+        }
+    }
+    println!("{read} spoiled recordings could be read, {differ} were not as predicted");
+    assert!(differ > 100);
+}

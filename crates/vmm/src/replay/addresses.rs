@@ -132,7 +132,7 @@ impl Addresses {
         let places = self.recorded.iter();
         let parts = places.filter_map(|(key, (start, bytes))| {
             let from = range.start.max(*start);
-            let to = range.end.min(start + bytes);
+            let to = range.end.min(start.saturating_add(*bytes));
             let base = self.address_of(*key);
             (from < to).then(|| base + (from - start)..base + (to - start))
         });
@@ -155,7 +155,7 @@ fn note_slot(slots: &mut Vec<Seen>, region: &SetRegion) {
 /// The ranges that a part of a recording unmaps.
 pub(super) fn unmapped(chunk: &[Item<'_>]) -> impl Iterator<Item = HvaRange> {
     chunk.iter().filter_map(|item| match item.what {
-        What::Event(Traced::UnmapHvaRange { start, end }) => Some(start..end),
+        What::Event(Traced::UnmapHvaRange { start, end }) if start < end => Some(start..end),
         _ => None,
     })
 }

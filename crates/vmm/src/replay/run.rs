@@ -251,7 +251,7 @@ impl<F: Format> Run<'_, F> {
     fn addresses_of(&self, gfn: Gfn, pages: Pages) -> Option<HvaRange> {
         let space = self.vm.as_ref()?.memory().space(slat_memslot::AsId::NORMAL);
         let start = space.by_gfn(gfn)?.hva_of(gfn)?.raw();
-        Some(start..start + (pages.raw() << 12))
+        Some(start..start.saturating_add(pages.raw() << 12))
     }
 
     /// A call on the host's memory, with the notifications before it returns.
@@ -473,7 +473,8 @@ fn activity(act: &GuestAct<'_>, handler: u64) -> Activity {
         GuestAct::Write(gpa) => at(stub::WRITE).step(Kind::Write, gpa.raw()),
         GuestAct::Execute(gpa) => at(stub::JUMP).step(Kind::Execute, gpa.raw()),
         GuestAct::WritePages { pages, from } => {
-            let write = |all: Activity, page| all.step(Kind::Write, from.raw() + (page << 12));
+            let write =
+                |all: Activity, page| all.step(Kind::Write, from.raw().wrapping_add(page << 12));
             (0..*pages).fold(at(stub::WRITE_PAGES), write)
         }
         // What could run as a nested guest never started, and its instructions run as any others.
@@ -486,11 +487,11 @@ fn activity(act: &GuestAct<'_>, handler: u64) -> Activity {
             mode_first: Some(VcpuMode::Smm),
             ..at(handler)
         },
-        GuestAct::SmmRead(gpa) => at(handler + 1).step(Kind::Read, gpa.raw()),
+        GuestAct::SmmRead(gpa) => at(handler.wrapping_add(1)).step(Kind::Read, gpa.raw()),
         GuestAct::LeaveSmm => Activity {
             mode_then: Some(VcpuMode::Normal),
             steps_then: at(stub::READ).steps,
-            ..at(handler + 1)
+            ..at(handler.wrapping_add(1))
         },
         _ => Activity::default(),
     }
