@@ -298,7 +298,7 @@ fn dump_reads_what_it_prints() {
         assert_eq!(diff, (0, String::new(), String::new()));
     }
     let (_, events, _) = slat(&["dump", "--events", TABLES]);
-    let told = "# line 10: map normal 0x200 0x4200 2m\n#   kvm_mmu_spte_requested: gfn 200 pfn 4200 level 2\n";
+    let told = "# line 10: map normal 0x200 0x4200 2m\n#   kvm_mmu_spte_requested: gfn 200 pfn 4200 level 2\n#   kvm_tdp_mmu_spte_changed: as id 0 gfn 200 level 2 ";
     assert!(events.contains(told), "{events}");
 }
 
@@ -347,4 +347,41 @@ fn dump_tells_what_is_wrong() {
     assert_eq!(code, 1);
     assert!(out.contains("0x7..0x8 l1 rwx pfn 0x7 "));
     assert!(err.contains("line 3: map a 7 8: expected no error, got error pfn-changed"));
+}
+
+#[test]
+fn replay_predicts_and_says_what_it_cannot() {
+    let (code, out, err) = slat(&["replay", "--predict", "npt-l4/01-first-fault-4k"]);
+    let told = "npt-l4/01-first-fault-4k: 45 events and results as predicted\n";
+    assert_eq!((code, out.as_str(), err.as_str()), (0, told, ""));
+    let (code, out, _) = slat(&["replay", "--predict", "npt-l4/42-nested-l2-with-npt"]);
+    assert_eq!(code, 3, "{out}");
+    assert!(out.contains("a nested guest is not modelled"), "{out}");
+    let (code, out, _) = slat(&["replay", "--predict", "ept-l4-legacy-mmu/01-first-fault-4k"]);
+    assert_eq!(code, 3, "{out}");
+    let (code, out, _) = slat(&["replay", "--list"]);
+    assert_eq!(code, 0);
+    assert!(
+        out.lines().any(|line| line == "ept-l5/54-maxphyaddr-39"),
+        "{out}"
+    );
+    wrong(
+        &["replay", "--predict", "nowhere/at-all"],
+        &["nowhere/at-all: no file"],
+    );
+}
+
+#[test]
+fn replay_finds_the_first_difference() {
+    let text = "# scenario one status 0\nOP KVM_CREATE_VM type=0\nRET 5\nOP KVM_CREATE_VCPU id=0\nRET -1 EINVAL\n";
+    let path = file("one.txt", text);
+    wrong(&["replay", "--predict", &path], &["say --machine"]);
+    let args = ["replay", "--machine", "npt-l4", "--predict", &path];
+    let (code, out, _) = slat(&args);
+    assert_eq!(code, 1, "{out}");
+    assert!(out.contains("line 5: another result"), "{out}");
+    let (code, out, _) = slat(&[&["replay", "--json"], &args[1..]].concat());
+    let value = json(&out);
+    assert_eq!((code, &value[0]["line"]), (1, &5.into()), "{out}");
+    assert_eq!(value[0]["compared"], 1);
 }

@@ -4,7 +4,8 @@
 //! Around it: the text form of calls and results ([`scenario`]), running one ([`run()`]), random sequences held against
 //! a kernel and shrunk when they differ ([`differential`]), the logs of real VMMs ([`strace`], `record`), and what
 //! real kernels answered ([`recordings`]) and what their MMUs did ([`traces`]). [`predict`] puts what a real VMM did to the model,
-//! and [`tables`] runs scripts of operations on page tables.
+//! [`tables`] runs scripts of operations on page tables, [`tdp_vm`] is a whole VM with them, and [`replay`] holds it
+//! against what the MMUs did.
 
 mod api;
 mod areas;

@@ -1,6 +1,10 @@
 //! Recordings of kernels with the TDP MMU, predicted from their operations.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use slat_memslot::{Level, LogOff, PageSize, SlotZap};
+use slat_mmu::host::{Host, Layout};
+use slat_mmu::spte::NxHugePages;
+use slat_mmu::tdp::Passes;
 use slat_vmm::replay::{Machine, Verdict, predict};
 use slat_vmm::traces::{self, Builtin, Recording, What};
 
@@ -76,29 +80,62 @@ fn every_recording_of_the_tdp_mmu_is_predicted() {
     assert!(scenarios > 200 && events > 100_000);
 }
 
-/// Another machine does other things, and each time some recording shows it.
+/// One rule of a kernel or a machine, made wrong.
+type Wrong = fn(&mut Machine);
+
+const WRONG: &[(&str, &str, Wrong)] = &[
+    ("npt-l4", "five levels", |m| {
+        m.host = m.host.with_five_levels()
+    }),
+    ("npt-l5", "four levels", |m| m.host.max_level = Level::L4),
+    ("ept-l5", "four levels", |m| m.host.max_level = Level::L4),
+    ("ept-l4", "no A/D bits", |m| m.host = m.host.without_ad()),
+    ("ept-l4", "no PML", |m| m.host = m.host.without_pml()),
+    ("ept-l4-nopml", "PML", |m| m.host = Host::ept(40)),
+    ("ept-l4-l1tf", "no L1TF", |m| m.host.l1tf_cache_bits = None),
+    ("ept-l4-noad", "A/D bits kept by software", |m| {
+        m.host = m.host.with_software_ad();
+    }),
+    ("npt-l4", "a leaf that allows the access stays", |m| {
+        m.host = m.host.with_software_ad();
+    }),
+    ("npt-l4", "other bits of KVM's own", |m| {
+        m.host = m.host.with_layout(Layout::P1);
+    }),
+    ("npt-l4", "no 1 GiB pages", |m| {
+        m.host = m.host.with_largest_page(PageSize::Size2M);
+    }),
+    ("npt-l4", "no MMIO entries", |m| {
+        m.host = m.host.without_mmio_caching()
+    }),
+    ("npt-l4", "small entries zapped first", |m| {
+        m.passes = Passes::SmallestFirst;
+    }),
+    ("npt-l4", "huge pages never executable", |m| {
+        m.nx_huge_pages = NxHugePages::On;
+    }),
+    ("npt-l4", "logging ends in place", |m| {
+        m.profile.log_off.set(LogOff::Recover);
+    }),
+    ("npt-l4", "slots always zap all", |m| {
+        m.profile.slot_zap.set(SlotZap::AlwaysAll);
+    }),
+    ("npt-l4", "no SMM", |m| m.profile.smm.set(false)),
+];
+
+/// Another rule means other events, and each time some recording shows it.
 #[test]
-fn a_wrong_machine_is_found_out() {
+fn a_wrong_rule_is_found_out() {
     let all: Vec<(Machine, Builtin)> = recordings().collect();
-    let host = |name| Machine::named(name).unwrap().host;
-    for (name, wrong) in [
-        ("npt-l4", host("npt-l5")),
-        ("npt-l5", host("npt-l4")),
-        ("ept-l4", host("ept-l4-noad")),
-        ("ept-l4", host("ept-l4-nopml")),
-        ("ept-l4-nopml", host("ept-l4")),
-        ("ept-l5", host("ept-l4")),
-        ("ept-l4-l1tf", host("ept-l4")),
-    ] {
-        let found_out = all.iter().any(|(machine, one)| {
-            let machine = Machine {
-                host: wrong,
-                ..machine.clone()
-            };
-            let verdict = || predict_one(&machine, one);
-            one.machine == name && matches!(verdict(), Verdict::Differs { .. })
+    for (name, what, wrong) in WRONG {
+        let found_out = all.iter().find(|(machine, one)| {
+            let mut machine = machine.clone();
+            wrong(&mut machine);
+            let differs = || matches!(predict_one(&machine, one), Verdict::Differs { .. });
+            one.machine == *name && differs()
         });
-        assert!(found_out, "{name} on another machine");
+        let (_, one) = found_out.unwrap_or_else(|| panic!("{what} on {name}"));
+        println!("{what} on {name}: shown by {}", one.scenario);
     }
 }
 
@@ -126,4 +163,64 @@ fn a_missing_line_is_found_out() {
             "without {line:?}: {verdict:?}"
         );
     }
+}
+
+/// Random numbers (xorshift).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 16).unwrap() % end
+    }
+}
+
+/// A recording with a few characters changed, lines swapped, or gone.
+fn spoiled(text: &str, random: &mut Random) -> String {
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    for _ in 0..=random.below(3) {
+        let (at, other) = (random.below(lines.len()), random.below(lines.len()));
+        match random.below(4) {
+            0 => lines.swap(at, other),
+            1 => drop(lines.remove(at)),
+            2 => lines[at] = lines[other].clone(),
+            _ => {
+                let digit = char::from(b"0123456789abcdef"[random.below(16)]);
+                let places: Vec<usize> = lines[at]
+                    .char_indices()
+                    .filter(|(_, c)| c.is_ascii_digit())
+                    .map(|(place, _)| place)
+                    .collect();
+                if !places.is_empty() {
+                    let place = places[random.below(places.len())];
+                    let more = "fffffff".repeat(random.below(2));
+                    lines[at].replace_range(place..=place, &format!("{digit}{more}"));
+                }
+            }
+        }
+    }
+    lines.join("\n")
+}
+
+/// Whatever a recording says, its prediction ends without a panic.
+#[test]
+fn spoiled_recordings_do_no_harm() {
+    let mut random = Random(0x2545_f491_4f6c_dd1d);
+    let small: Vec<_> = recordings()
+        .filter(|(_, one)| one.text().len() < 20_000)
+        .collect();
+    let (mut read, mut differ) = (0, 0);
+    for _ in 0..3000 {
+        let (machine, one) = &small[random.below(small.len())];
+        let text = spoiled(one.text(), &mut random);
+        if let Ok(recording) = Recording::parse(&text) {
+            read += 1;
+            let verdict = predict(&recording, machine);
+            differ += usize::from(!matches!(verdict, Verdict::Agrees { .. }));
+        }
+    }
+    println!("{read} spoiled recordings could be read, {differ} were not as predicted");
+    assert!(differ > 100);
 }

@@ -43,12 +43,10 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
     ///
     /// It is not reported as a change of an entry, since the kernel does not either, but as [`Event::FastFault`].
     pub fn fast_fault(&mut self, root: TableId, gfn: Gfn, access: Access, log: SlotLog) -> Fast {
-        let (mut old, mut fast) = (Spte::from_raw(0), Fast::NotFast);
+        let (mut old, mut fast) = (self.tables().codec.nonpresent(), Fast::NotFast);
         // Beyond what the root can tell apart nothing is mapped; other frames' entries are not for this one.
-        let attempts = match gfn < self.tables().end_of(root) {
-            true => ATTEMPTS,
-            false => 0,
-        };
+        let reaches = gfn < self.tables().end_of(root);
+        let attempts = if reaches { ATTEMPTS } else { 0 };
         for _ in 0..attempts {
             let found = self.tables().find(root, gfn.raw());
             old = found.spte;
@@ -75,7 +73,11 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
             }
         }
         if O::EVENTS {
-            let new = self.tables().find(root, gfn.raw()).spte;
+            let new = if reaches {
+                self.tables().find(root, gfn.raw()).spte
+            } else {
+                old
+            };
             self.observer.event(Event::FastFault {
                 gfn,
                 old,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use slat_memslot::{Gfn, Pages, SlotId, SlotKey};
+use slat_memslot::{Gfn, Level, Pages, SlotId, SlotKey};
 
 use crate::tdp_vm::HvaRange;
 use crate::traces::{GuestAct, Item, Note, Op, SetRegion, Traced, What};
@@ -12,13 +12,14 @@ use crate::traces::{GuestAct, Item, Note, Op, SetRegion, Traced, What};
 pub(super) struct Addresses {
     /// By slot: where it was, and its size in bytes.
     recorded: BTreeMap<SlotKey, (u64, u64)>,
+    /// How far behind the begin of a huge page slots are, in bytes, where that is not 0.
+    inside: BTreeMap<SlotKey, u64>,
 }
 
 /// The model's slots are 64 GiB apart, each at the begin of a huge page of any size.
 const APART: u64 = 1 << 36;
 
-/// Where the model puts a slot.
-pub(super) fn address_of(key: SlotKey) -> u64 {
+fn place_of(key: SlotKey) -> u64 {
     let number = u64::from(key.id.raw() & 0x1ff) + (key.as_id.index() as u64) * 0x200;
     (number + 1) * APART
 }
@@ -56,6 +57,7 @@ impl Addresses {
             if let Op::SetRegion(region) = op {
                 note_slot(&mut slots, region);
             }
+            addresses.learn_parts(&slots, chunk);
             let before = chunks.get(..=at).unwrap_or_default();
             if let Some((gfn, hva)) = named_address(op, chunk, before) {
                 addresses.set(&slots, gfn, hva);
@@ -63,6 +65,29 @@ impl Addresses {
         }
         addresses.learn_forks(chunks);
         addresses
+    }
+
+    /// Where the model puts a slot.
+    pub(super) fn address_of(&self, key: SlotKey) -> u64 {
+        place_of(key) + self.inside.get(&key).copied().unwrap_or(0)
+    }
+
+    /// A slot that begins inside a huge page and has one all the same is as far inside in the host.
+    fn learn_parts(&mut self, slots: &[Seen], chunk: &[Item<'_>]) {
+        for item in chunk {
+            let What::Event(Traced::SpteRequested { gfn, level, .. }) = item.what else {
+                continue;
+            };
+            let huge = slots
+                .iter()
+                .filter(|slot| level > Level::L1 && slot.holds(gfn));
+            for slot in huge {
+                let part = slot.gfn.raw() & (Level::L3.pages().raw() - 1);
+                if slot.gfn.raw() % Level::L2.pages().raw() != 0 {
+                    self.inside.insert(slot.key, part << 12);
+                }
+            }
+        }
     }
 
     fn set(&mut self, slots: &[Seen], gfn: Gfn, hva: u64) {
@@ -107,8 +132,8 @@ impl Addresses {
         let places = self.recorded.iter();
         let parts = places.filter_map(|(key, (start, bytes))| {
             let from = range.start.max(*start);
-            let to = range.end.min(start + bytes);
-            let base = address_of(*key);
+            let to = range.end.min(start.saturating_add(*bytes));
+            let base = self.address_of(*key);
             (from < to).then(|| base + (from - start)..base + (to - start))
         });
         parts.collect()
@@ -130,7 +155,7 @@ fn note_slot(slots: &mut Vec<Seen>, region: &SetRegion) {
 /// The ranges that a part of a recording unmaps.
 pub(super) fn unmapped(chunk: &[Item<'_>]) -> impl Iterator<Item = HvaRange> {
     chunk.iter().filter_map(|item| match item.what {
-        What::Event(Traced::UnmapHvaRange { start, end }) => Some(start..end),
+        What::Event(Traced::UnmapHvaRange { start, end }) if start < end => Some(start..end),
         _ => None,
     })
 }

@@ -34,5 +34,5 @@ pub(super) fn prepare<F: Format>(vm: &mut TdpVm<F>, recording: &Recording<'_>) {
     }
     // The hole for video memory, and the one below 4 GiB.
     vm.host_mut()
-        .set_devices(vec![0xa0..0x100, 0xe_0000..0x10_0000]);
+        .set_devices(vec![0xa0..0x100, 0xc_0000..0x10_0000]);
 }

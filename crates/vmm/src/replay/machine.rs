@@ -3,6 +3,7 @@
 use slat_memslot::{Profile, Quirks, Vendor};
 use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::spte::NxHugePages;
+use slat_mmu::tdp::Passes;
 
 /// What a recording does not say about its machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub struct Machine {
     pub profile: Profile,
     /// `kvm.nx_huge_pages` before anybody changes it.
     pub nx_huge_pages: NxHugePages,
+    /// How the kernel zaps whole roots: `CONFIG_KVM_PROVE_MMU` decides.
+    pub passes: Passes,
 }
 
 /// Physical address bits of all emulated CPUs.
@@ -60,6 +63,7 @@ impl Machine {
             host,
             profile,
             nx_huge_pages: NxHugePages::Off,
+            passes: Passes::LargestFirst,
         })
     }
 }

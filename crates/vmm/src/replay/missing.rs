@@ -46,6 +46,9 @@ pub(super) fn first(recording: &Recording<'_>, machine: &Machine) -> Option<NotM
     })
 }
 
+/// The most pages that a guest may write to in one go.
+const MOST_PAGES: u64 = 1 << 16;
+
 fn missing(op: &Op<'_>, machine: &Machine) -> Option<String> {
     const NESTED: &str = "a nested guest";
     let amd = machine.host.second_stage == SecondStage::Npt;
@@ -60,6 +63,9 @@ fn missing(op: &Op<'_>, machine: &Machine) -> Option<String> {
             | GuestAct::NestedWrite(_)
             | GuestAct::NestedCpuid
             | GuestAct::OrInto(_) => Some(NESTED.to_owned()),
+            GuestAct::WritePages { pages, .. } if *pages > MOST_PAGES => {
+                Some(format!("a guest that writes {pages} pages"))
+            }
             GuestAct::Other(text) => Some(text.to_string()),
             _ => None,
         },

@@ -5,9 +5,8 @@ use slat_mmu::fault::Kind;
 use slat_mmu::host::SecondStage;
 use slat_mmu::role::VcpuMode;
 use slat_mmu::spte::{Codec, Format, NxHugePages};
-use slat_mmu::tdp::Passes;
 
-use super::addresses::{Addresses, address_of, key_of, unmapped, until_exit};
+use super::addresses::{Addresses, key_of, unmapped, until_exit};
 use super::{Machine, Verdict, inputs};
 use crate::tdp_vm::{Activity, EagerSplit, Ending, HvaRange, Paging, TdpVm};
 use crate::traces::{
@@ -22,6 +21,7 @@ mod stub {
     pub(super) const WRITE: u64 = 0x1020;
     pub(super) const JUMP: u64 = 0x1030;
     pub(super) const VMRUN: u64 = 0x1040;
+    pub(super) const WRITE_PAGES: u64 = 0x1050;
     /// The descriptor of the handler of invalid instructions, which nobody has set up.
     pub(super) const INVALID_OPCODE: u64 = 6 * 8;
 }
@@ -166,8 +166,7 @@ impl<F: Format> Run<'_, F> {
         });
         let answer = made.as_ref().map(|_| None).ok_or(Errno::EINVAL);
         self.outside.push(Predicted::Returned(answer));
-        // The recorded kernels were built with CONFIG_KVM_PROVE_MMU.
-        self.vm = made.map(|vm| vm.with_passes(Passes::LargestFirst));
+        self.vm = made.map(|vm| vm.with_passes(self.machine.passes));
         if let Some(vm) = &mut self.vm {
             inputs::prepare(vm, recording);
             vm.set_nx_huge_pages(self.nx_huge_pages);
@@ -202,65 +201,39 @@ impl<F: Format> Run<'_, F> {
     /// A call of KVM.
     fn call(&mut self, op: &Op<'_>, chunk: &[Item<'_>]) {
         match op {
-            Op::SetRegion(region) => return self.set_region(region, returned(chunk)),
-            Op::SetMsr { .. } => return self.answer(1),
-            Op::Smi => return self.answer(0),
-            _ => {}
+            Op::SetRegion(region) => self.set_region(region, returned(chunk)),
+            Op::SetMsr { .. } => self.answer(1),
+            Op::Smi => self.answer(0),
+            Op::CreateGmem { .. } | Op::CloseGmem | Op::PunchHole { .. } => self.file_call(op),
+            _ => {
+                let max_phys_addr = self.machine.host.maxphyaddr;
+                let Some(vm) = &mut self.vm else { return };
+                vcpu_call(vm, op, max_phys_addr);
+                vm_call(vm, op, returned(chunk));
+            }
         }
+    }
+
+    /// A call about the guest_memfd.
+    fn file_call(&mut self, op: &Op<'_>) {
         let Some(vm) = &mut self.vm else { return };
-        match op {
-            Op::CreateVcpu { id } => vm.create_vcpu(*id),
-            Op::SetCpuid {
-                vcpu,
-                max_phys_addr,
-            } => {
-                let bits = max_phys_addr.unwrap_or(self.machine.host.maxphyaddr);
-                vm.set_max_phys_addr(*vcpu, bits);
+        match (op, self.file) {
+            (Op::CreateGmem { size }, _) => self.file = vm.create_gmem(*size),
+            (Op::PunchHole { offset, len }, Some(file)) => vm.punch_hole(file, *offset, *len),
+            (Op::CloseGmem, Some(file)) => {
+                // Closing a descriptor that is open cannot fail.
+                let _ = vm.close_gmem(file);
             }
-            Op::SetSregs { vcpu, sregs } => set_sregs(vm, vcpu.unwrap_or(0), sregs),
-            Op::SetSmm(inside) => {
-                let mode = if *inside {
-                    VcpuMode::Smm
-                } else {
-                    VcpuMode::Normal
-                };
-                vm.set_mode(0, mode);
-            }
-            Op::EnableCap { cap, arg, .. } => enable_cap(vm, cap, *arg),
-            Op::CreateGmem { size } => self.file = vm.create_gmem(*size),
-            Op::CloseGmem => {
-                if let Some(file) = self.file.take() {
-                    let _ = vm.close_gmem(file);
-                }
-            }
-            Op::PunchHole { offset, len } => {
-                if let Some(file) = self.file {
-                    vm.punch_hole(file, *offset, *len);
-                }
-            }
-            Op::SetAttributes {
-                gfn,
-                pages,
-                attributes,
-            } => vm.set_attributes(*gfn, *pages, *attributes),
-            Op::PreFault { vcpu, gfn, pages } => {
-                let flags = hidden_flags(returned(chunk), *pages);
-                vm.pre_fault(*vcpu, *gfn, *pages, flags);
-            }
-            Op::GetDirtyLog { slot } => vm.get_dirty_log(u32::from(*slot)),
-            Op::ClearDirtyLog { slot, first, pages } => {
-                vm.clear_dirty_log(u32::from(*slot), *first, *pages);
-            }
-            Op::CloseVm => vm.close(),
             _ => {}
         }
     }
 
     fn set_region(&mut self, region: &SetRegion, recorded: Option<Ret>) {
         let (key, file) = (key_of(region), self.file);
+        let hva = self.addresses.address_of(key);
         let Some(vm) = &mut self.vm else { return };
         let (gpa, size) = (region.gfn.gpa().raw(), region.pages.raw() << 12);
-        let mut request = Region::new(key, gpa, size, address_of(key));
+        let mut request = Region::new(key, gpa, size, hva);
         if let (Some(offset), Some(file)) = (region.gmem_offset, file) {
             request = request.with_gmem(file, offset);
         }
@@ -278,7 +251,7 @@ impl<F: Format> Run<'_, F> {
     fn addresses_of(&self, gfn: Gfn, pages: Pages) -> Option<HvaRange> {
         let space = self.vm.as_ref()?.memory().space(slat_memslot::AsId::NORMAL);
         let start = space.by_gfn(gfn)?.hva_of(gfn)?.raw();
-        Some(start..start + (pages.raw() << 12))
+        Some(start..start.saturating_add(pages.raw() << 12))
     }
 
     /// A call on the host's memory, with the notifications before it returns.
@@ -417,6 +390,42 @@ impl<F: Format> Run<'_, F> {
     }
 }
 
+/// A call about a vCPU.
+fn vcpu_call<F: Format>(vm: &mut TdpVm<F>, op: &Op<'_>, supported: u8) {
+    match op {
+        Op::CreateVcpu { id } => vm.create_vcpu(*id),
+        Op::SetCpuid {
+            vcpu,
+            max_phys_addr,
+        } => vm.set_max_phys_addr(*vcpu, max_phys_addr.unwrap_or(supported)),
+        Op::SetSregs { vcpu, sregs } => set_sregs(vm, vcpu.unwrap_or(0), sregs),
+        Op::SetSmm(true) => vm.set_mode(0, VcpuMode::Smm),
+        Op::SetSmm(false) => vm.set_mode(0, VcpuMode::Normal),
+        _ => {}
+    }
+}
+
+/// A call about the VM, or its end.
+fn vm_call<F: Format>(vm: &mut TdpVm<F>, op: &Op<'_>, returned: Option<Ret>) {
+    match op {
+        Op::EnableCap { cap, arg, .. } => enable_cap(vm, cap, *arg),
+        Op::SetAttributes {
+            gfn,
+            pages,
+            attributes,
+        } => vm.set_attributes(*gfn, *pages, *attributes),
+        Op::PreFault { vcpu, gfn, pages } => {
+            vm.pre_fault(*vcpu, *gfn, *pages, hidden_flags(returned, *pages));
+        }
+        Op::GetDirtyLog { slot } => vm.get_dirty_log(u32::from(*slot)),
+        Op::ClearDirtyLog { slot, first, pages } => {
+            vm.clear_dirty_log(u32::from(*slot), *first, *pages);
+        }
+        Op::CloseVm => vm.close(),
+        _ => {}
+    }
+}
+
 /// The flags of a pre-fault are not recorded: a call that is refused for nothing else had some.
 fn hidden_flags(recorded: Option<Ret>, pages: Pages) -> u64 {
     let refused = recorded == Some(Ret::Failed(Errno::EINVAL));
@@ -464,8 +473,9 @@ fn activity(act: &GuestAct<'_>, handler: u64) -> Activity {
         GuestAct::Write(gpa) => at(stub::WRITE).step(Kind::Write, gpa.raw()),
         GuestAct::Execute(gpa) => at(stub::JUMP).step(Kind::Execute, gpa.raw()),
         GuestAct::WritePages { pages, from } => {
-            let write = |all: Activity, page| all.step(Kind::Write, from.raw() + (page << 12));
-            (0..*pages).fold(at(stub::WRITE), write)
+            let write =
+                |all: Activity, page| all.step(Kind::Write, from.raw().wrapping_add(page << 12));
+            (0..*pages).fold(at(stub::WRITE_PAGES), write)
         }
         // What could run as a nested guest never started, and its instructions run as any others.
         GuestAct::NestedWrite(gpa) => at(stub::WRITE).step(Kind::Write, gpa.raw()),
@@ -477,11 +487,11 @@ fn activity(act: &GuestAct<'_>, handler: u64) -> Activity {
             mode_first: Some(VcpuMode::Smm),
             ..at(handler)
         },
-        GuestAct::SmmRead(gpa) => at(handler + 1).step(Kind::Read, gpa.raw()),
+        GuestAct::SmmRead(gpa) => at(handler.wrapping_add(1)).step(Kind::Read, gpa.raw()),
         GuestAct::LeaveSmm => Activity {
             mode_then: Some(VcpuMode::Normal),
             steps_then: at(stub::READ).steps,
-            ..at(handler + 1)
+            ..at(handler.wrapping_add(1))
         },
         _ => Activity::default(),
     }

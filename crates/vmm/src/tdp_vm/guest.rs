@@ -37,7 +37,7 @@ impl Paging {
         };
         let entry = |table: u64, shift: u32| {
             let index = address >> shift & 0x1ff;
-            Gpa::new(cr3.raw() + (table << 12) + index * 8)
+            Gpa::new(cr3.raw().wrapping_add((table << 12) + index * 8))
         };
         let gib = address >> 30 & 0x1ff;
         vec![entry(0, 39), entry(1, 30), entry(2 + gib, 21)]
@@ -47,7 +47,7 @@ impl Paging {
         if let Self::Long { pages, .. } = self {
             let page = pages.iter().find(|(gva, _)| *gva == address & !(HUGE - 1));
             if let Some((gva, gpa)) = page {
-                return Gpa::new(gpa.raw() + (address - gva));
+                return Gpa::new(gpa.raw().wrapping_add(address - gva));
             }
         }
         Gpa::new(address)

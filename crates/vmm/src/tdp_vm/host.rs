@@ -98,6 +98,8 @@ impl HostMemory {
 
     /// Other pages take the place of those that were there.
     pub fn replace(&mut self, range: HvaRange) {
+        subtract(&mut self.untouched, &range);
+        subtract(&mut self.shared, &range);
         self.forget(range);
     }
 
@@ -109,7 +111,7 @@ impl HostMemory {
 
     /// `mprotect` with all rights.
     pub fn unprotect(&mut self, range: &HvaRange) {
-        self.protected.retain(|other| other != range);
+        subtract(&mut self.protected, range);
         self.mark(range, true);
     }
 
@@ -137,7 +139,6 @@ impl HostMemory {
     pub(super) fn take_moved(&mut self) -> Option<HvaRange> {
         let moved = self.moved.take()?;
         self.replace(moved.clone());
-        self.shared.retain(|range| *range != moved);
         Some(moved)
     }
 
@@ -246,6 +247,16 @@ impl HostMemory {
         let found = self.supply.iter().find(|(of, _)| *of == gfn);
         found.map_or(0, |(_, pfn)| *pfn)
     }
+}
+
+/// Takes a range away from others.
+fn subtract(ranges: &mut Vec<HvaRange>, gone: &HvaRange) {
+    let left = ranges.drain(..).flat_map(|range| {
+        let below = range.start..range.end.min(gone.start);
+        let above = range.start.max(gone.end)..range.end;
+        [below, above]
+    });
+    *ranges = left.filter(|range| !range.is_empty()).collect();
 }
 
 impl Backing for HostMemory {

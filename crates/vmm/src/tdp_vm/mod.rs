@@ -25,10 +25,11 @@
 //! let _ = vm.take();
 //! vm.run_guest(0, &Activity::halt(Gpa::new(0x1000)));
 //! let told: Vec<String> = vm.take().iter().map(ToString::to_string).collect();
-//! assert_eq!(told.first().unwrap(), "  kvm_mmu_get_page: gfn 0 l4 role 0x3784");
+//! assert_eq!(told.first().unwrap(), "  kvm_mmu_get_page: gfn 0 l4 8-byte q0 direct wux nxe ad cr0_wp new");
 //! assert_eq!(told.last().unwrap(), "NOTE exit HLT");
 //! ```
 
+mod any;
 mod guest;
 mod host;
 mod log;
@@ -51,6 +52,7 @@ use slat_mmu::table::Reader;
 use slat_mmu::tdp::{Limits, Passes, Tables, Uninterrupted, ZapAll};
 
 use crate::traces::Predicted;
+pub use any::AnyTdpVm;
 pub use guest::{Activity, Ending, Paging, Step};
 pub use host::{HostMemory, HvaRange};
 use sink::Sink;
