@@ -24,6 +24,9 @@ mod prefault;
 #[path = "../examples/root_role_audit.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod root_role_audit;
+#[path = "../examples/slot_zap.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod slot_zap;
 #[path = "../examples/slots_on.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod slots_on;
@@ -238,4 +241,22 @@ fn prefault_shows_the_roots_and_the_policies() {
         "# KVM_PRE_FAULT_MEMORY",
     ];
     on_each_machine(prefault::run, &plans, &["0x3c00000, 0x800000 bytes: "]);
+}
+
+#[test]
+fn slot_zap_tells_leaves_from_roots() {
+    let costs = [
+        "default VM, quirk on: ",
+        "5 tables gone, 65 faults to touch the other slot again",
+        "default VM, quirk off: 64 entries changed, 0 tables gone, 0 faults to touch",
+        "protected VM, quirk on: 64 entries changed, 0 tables gone, 0 faults to touch",
+        "# The calls, on ",
+        "delete: zaps ",
+        "deleted ",
+    ];
+    on_each_machine(
+        slot_zap::run,
+        &costs,
+        &["all roots of the VM", "leaves of guest frames"],
+    );
 }
