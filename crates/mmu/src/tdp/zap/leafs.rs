@@ -5,7 +5,7 @@ use core::ops::Range;
 use slat_memslot::{AsId, Gfn, GfnRange, Level};
 
 use crate::roots::RootSelect;
-use crate::spte::{Format, Spte};
+use crate::spte::{AdMasks, Format, Spte};
 use crate::sync::{set_value, value};
 use crate::table::TableId;
 use crate::tdp::change::pass_on;
@@ -118,6 +118,8 @@ impl ZapLeafs {
         let end = self.walk.end();
         let invalid = locked.tables().page(root).role().is_invalid();
         let before = self.zapped;
+        // One role for all tables below the root, so one meaning of accessed and dirty.
+        let masks = locked.ad_masks(root);
         let mut cursor = Cursor::start(locked.tables(), root, Level::L1, from);
         let mut progress = Progress::Done;
         while cursor.is_before(end) {
@@ -127,7 +129,7 @@ impl ZapLeafs {
             }
             if cursor.level() == Level::L1 && !R::ENABLED {
                 let run = cursor.run(end);
-                self.zapped += self.zap_run(locked, &cursor, run.clone());
+                self.zapped += self.zap_run(locked, &cursor, run.clone(), masks);
                 cursor.finish(&run);
             } else if cursor.is_at_leaf() {
                 self.zap_entry(locked, &cursor);
@@ -156,6 +158,7 @@ impl ZapLeafs {
         locked: &mut Locked<Exclusive<'_, F, X, C>, O>,
         cursor: &Cursor<F>,
         run: Range<usize>,
+        masks: AdMasks,
     ) -> u64 {
         let table = cursor.table();
         if O::EVENTS || locked.is_mirror(table) {
@@ -164,8 +167,8 @@ impl ZapLeafs {
         }
         let zapped = match O::HARVEST {
             Harvesting::Nothing => locked.zap_plainly(table, run),
-            Harvesting::Numbers => locked.zap_counting(table, run),
-            Harvesting::EveryPage => locked.zap_harvesting(table, run),
+            Harvesting::Numbers => locked.zap_counting(table, run, masks),
+            Harvesting::EveryPage => locked.zap_harvesting(table, run, masks),
         };
         if zapped > 0 {
             locked.tables().set_full(table, false);
@@ -215,9 +218,9 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
     }
 
     /// The same, and passes on how many accessed and dirty leaves there were.
-    fn zap_counting(&mut self, table: TableId, run: Range<usize>) -> u64 {
-        let Some((accessed, dirty)) = self.ad_masks(table).single_bits() else {
-            return self.zap_harvesting(table, run);
+    fn zap_counting(&mut self, table: TableId, run: Range<usize>, masks: AdMasks) -> u64 {
+        let Some((accessed, dirty)) = masks.single_bits() else {
+            return self.zap_harvesting(table, run, masks);
         };
         let tables = &mut *self.side.tables;
         let empty = tables.codec.nonpresent().raw();
@@ -235,8 +238,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
     }
 
     /// The same, and passes on what hardware has noted, page by page.
-    fn zap_harvesting(&mut self, table: TableId, run: Range<usize>) -> u64 {
-        let masks = self.ad_masks(table);
+    fn zap_harvesting(&mut self, table: TableId, run: Range<usize>, masks: AdMasks) -> u64 {
         let tables = &mut *self.side.tables;
         let codec = tables.codec;
         let empty = codec.nonpresent().raw();
