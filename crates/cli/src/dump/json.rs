@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use serde_json::{Value, json};
 use slat_mmu::role::RoleLayout;
-use slat_mmu::spte::{Access, Leaf};
+use slat_mmu::spte::Leaf;
 use slat_mmu::tdp::dump::{
     Content, Diff, Dump, Range, RawTable, Root, RootDiff, access_letters, ad_word, memory_word,
 };
@@ -75,11 +75,9 @@ fn range(range: &Range) -> Value {
 }
 
 fn page(leaf: &Leaf) -> Value {
-    let mut allowed = leaf.access;
-    allowed.set(Access::WRITE, leaf.writability.hardware);
     json!({
         "kind": "leaf",
-        "access": access_letters(allowed),
+        "access": access_letters(leaf.allowed()),
         "pfn": leaf.pfn.raw(),
         "host_writable": leaf.writability.host,
         "mmu_writable": leaf.writability.mmu,

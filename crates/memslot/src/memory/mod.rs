@@ -274,6 +274,20 @@ impl Memory {
             && !(self.vm_type.has_private_memory() && self.is_mixed(slot.range(), size, gfn))
     }
 
+    /// The largest page, of `most` at most, that may be mapped at `gfn`
+    /// (`mmu.c:__kvm_mmu_max_mapping_level`).
+    pub fn largest_page(&self, slot: SlotKey, gfn: Gfn, most: PageSize) -> PageSize {
+        let mut huge = PageSize::HUGE.into_iter().rev();
+        huge.find(|size| *size <= most && self.allows_huge(slot, *size, gfn))
+            .unwrap_or(PageSize::Size4K)
+    }
+
+    /// Whether the VM's attributes say that a frame is private (`kvm_mem_is_private`).
+    #[inline]
+    pub fn is_private(&self, gfn: Gfn) -> bool {
+        self.vm_type.has_private_memory() && self.attributes_of(gfn).contains(Attributes::PRIVATE)
+    }
+
     /// Whether the huge page at `gfn` lies inside `slot` and holds more than one kind of page
     /// (`hugepage_test_mixed`).
     pub fn is_mixed(&self, slot: GfnRange, size: PageSize, gfn: Gfn) -> bool {

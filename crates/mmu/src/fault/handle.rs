@@ -3,7 +3,7 @@
 use slat_memslot::{AsId, Gfn, Memory, PageSize, Slot, SlotKey};
 
 use super::backing::{Backing, FilePage, HostPage};
-use super::invalidation::Invalidation;
+use super::invalidation::{Invalidation, Sequence};
 use super::mmio::MmioCache;
 use super::request::{Fault, Kind, Present};
 use crate::roots::RootId;
@@ -115,7 +115,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
             return fast;
         }
         let sequence = env.invalidation.sequence();
-        let page = match self.fault_in(role.as_id(), fault, slot, env) {
+        let page = match self.fault_in(role.as_id(), fault, (slot, sequence), env) {
             Ok(page) => page,
             Err(outcome) => return outcome.into(),
         };
@@ -139,7 +139,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
     ) -> Option<Handled> {
         let memory = env.memory;
         let private = memory.vm_type().has_private_memory();
-        if private && fault.private != is_private(memory, fault.gfn) {
+        if private && fault.private != memory.is_private(fault.gfn) {
             return None;
         }
         let can_be = match fault.present {
@@ -174,18 +174,17 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
         &self,
         as_id: AsId,
         fault: &Fault,
-        slot: Option<&Slot>,
+        (slot, since): (Option<&Slot>, Sequence),
         env: &mut Env<'_, B>,
     ) -> Result<Option<Page>, Outcome> {
         let memory = env.memory;
-        if fault.private != is_private(memory, fault.gfn) {
+        if fault.private != memory.is_private(fault.gfn) {
             return Err(Outcome::MemoryFault);
         }
         let Some(slot) = slot else {
             return self.no_slot(as_id, fault, env).map(|()| None);
         };
-        let sequence = env.invalidation.sequence();
-        if env.invalidation.must_retry(sequence, fault.gfn) {
+        if env.invalidation.must_retry(since, fault.gfn) {
             return Err(Outcome::Retry);
         }
         if fault.private {
@@ -287,19 +286,8 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
             return None;
         }
         let most = backing.min(self.tables().codec().host().largest_page);
-        let mut sizes = [PageSize::Size1G, PageSize::Size2M].into_iter();
-        let fits =
-            |size: &PageSize| *size <= most && memory.allows_huge(slot.key(), *size, fault.gfn);
-        Some(sizes.find(fits).unwrap_or(PageSize::Size4K))
+        Some(memory.largest_page(slot.key(), fault.gfn, most))
     }
-}
-
-/// Whether the VM's attributes say that a frame is private (`kvm_mem_is_private`).
-fn is_private(memory: &Memory, gfn: Gfn) -> bool {
-    memory.vm_type().has_private_memory()
-        && memory
-            .attributes_of(gfn)
-            .contains(slat_memslot::Attributes::PRIVATE)
 }
 
 /// What the mitigation of iTLB multihit says to a fault that could have had a leaf of `wanted`.

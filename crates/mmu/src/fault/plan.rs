@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use slat_memslot::{Attributes, Gfn, GfnRange, Memory, PageSize, Pages, Slot, SlotId, ZapReach};
+use slat_memslot::{Gfn, GfnRange, Memory, PageSize, Pages, Slot, SlotId, ZapReach};
 use thiserror::Error;
 
 use super::prefault::PrefaultOutside;
@@ -247,7 +247,7 @@ impl Prefaulter<'_> {
         if slot.key().id == SlotId::APIC_ACCESS {
             return Err(Stop::ApicAccessPage(gfn));
         }
-        if is_private(memory, gfn) && slot.binding().is_none() {
+        if memory.is_private(gfn) && slot.binding().is_none() {
             return Err(Stop::NoFile(gfn));
         }
         Ok(slot)
@@ -255,12 +255,10 @@ impl Prefaulter<'_> {
 
     /// The size of the leaf for a frame (`mmu.c:kvm_mmu_hugepage_adjust`). Prefaults do not execute.
     fn leaf_size(&self, memory: &Memory, slot: &Slot, gfn: Gfn, backing: PageSize) -> PageSize {
-        let most = backing.min(self.host.largest_page);
-        let fits = |size: &PageSize| {
-            !slot.is_logged() && *size <= most && memory.allows_huge(slot.key(), *size, gfn)
-        };
-        let mut sizes = [PageSize::Size1G, PageSize::Size2M].into_iter();
-        sizes.find(fits).unwrap_or(PageSize::Size4K)
+        if slot.is_logged() {
+            return PageSize::Size4K;
+        }
+        memory.largest_page(slot.key(), gfn, backing.min(self.host.largest_page))
     }
 }
 
@@ -287,10 +285,6 @@ impl PrefaultPlan {
         }
         self.runs.push(PlannedRun { frames, size });
     }
-}
-
-fn is_private(memory: &Memory, gfn: Gfn) -> bool {
-    memory.vm_type().has_private_memory() && memory.attributes_of(gfn).contains(Attributes::PRIVATE)
 }
 
 #[cfg(all(test, not(any(loom, shuttle))))]

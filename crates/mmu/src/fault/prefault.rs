@@ -66,16 +66,11 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
         left: Pages,
         env: &mut Env<'_, B>,
     ) -> Result<Prefault, PrefaultError> {
-        let private = env.memory.vm_type().has_private_memory()
-            && env
-                .memory
-                .attributes_of(gfn)
-                .contains(slat_memslot::Attributes::PRIVATE);
         let fault = Fault {
             gfn,
             kind: Kind::Read,
             present: Present::No,
-            private,
+            private: env.memory.is_private(gfn),
             prefetch: true,
         };
         for _ in 0..ATTEMPTS {

@@ -89,6 +89,12 @@ pub struct Leaf {
 }
 
 impl Leaf {
+    /// What hardware allows, writing included.
+    pub const fn allowed(&self) -> Access {
+        let others = self.access.difference(Access::WRITE);
+        others.union(access_if(self.writability.hardware, Access::WRITE))
+    }
+
     /// The size of the page; `None` at a level that cannot have leaves.
     pub const fn size(&self) -> Option<PageSize> {
         match self.level {

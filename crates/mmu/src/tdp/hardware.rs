@@ -52,9 +52,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O> Locked<Shared<'_, F, X, C>, O
             }
             Entry::Absent | Entry::Frozen | Entry::Link(_) => return HardwareAccess::NotPresent,
         };
-        let mut allowed = leaf.access;
-        allowed.set(Access::WRITE, leaf.writability.hardware);
-        if !allowed.contains(access) {
+        if !leaf.allowed().contains(access) {
             return match tables.codec.is_access_tracked(found.spte) {
                 true => HardwareAccess::NotPresent,
                 false => HardwareAccess::NotAllowed,

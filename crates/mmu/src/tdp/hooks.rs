@@ -10,7 +10,8 @@ use crate::spte::Access;
 use crate::spte::{Pfn, Spte};
 use crate::table::TableId;
 
-/// The owner of the real tables is busy, or refuses for now: nothing has changed there (`TDX_OPERAND_BUSY`).
+/// The owner of the real tables is busy with them: nothing has changed there, and the same call may succeed the next time
+/// (`TDX_OPERAND_BUSY`).
 ///
 /// The mirror's entry gets its old value back, and the operation has to be tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

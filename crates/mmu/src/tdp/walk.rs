@@ -101,9 +101,7 @@ impl<S: Side, O> Locked<S, O> {
             Entry::Frozen => return Err(Violation::Frozen { level }),
             Entry::Absent | Entry::Link(_) => return Err(Violation::Absent { level }),
         };
-        let mut allowed = leaf.access;
-        allowed.set(Access::WRITE, leaf.writability.hardware);
-        let missing = access - allowed;
+        let missing = access - leaf.allowed();
         if !missing.is_empty() {
             return Err(Violation::Permission { missing, level });
         }

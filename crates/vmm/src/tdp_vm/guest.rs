@@ -1,6 +1,6 @@
 //! What a guest does, access by access, and how it ends.
 
-use slat_memslot::{Attributes, Errno, Gpa};
+use slat_memslot::{Errno, Gpa};
 use slat_mmu::fault::{Env, Fault, Kind, Outcome, Present};
 use slat_mmu::role::VcpuMode;
 use slat_mmu::roots::RootId;
@@ -277,11 +277,7 @@ impl<F: Format> TdpVm<F> {
     fn fault(&mut self, id: u32, root: RootId, what: (Kind, Present), gpa: Gpa) -> Outcome {
         let settings = self.settings();
         let (kind, present) = what;
-        let private = self.memory.vm_type().has_private_memory()
-            && self
-                .memory
-                .attributes_of(gpa.gfn())
-                .contains(Attributes::PRIVATE);
+        let private = self.memory.is_private(gpa.gfn());
         let fault = Fault {
             kind: self.reported_kind(kind, present),
             present,
@@ -325,8 +321,7 @@ impl<F: Format> TdpVm<F> {
     /// `KVM_EXIT_MEMORY_FAULT`: the VM's attributes say what was wanted.
     fn memory_fault(&self, gpa: Gpa) -> Reached {
         const PRIVATE: u64 = 1 << 3;
-        let attributes = self.memory.attributes_of(gpa.gfn());
-        let private = attributes.contains(Attributes::PRIVATE);
+        let private = self.memory.is_private(gpa.gfn());
         let exit = Exit::MemoryFault {
             flags: if private { PRIVATE } else { 0 },
             gpa: gpa.gfn().gpa(),

@@ -1,7 +1,7 @@
 //! Slots: what setting a region does to the tables.
 
 use slat_memslot::{
-    Attributes, Effects, Gfn, LogOff, LogSwitch, PageSize, Region, Slot, SlotKey, Zap, ZapReach,
+    Effects, Gfn, LogOff, LogSwitch, PageSize, Region, Slot, SlotKey, Zap, ZapReach,
 };
 use slat_mmu::roots::Request;
 use slat_mmu::spte::Format;
@@ -96,8 +96,9 @@ impl<F: Format> TdpVm<F> {
         };
         let (memory, host) = (&self.memory, &self.host);
         let allows = |gfn: Gfn, size: PageSize| {
-            let private = memory.attributes_of(gfn).contains(Attributes::PRIVATE);
-            !private && memory.allows_huge(key, size, gfn) && host.mapping_size(slot, gfn) >= size
+            !memory.is_private(gfn)
+                && memory.allows_huge(key, size, gfn)
+                && host.mapping_size(slot, gfn) >= size
         };
         let mut locked = self.tables.shared(&mut self.reader, &mut self.out);
         let mut collapse = CollapseTables::new(key.as_id, slot.range(), how);

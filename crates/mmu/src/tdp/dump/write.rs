@@ -8,7 +8,7 @@ use super::words::{self, word};
 use super::{Content, Dump, Range, RawTable, Root};
 use crate::host::{AdBits, Encryption, ExecuteOnly, Host, MmioCaching};
 use crate::role::PageRole;
-use crate::spte::{Access, Leaf};
+use crate::spte::Leaf;
 
 /// The number of the text's form.
 pub(super) const VERSION: &str = "1";
@@ -142,13 +142,11 @@ impl Display for Range {
 }
 
 fn write_leaf(f: &mut Formatter<'_>, leaf: &Leaf) -> fmt::Result {
-    let mut allowed = leaf.access - Access::WRITE;
-    allowed.set(Access::WRITE, leaf.writability.hardware);
     let choose = |set, word| if set { word } else { "--" };
     write!(
         f,
         "{} pfn {} {} {} {}{} {}",
-        words::access_letters(allowed),
+        words::access_letters(leaf.allowed()),
         leaf.pfn,
         choose(leaf.writability.host, "hw"),
         choose(leaf.writability.mmu, "mw"),
