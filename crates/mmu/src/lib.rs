@@ -3,6 +3,7 @@
 //! - [`spte`]: entries of EPT and NPT, bit for bit as KVM makes and reads them on a [`host`].
 //! - [`role`]: what a page table depends on, packed as KVM packs it; [`roots`]: which page tables a vCPU starts from,
 //!   and the cache of those it had before.
+//! - [`shadow`]: the pages of KVM's older MMU, which follow a guest's tables or map frames in a line.
 //! - [`table`]: where page tables live, and when a removed one may be used again.
 //! - [`Access`]: what an entry or a table allows.
 //! - [`ShadowPageLimit`]: how many shadow pages KVM allows itself; deleting a slot lowers it.
@@ -16,6 +17,7 @@ pub mod host;
 mod limits;
 pub mod role;
 pub mod roots;
+pub mod shadow;
 pub mod spte;
 mod sync;
 pub mod table;

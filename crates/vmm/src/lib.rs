@@ -4,8 +4,8 @@
 //! Around it: the text form of calls and results ([`scenario`]), running one ([`run()`]), random sequences held against
 //! a kernel and shrunk when they differ ([`differential`]), the logs of real VMMs ([`strace`], `record`), and what
 //! real kernels answered ([`recordings`]) and what their MMUs did ([`traces`]). [`predict`] puts what a real VMM did to the model,
-//! [`tables`] runs scripts of operations on page tables, [`tdp_vm`] is a whole VM with them, and [`replay`] holds it
-//! against what the MMUs did.
+//! [`tables`] runs scripts of operations on page tables, [`tdp_vm`] is a whole VM with them, [`shadow_vm`] one with shadow pages
+//! ([`paged_vm`] is the front of both), and [`replay`] holds them against what the MMUs did.
 
 mod api;
 mod areas;
@@ -15,6 +15,7 @@ pub mod differential;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
 pub mod model;
+pub mod paged_vm;
 mod parse_error;
 pub mod predict;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -23,6 +24,7 @@ pub mod recordings;
 pub mod replay;
 mod run;
 pub mod scenario;
+pub mod shadow_vm;
 pub mod strace;
 pub mod tables;
 pub mod tdp_vm;

@@ -37,6 +37,12 @@ impl Invalidation {
         self.sequence
     }
 
+    /// Whether any is under way: neighbours of a fault are left alone then.
+    #[inline]
+    pub const fn is_in_progress(&self) -> bool {
+        self.in_progress > 0
+    }
+
     /// One begins. Its range follows.
     pub const fn begin(&mut self) {
         self.in_progress += 1;

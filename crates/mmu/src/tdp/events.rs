@@ -1,9 +1,10 @@
 //! What the MMU reports while it works: KVM's tracepoints, as values, in the kernel's order.
 
-use slat_memslot::{AsId, Gfn, GfnRange, Level};
+use slat_memslot::{AsId, Gfn, GfnRange, Level, Pages};
 
 use super::fast::Fast;
 use crate::role::PageRole;
+use crate::shadow::{PageId, PageInfo, ValidGeneration};
 use crate::spte::{Marks, Mmio, Pfn, Spte};
 use crate::table::TableId;
 
@@ -136,6 +137,46 @@ pub enum Event<F> {
     },
     /// All roots are about to be invalidated (`kvm_mmu_zap_all_fast`).
     ZapAllFast,
+    /// A shadow page was found or made (`kvm_mmu_get_page`).
+    ShadowPage {
+        /// The page.
+        page: PageInfo,
+        /// Whether it was made.
+        created: bool,
+    },
+    /// A shadow page is about to be taken apart (`kvm_mmu_prepare_zap_page`).
+    ShadowPageZapped {
+        /// The page.
+        page: PageInfo,
+    },
+    /// A fault stored a leaf in a shadow page (`kvm_mmu_set_spte`).
+    ShadowSpteSet {
+        /// The level of the page it is in.
+        level: Level,
+        /// Its first frame.
+        gfn: Gfn,
+        /// The entry.
+        spte: Spte<F>,
+        /// The page.
+        page: PageId,
+    },
+    /// A shadow page falls out of step with the guest's table (`kvm_mmu_unsync_page`).
+    PageUnsync {
+        /// The page.
+        page: PageInfo,
+    },
+    /// It is brought into step, or goes (`kvm_mmu_sync_page`).
+    PageSync {
+        /// The page.
+        page: PageInfo,
+    },
+    /// All shadow pages are about to become obsolete (`kvm_mmu_zap_all_fast`).
+    ShadowZapAllFast {
+        /// The generation that ends.
+        generation: ValidGeneration,
+        /// Pages that count against the limit.
+        used: Pages,
+    },
     /// TLBs were flushed before the operation was over. KVM has no tracepoint for it.
     Flushed {
         /// Which translations.

@@ -101,6 +101,31 @@ impl<F> fmt::Display for Event<F> {
                 u8::from(matches!(fast, Fast::Fixed { .. }))
             ),
             Self::ZapAllFast => f.write_str("kvm_mmu_zap_all_fast"),
+            Self::ShadowPage { page, created } => {
+                let how = if *created { "new" } else { "existing" };
+                write!(f, "kvm_mmu_get_page: {page} {how}")
+            }
+            Self::ShadowPageZapped { page } => write!(f, "kvm_mmu_prepare_zap_page: {page}"),
+            Self::ShadowSpteSet {
+                level,
+                gfn,
+                spte,
+                page,
+            } => write!(
+                f,
+                "kvm_mmu_set_spte: gfn {:x} spte {spte:x} level {} in sp {}",
+                gfn.raw(),
+                *level as u8,
+                page.raw()
+            ),
+            Self::PageUnsync { page } => write!(f, "kvm_mmu_unsync_page: {page}"),
+            Self::PageSync { page } => write!(f, "kvm_mmu_sync_page: {page}"),
+            Self::ShadowZapAllFast { generation, used } => write!(
+                f,
+                "kvm_mmu_zap_all_fast: kvm-mmu-valid-gen {} used_pages {}",
+                generation.raw(),
+                used.raw()
+            ),
             Self::Flushed { scope, reason } => write!(f, "slat_flush: {scope} ({reason})"),
         }
     }

@@ -1,9 +1,9 @@
 //! The pages behind frames, as a recording names them.
 
-use slat_memslot::{Gfn, PageSize};
-use slat_mmu::spte::Format;
+use slat_memslot::{Gfn, Level, PAGE_SHIFT, PageSize};
+use slat_mmu::spte::bits;
 
-use crate::tdp_vm::TdpVm;
+use crate::paged_vm::PagedVm;
 use crate::traces::{Item, Recording, Traced, What};
 
 /// What stands for the page where no slot is (`KVM_PFN_NOSLOT`).
@@ -21,13 +21,23 @@ fn requested(items: &[Item<'_>]) -> impl Iterator<Item = (Gfn, u64, PageSize)> {
     })
 }
 
-/// The pages that a part of a recording names.
+/// The pages that a part of a recording names: those that are asked for first, then neighbours that are mapped along.
 pub(super) fn supply(items: &[Item<'_>]) -> Vec<(Gfn, u64)> {
-    requested(items).map(|(gfn, pfn, _)| (gfn, pfn)).collect()
+    let asked = requested(items).map(|(gfn, pfn, _)| (gfn, pfn));
+    let along = items.iter().filter_map(|item| match item.what {
+        What::Event(Traced::SetSpte {
+            gfn,
+            spte,
+            level: Level::L1,
+            ..
+        }) => Some((gfn, (spte & bits::ADDRESS) >> PAGE_SHIFT)),
+        _ => None,
+    });
+    asked.chain(along).collect()
 }
 
 /// Tells the host's memory which pages are huge, and which frames are devices.
-pub(super) fn prepare<F: Format>(vm: &mut TdpVm<F>, recording: &Recording<'_>) {
+pub(super) fn prepare(vm: &mut impl PagedVm, recording: &Recording<'_>) {
     let huge = requested(&recording.items).filter(|(.., size)| *size != PageSize::Size4K);
     for (gfn, pfn, size) in huge {
         vm.host_mut().know_huge(size, gfn, pfn);

@@ -2,8 +2,6 @@
 
 use core::fmt;
 
-use slat_mmu::host::SecondStage;
-
 use super::Machine;
 use crate::traces::{GuestAct, Item, Op, Recording, Sregs, What};
 
@@ -51,7 +49,7 @@ const MOST_PAGES: u64 = 1 << 16;
 
 fn missing(op: &Op<'_>, machine: &Machine) -> Option<String> {
     const NESTED: &str = "a nested guest";
-    let amd = machine.host.second_stage == SecondStage::Npt;
+    let amd = machine.is_amd();
     match op {
         // VMRUN is an invalid instruction on other CPUs, so that no nested guest runs.
         Op::Guest {

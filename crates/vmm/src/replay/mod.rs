@@ -1,10 +1,10 @@
 //! Recordings predicted: what a kernel did in a scenario, from its operations alone.
 //!
-//! [`predict`] does a recording's operations on a [`TdpVm`](crate::tdp_vm::TdpVm) and holds everything that the model says
+//! [`predict`] does a recording's operations on a [`TdpVm`] or, without the TDP MMU, a [`ShadowVm`], and holds everything that the model says
 //! against everything that was recorded, operation by operation. What it takes from the recording, beside the operations:
 //!
 //! - which page is behind a frame, and how large the host maps it: from `backing` notes, and where there are none, from
-//!   the first `kvm_mmu_spte_requested` that names it;
+//!   the first `kvm_mmu_spte_requested` that names it, or `kvm_mmu_set_spte` for what shadow pages map along;
 //! - which host addresses are unmapped, write-protected or looked at for use: the notifier's lines, with the slot that an
 //!   address belongs to learned from an operation that says both;
 //! - arguments that the text of an operation leaves out: another host address of a slot, flags of a pre-fault. A call that
@@ -35,8 +35,11 @@ pub use machine::Machine;
 pub use missing::NotModelled;
 
 use slat_mmu::host::SecondStage;
+use slat_mmu::roots::TdpMmu;
 use slat_mmu::spte::{Ept, Npt};
 
+use crate::shadow_vm::ShadowVm;
+use crate::tdp_vm::TdpVm;
 use crate::traces::{Difference, Recording};
 
 /// What came of a prediction.
@@ -66,12 +69,10 @@ pub fn predict(recording: &Recording<'_>, machine: &Machine) -> Verdict {
     if let Some(missing) = missing::first(recording, machine) {
         return Verdict::NotModelled(missing);
     }
-    match machine.host.second_stage {
-        SecondStage::Ept => run::run::<Ept>(recording, machine),
-        SecondStage::Npt => run::run::<Npt>(recording, machine),
-        SecondStage::Off => Verdict::NotModelled(NotModelled {
-            line: 0,
-            what: "shadow paging".to_owned(),
-        }),
+    match (machine.tdp_mmu, machine.host.second_stage) {
+        (TdpMmu::On, SecondStage::Ept) => run::run::<TdpVm<Ept>>(recording, machine),
+        (TdpMmu::On, SecondStage::Npt) => run::run::<TdpVm<Npt>>(recording, machine),
+        (TdpMmu::Off, SecondStage::Ept) => run::run::<ShadowVm<Ept>>(recording, machine),
+        (_, SecondStage::Npt | SecondStage::Off) => run::run::<ShadowVm<Npt>>(recording, machine),
     }
 }

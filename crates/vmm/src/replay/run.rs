@@ -2,13 +2,13 @@
 
 use slat_memslot::{Errno, Gfn, GmemId, Gpa, Pages, Region, Slot, VmType, cap};
 use slat_mmu::fault::Kind;
-use slat_mmu::host::SecondStage;
 use slat_mmu::role::VcpuMode;
-use slat_mmu::spte::{Codec, Format, NxHugePages};
+use slat_mmu::spte::{Codec, NxHugePages};
 
 use super::addresses::{Addresses, key_of, unmapped, until_exit};
 use super::{Machine, Verdict, inputs};
-use crate::tdp_vm::{Activity, EagerSplit, Ending, HvaRange, Paging, TdpVm};
+use crate::paged_vm::{ControlBits, PagedVm};
+use crate::tdp_vm::{Activity, EagerSplit, Ending, HvaRange, Paging};
 use crate::traces::{
     self, Comparer, GuestAct, Item, Note, Op, Predicted, Recording, Ret, SetRegion, Sregs, Traced,
     What,
@@ -30,10 +30,10 @@ mod stub {
 const GUEST_TABLES: Gpa = Gpa::new(0x4000);
 
 /// A recording being predicted.
-struct Run<'m, F: Format> {
+struct Run<'m, V: PagedVm> {
     machine: &'m Machine,
     addresses: Addresses,
-    vm: Option<TdpVm<F>>,
+    vm: Option<V>,
     eager_split: EagerSplit,
     nx_huge_pages: NxHugePages,
     /// What happened while there is no VM.
@@ -53,9 +53,9 @@ struct Run<'m, F: Format> {
 }
 
 /// Predicts a recording.
-pub(super) fn run<F: Format>(recording: &Recording<'_>, machine: &Machine) -> Verdict {
+pub(super) fn run<V: PagedVm>(recording: &Recording<'_>, machine: &Machine) -> Verdict {
     let chunks = chunks(&recording.items);
-    let mut run = Run::<F> {
+    let mut run = Run::<V> {
         machine,
         addresses: Addresses::learn(&chunks),
         vm: None,
@@ -69,7 +69,7 @@ pub(super) fn run<F: Format>(recording: &Recording<'_>, machine: &Machine) -> Ve
         handler: 0,
         idle: false,
     };
-    let mut comparer = Comparer::new(Codec::<F>::new(&machine.host));
+    let mut comparer = Comparer::new(Codec::<V::Format>::new(&machine.host));
     let (mut compared, mut adopted) = (0, 0);
     for (at, chunk) in chunks.iter().enumerate() {
         let mut predicted = run.chunk(chunk, recording);
@@ -122,7 +122,7 @@ fn returned(chunk: &[Item<'_>]) -> Option<Ret> {
     })
 }
 
-impl<F: Format> Run<'_, F> {
+impl<V: PagedVm> Run<'_, V> {
     /// Does one operation and what follows it, and gives what is predicted of it.
     fn chunk(&mut self, chunk: &[Item<'_>], recording: &Recording<'_>) -> Vec<Predicted> {
         let Some(What::Op(op)) = chunk.first().map(|item| &item.what) else {
@@ -161,18 +161,13 @@ impl<F: Format> Run<'_, F> {
     fn create_vm(&mut self, vm_type: u64, recording: &Recording<'_>) {
         let raw = u32::try_from(vm_type).unwrap_or(u32::MAX);
         let supported = VmType::from_raw(raw).filter(|t| self.machine.profile.supports(*t));
-        let made = supported.and_then(|vm_type| {
-            TdpVm::new(self.machine.profile.clone(), vm_type, &self.machine.host)
-        });
+        let made = supported.and_then(|vm_type| V::on(self.machine, vm_type, self.nx_huge_pages));
         let answer = made.as_ref().map(|_| None).ok_or(Errno::EINVAL);
         self.outside.push(Predicted::Returned(answer));
-        self.vm = made.map(|vm| vm.with_passes(self.machine.passes));
+        self.vm = made;
         if let Some(vm) = &mut self.vm {
             inputs::prepare(vm, recording);
-            vm.set_nx_huge_pages(self.nx_huge_pages);
             vm.set_eager_split(self.eager_split);
-            // No root is there yet.
-            let _ = vm.take();
         }
     }
 
@@ -206,9 +201,9 @@ impl<F: Format> Run<'_, F> {
             Op::Smi => self.answer(0),
             Op::CreateGmem { .. } | Op::CloseGmem | Op::PunchHole { .. } => self.file_call(op),
             _ => {
-                let max_phys_addr = self.machine.host.maxphyaddr;
+                let machine = self.machine;
                 let Some(vm) = &mut self.vm else { return };
-                vcpu_call(vm, op, max_phys_addr);
+                vcpu_call(vm, op, machine);
                 vm_call(vm, op, returned(chunk));
             }
         }
@@ -391,14 +386,15 @@ impl<F: Format> Run<'_, F> {
 }
 
 /// A call about a vCPU.
-fn vcpu_call<F: Format>(vm: &mut TdpVm<F>, op: &Op<'_>, supported: u8) {
+fn vcpu_call(vm: &mut impl PagedVm, op: &Op<'_>, machine: &Machine) {
+    let supported = machine.host.maxphyaddr;
     match op {
         Op::CreateVcpu { id } => vm.create_vcpu(*id),
         Op::SetCpuid {
             vcpu,
             max_phys_addr,
         } => vm.set_max_phys_addr(*vcpu, max_phys_addr.unwrap_or(supported)),
-        Op::SetSregs { vcpu, sregs } => set_sregs(vm, vcpu.unwrap_or(0), sregs),
+        Op::SetSregs { vcpu, sregs } => set_sregs(vm, vcpu.unwrap_or(0), sregs, machine),
         Op::SetSmm(true) => vm.set_mode(0, VcpuMode::Smm),
         Op::SetSmm(false) => vm.set_mode(0, VcpuMode::Normal),
         _ => {}
@@ -406,7 +402,7 @@ fn vcpu_call<F: Format>(vm: &mut TdpVm<F>, op: &Op<'_>, supported: u8) {
 }
 
 /// A call about the VM, or its end.
-fn vm_call<F: Format>(vm: &mut TdpVm<F>, op: &Op<'_>, returned: Option<Ret>) {
+fn vm_call(vm: &mut impl PagedVm, op: &Op<'_>, returned: Option<Ret>) {
     match op {
         Op::EnableCap { cap, arg, .. } => enable_cap(vm, cap, *arg),
         Op::SetAttributes {
@@ -432,13 +428,13 @@ fn hidden_flags(recorded: Option<Ret>, pages: Pages) -> u64 {
     u64::from(refused && pages.raw() > 0)
 }
 
-fn enable_cap<F: Format>(vm: &mut TdpVm<F>, name: &str, arg: u64) {
+fn enable_cap(vm: &mut impl PagedVm, name: &str, arg: u64) {
     let known = cap::ALL.iter().find(|(_, known)| *known == name);
     vm.enable_cap(known.map_or(u32::MAX, |(cap, _)| *cap), arg);
 }
 
-fn set_sregs<F: Format>(vm: &mut TdpVm<F>, vcpu: u32, sregs: &Sregs<'_>) {
-    let amd = vm.tables().codec().host().second_stage == SecondStage::Npt;
+fn set_sregs(vm: &mut impl PagedVm, vcpu: u32, sregs: &Sregs<'_>, machine: &Machine) {
+    let amd = machine.is_amd();
     match sregs {
         // The bit is reserved on other CPUs (`x86.c:kvm_is_valid_sregs`).
         Sregs::LongMode {
@@ -460,7 +456,20 @@ fn set_sregs<F: Format>(vm: &mut TdpVm<F>, vcpu: u32, sregs: &Sregs<'_>) {
                 pages: pages.clone(),
             },
         ),
-        _ => vm.set_registers(vcpu),
+        Sregs::Bits {
+            register,
+            bits,
+            set,
+        } => {
+            let (register, bits, set) = (*register, *bits, *set);
+            let change = ControlBits {
+                register,
+                bits,
+                set,
+            };
+            vm.set_registers(vcpu, Some(change));
+        }
+        Sregs::Other(_) => vm.set_registers(vcpu, None),
     }
 }
 

@@ -31,7 +31,7 @@ const HUGE: u64 = 1 << 21;
 
 impl Paging {
     /// The entries that a walk reads, top down.
-    fn walk(&self, address: u64) -> Vec<Gpa> {
+    pub(crate) fn walk(&self, address: u64) -> Vec<Gpa> {
         let Self::Long { cr3, .. } = self else {
             return Vec::new();
         };
@@ -43,7 +43,7 @@ impl Paging {
         vec![entry(0, 39), entry(1, 30), entry(2 + gib, 21)]
     }
 
-    fn translate(&self, address: u64) -> Gpa {
+    pub(crate) fn translate(&self, address: u64) -> Gpa {
         if let Self::Long { pages, .. } = self {
             let page = pages.iter().find(|(gva, _)| *gva == address & !(HUGE - 1));
             if let Some((gva, gpa)) = page {
@@ -74,7 +74,7 @@ pub enum Ending {
 }
 
 impl Ending {
-    const fn exit(self) -> Exit {
+    pub(crate) const fn exit(self) -> Exit {
         match self {
             Self::Halt => Exit::Halt,
             Self::TripleFault => Exit::Other { reason: 8 },

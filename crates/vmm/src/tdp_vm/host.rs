@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use slat_memslot::{Gfn, GmemId, PAGE_SHIFT, PageSize, Slot};
 use slat_mmu::fault::{Backing, FilePage, HostPage};
+use slat_mmu::shadow::ResidentPages;
 use slat_mmu::spte::{Pfn, PfnKind};
 
 /// Host addresses.
@@ -136,7 +137,7 @@ impl HostMemory {
     }
 
     /// The range that a fault has replaced, if it has.
-    pub(super) fn take_moved(&mut self) -> Option<HvaRange> {
+    pub(crate) fn take_moved(&mut self) -> Option<HvaRange> {
         let moved = self.moved.take()?;
         self.replace(moved.clone());
         Some(moved)
@@ -243,6 +244,28 @@ impl HostMemory {
         Ok(Mapping { pfn, ..mapping })
     }
 
+    /// The page behind an address, if the host maps it writable now, without waiting for anything.
+    fn resident(&mut self, hva: u64, gfn: Gfn) -> Option<u64> {
+        let frame = hva >> PAGE_SHIFT;
+        if let Some((first, mapping)) = self.find(frame) {
+            return mapping.writable.then_some(mapping.pfn + (frame - first));
+        }
+        let kept = [&self.untouched, &self.shared, &self.protected];
+        if kept.iter().any(|ranges| Self::is_in(ranges, hva)) {
+            return None;
+        }
+        let pfn = self.supplied(gfn);
+        let mapping = self.insert(frame, gfn, pfn, true);
+        Some(mapping.pfn + (gfn.raw() & (mapping.size.pages().raw() - 1)))
+    }
+
+    fn kind_of(&self, pfn: u64) -> PfnKind {
+        match self.devices.iter().any(|range| range.contains(&pfn)) {
+            true => PfnKind::HostMmio,
+            false => PfnKind::Memory,
+        }
+    }
+
     fn supplied(&self, gfn: Gfn) -> u64 {
         let found = self.supply.iter().find(|(of, _)| *of == gfn);
         found.map_or(0, |(_, pfn)| *pfn)
@@ -259,6 +282,13 @@ fn subtract(ranges: &mut Vec<HvaRange>, gone: &HvaRange) {
     *ranges = left.filter(|range| !range.is_empty()).collect();
 }
 
+impl ResidentPages for HostMemory {
+    fn resident_page(&mut self, slot: &Slot, gfn: Gfn) -> Option<(Pfn, PfnKind)> {
+        let pfn = self.resident(slot.hva_of(gfn)?.raw(), gfn)?;
+        Some((Pfn::new(pfn), self.kind_of(pfn)))
+    }
+}
+
 impl Backing for HostMemory {
     fn host_page(&mut self, slot: &Slot, gfn: Gfn, write: bool) -> HostPage {
         let Some(hva) = slot.hva_of(gfn) else {
@@ -268,19 +298,11 @@ impl Backing for HostMemory {
             Ok(mapping) => mapping,
             Err(page) => return page,
         };
-        let device = self
-            .devices
-            .iter()
-            .any(|range| range.contains(&mapping.pfn));
         HostPage::Page {
             pfn: Pfn::new(mapping.pfn),
             size: mapping.size,
             writable: mapping.writable,
-            kind: if device {
-                PfnKind::HostMmio
-            } else {
-                PfnKind::Memory
-            },
+            kind: self.kind_of(mapping.pfn),
         }
     }
 

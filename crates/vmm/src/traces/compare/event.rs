@@ -2,6 +2,7 @@
 
 use slat_memslot::{Gfn, Level, PAGE_SHIFT};
 use slat_mmu::role::{PageRole, RoleFlag};
+use slat_mmu::shadow::PageInfo;
 use slat_mmu::spte::{Format, Spte, bits};
 
 use super::{Compared, Comparer, Mismatch, Predicted, Taken, same};
@@ -212,8 +213,27 @@ impl<F: Format> Comparer<F> {
             (Predicted::PageAllocated { gfn, role }, Traced::GetPage { page, created }) => {
                 same_page(*gfn, *role, page)?;
                 same("created", &true, created)?;
-                self.allocated = Some((*gfn, *role));
+                self.allocated = Some((*gfn, *role, true));
                 Ok(())
+            }
+            (
+                Predicted::ShadowPage { page, created },
+                Traced::GetPage {
+                    page: recorded,
+                    created: recorded_created,
+                },
+            ) => {
+                same_shadow_page(page, recorded)?;
+                same("created", created, recorded_created)?;
+                self.allocated = Some((page.gfn, page.role, *created));
+                Ok(())
+            }
+            (Predicted::ShadowPageZapped { page }, Traced::PrepareZapPage { page: recorded }) => {
+                if page.root_count == 0 {
+                    // Its frame is free now, and so is its number.
+                    self.renaming.forget(page.page.raw().into());
+                }
+                same_shadow_page(page, recorded)
             }
             (Predicted::PageZapped { gfn, role }, Traced::PrepareZapPage { page }) => {
                 same_page(*gfn, *role, page)
@@ -300,6 +320,15 @@ fn same_page(gfn: Gfn, role: PageRole, recorded: &TracedPage) -> Compared {
     same("role", &printed(role), &recorded.role)
 }
 
+/// A shadow page, with all that the text has.
+fn same_shadow_page(page: &PageInfo, recorded: &TracedPage) -> Compared {
+    same_page(page.gfn, page.role, recorded)?;
+    let generation = u32::from(page.generation.raw());
+    same("generation", &generation, &recorded.generation)?;
+    same("root count", &page.root_count, &recorded.root_count)?;
+    same("unsync", &page.unsync, &recorded.unsync)
+}
+
 fn mmio(predicted: &Predicted, recorded: &Traced<'_>) -> Compared {
     match (predicted, recorded) {
         (
@@ -338,6 +367,20 @@ fn mmio(predicted: &Predicted, recorded: &Traced<'_>) -> Compared {
             same("valid", valid, recorded_valid)
         }
         (Predicted::ZapAllFast, Traced::ZapAllFast { .. }) => Ok(()),
+        (
+            Predicted::ShadowZapAllFast { generation, used },
+            Traced::ZapAllFast {
+                generation: recorded,
+                used_pages,
+            },
+        ) => {
+            same("generation", &u32::from(generation.raw()), recorded)?;
+            same("pages in use", &used.raw(), used_pages)
+        }
+        (Predicted::AccessedBitSet { gpa }, Traced::SetAccessedBit { gpa: recorded })
+        | (Predicted::DirtyBitSet { gpa }, Traced::SetDirtyBit { gpa: recorded }) => {
+            same("address", gpa, recorded)
+        }
         _ => Err(Mismatch::Kind),
     }
 }

@@ -63,8 +63,8 @@ pub struct Comparer<F> {
     ahead: BTreeMap<(Gfn, Level), u64>,
     /// The same of the last entry that gave way to a link: a split reports it again.
     replaced: Option<((Gfn, Level), u64)>,
-    /// The role of the allocation that was compared last, whose word may follow.
-    allocated: Option<(Gfn, PageRole)>,
+    /// The page that was compared last, its role, whose word may follow, and whether it was made.
+    allocated: Option<(Gfn, PageRole, bool)>,
     operation: Option<(u32, String)>,
     before: VecDeque<(u32, String)>,
     /// The line that was compared last.
@@ -183,10 +183,11 @@ impl<F: Format> Comparer<F> {
         mismatch: Mismatch,
     ) -> Difference {
         let of_word = match (item.map(|item| &item.what), self.allocated) {
-            (Some(What::Probe(Probe::SpRole { .. })), Some((gfn, role))) => {
+            (Some(What::Probe(Probe::SpRole { .. })), Some((gfn, role, created))) => {
+                let created = u8::from(created);
                 let word = role.word(self.roles);
                 Some(format!(
-                    "  fn sp_role: gfn={gfn:#x} role={word:#x} created=1"
+                    "  fn sp_role: gfn={gfn:#x} role={word:#x} created={created}"
                 ))
             }
             _ => None,
@@ -208,12 +209,12 @@ impl<F: Format> Comparer<F> {
             self.allocated = None;
             return None;
         };
-        let Some((predicted, page)) = self.allocated else {
+        let Some((predicted, page, made)) = self.allocated else {
             return Some(Err(Mismatch::Kind));
         };
         let compared = same("gfn", &predicted, gfn)
             .and_then(|()| same("role word", &page.word(self.roles), role))
-            .and_then(|()| same("created", &true, created));
+            .and_then(|()| same("created", &made, created));
         Some(compared)
     }
 

@@ -2,8 +2,9 @@
 
 use core::fmt;
 
-use slat_memslot::{AsId, Errno, Gfn, Level, Pages};
+use slat_memslot::{AsId, Errno, Gfn, Gpa, Level, Pages};
 use slat_mmu::role::PageRole;
+use slat_mmu::shadow::{PageInfo, ValidGeneration};
 use slat_mmu::spte::{Pfn, bits};
 use slat_mmu::tdp::Event;
 
@@ -79,6 +80,19 @@ pub enum Predicted {
     },
     /// [`Traced::ZapAllFast`].
     ZapAllFast,
+    /// [`Traced::GetPage`] of a shadow page, with the [`Probe::SpRole`] behind it.
+    ShadowPage { page: PageInfo, created: bool },
+    /// [`Traced::PrepareZapPage`] of a shadow page.
+    ShadowPageZapped { page: PageInfo },
+    /// [`Traced::ZapAllFast`] with its numbers, which only shadow pages have.
+    ShadowZapAllFast {
+        generation: ValidGeneration,
+        used: Pages,
+    },
+    /// [`Traced::SetAccessedBit`].
+    AccessedBitSet { gpa: Gpa },
+    /// [`Traced::SetDirtyBit`].
+    DirtyBitSet { gpa: Gpa },
     /// [`What::Ret`]: an error, a number, or (`Ok(None)`) success with any number.
     Returned(Result<Option<i64>, Errno>),
     /// [`Note::Exit`].
@@ -140,6 +154,22 @@ impl Predicted {
                 errno: result.errno(),
             },
             Event::ZapAllFast => Self::ZapAllFast,
+            Event::ShadowPage { page, created } => Self::ShadowPage { page, created },
+            Event::ShadowPageZapped { page } => Self::ShadowPageZapped { page },
+            Event::ShadowSpteSet {
+                level,
+                gfn,
+                spte,
+                page,
+            } => Self::SpteSet {
+                gfn,
+                level,
+                spte: spte.raw(),
+                table: Some(page.raw().into()),
+            },
+            Event::ShadowZapAllFast { generation, used } => {
+                Self::ShadowZapAllFast { generation, used }
+            }
             _ => return None,
         })
     }
@@ -148,15 +178,16 @@ impl Predicted {
     pub const fn kind(&self) -> Kind {
         match self {
             Self::SpteChanged { .. } => Kind::SpteChanged,
-            Self::PageAllocated { .. } => Kind::PageAllocated,
-            Self::PageZapped { .. } => Kind::PageZapped,
+            Self::PageAllocated { .. } | Self::ShadowPage { .. } => Kind::PageAllocated,
+            Self::PageZapped { .. } | Self::ShadowPageZapped { .. } => Kind::PageZapped,
             Self::SpteSet { .. } => Kind::SpteSet,
             Self::SpteRequested { .. } => Kind::SpteRequested,
             Self::FastPageFault { .. } => Kind::FastPageFault,
             Self::MmioMarked { .. } => Kind::MmioMarked,
             Self::MmioChecked { .. } => Kind::MmioChecked,
             Self::HugePageSplit { .. } => Kind::HugePageSplit,
-            Self::ZapAllFast => Kind::ZapAllFast,
+            Self::ZapAllFast | Self::ShadowZapAllFast { .. } => Kind::ZapAllFast,
+            Self::AccessedBitSet { .. } | Self::DirtyBitSet { .. } => Kind::GuestMarked,
             Self::Returned(_) => Kind::Returned,
             Self::Exit(_) | Self::RunFailed { .. } => Kind::Exit,
             Self::Dirty(_) => Kind::Dirty,
@@ -268,6 +299,20 @@ impl fmt::Display for Predicted {
                 *level as u8,
             ),
             Self::ZapAllFast => write!(f, "  kvm_mmu_zap_all_fast:"),
+            Self::ShadowPage { page, created } => {
+                let how = if *created { "new" } else { "existing" };
+                write!(f, "  kvm_mmu_get_page: {page} {how}")
+            }
+            Self::ShadowPageZapped { page } => write!(f, "  kvm_mmu_prepare_zap_page: {page}"),
+            Self::ShadowZapAllFast { generation, used } => write!(
+                f,
+                "  kvm_mmu_zap_all_fast: kvm-mmu-valid-gen {} used_pages {used}",
+                generation.raw()
+            ),
+            Self::AccessedBitSet { gpa } => {
+                write!(f, "  kvm_mmu_set_accessed_bit: gpa {:x}", gpa.raw())
+            }
+            Self::DirtyBitSet { gpa } => write!(f, "  kvm_mmu_set_dirty_bit: gpa {:x}", gpa.raw()),
             Self::Returned(Ok(Some(value))) => write!(f, "RET {value}"),
             Self::Returned(Ok(None)) => write!(f, "RET, a descriptor"),
             Self::Returned(Err(errno)) => write!(f, "RET -1 {errno}"),
@@ -312,6 +357,8 @@ pub enum Kind {
     HugePageSplit,
     /// All roots invalidated.
     ZapAllFast,
+    /// Entries of the guest's tables that were marked.
+    GuestMarked,
     /// Results of system calls.
     Returned,
     /// Why the guest stopped.
@@ -326,7 +373,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::SpteChanged,
         Self::PageAllocated,
         Self::PageZapped,
@@ -337,6 +384,7 @@ impl Kind {
         Self::MmioChecked,
         Self::HugePageSplit,
         Self::ZapAllFast,
+        Self::GuestMarked,
         Self::Returned,
         Self::Exit,
         Self::Dirty,
@@ -368,6 +416,7 @@ impl Kind {
             Traced::CheckMmio { .. } => Self::MmioChecked,
             Traced::SplitHugePage { .. } => Self::HugePageSplit,
             Traced::ZapAllFast { .. } => Self::ZapAllFast,
+            Traced::SetAccessedBit { .. } | Traced::SetDirtyBit { .. } => Self::GuestMarked,
             _ => return None,
         })
     }

@@ -1,0 +1,66 @@
+//! The lock, held for writing.
+
+use core::fmt;
+
+use super::ShadowMmu;
+use super::page::{PageId, SpteRef};
+use crate::roots::Request;
+use crate::spte::{Format, Spte};
+use crate::tdp::{Event, Observer};
+
+/// Shadow pages with `mmu_lock` held for writing, and an observer: what changes them is a method of this.
+pub struct ShadowLocked<'m, F: Format, O> {
+    pub(super) mmu: &'m mut ShadowMmu<F>,
+    pub(super) out: O,
+    /// Pages that are to be freed when no vCPU can use them any more (`invalid_list`).
+    pub(super) invalid: Vec<PageId>,
+}
+
+impl<F: Format, O> fmt::Debug for ShadowLocked<'_, F, O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShadowLocked")
+            .field("mmu", &self.mmu)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'m, F: Format, O: Observer<F>> ShadowLocked<'m, F, O> {
+    pub(super) fn new(mmu: &'m mut ShadowMmu<F>, out: O) -> Self {
+        Self {
+            mmu,
+            out,
+            invalid: Vec::new(),
+        }
+    }
+
+    /// The pages, to be looked at.
+    pub fn mmu(&self) -> &ShadowMmu<F> {
+        self.mmu
+    }
+
+    pub(super) fn tell(&mut self, event: Event<F>) {
+        if O::EVENTS {
+            self.out.event(event);
+        }
+    }
+
+    pub(super) fn entry(&self, at: SpteRef) -> Spte<F> {
+        self.mmu.pages.get(at.page).entry(at.index)
+    }
+
+    pub(super) fn store(&mut self, at: SpteRef, spte: Spte<F>) -> Spte<F> {
+        self.mmu.pages.get_mut(at.page).replace(at.index, spte)
+    }
+
+    /// The page that a link leads to.
+    pub(super) fn child(&self, link: Spte<F>) -> PageId {
+        let [a, b, c, d, ..] = self.mmu.codec.pfn(link).raw().to_le_bytes();
+        PageId::new(u32::from_le_bytes([a, b, c, d]))
+    }
+
+    /// All vCPUs forget their translations (`kvm_flush_remote_tlbs`).
+    pub(super) fn flush(&mut self) {
+        self.mmu.stats.remote_tlb_flush += 1;
+        self.mmu.requests.insert(Request::TlbFlush);
+    }
+}

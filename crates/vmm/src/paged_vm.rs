@@ -1,0 +1,132 @@
+//! One front for VMs on either of KVM's MMUs: what their userspace, their guests and their host's memory do to them.
+
+use slat_memslot::{Errno, Gfn, GmemId, Memory, Pages, Region, VmType};
+use slat_mmu::role::VcpuMode;
+use slat_mmu::spte::{Format, NxHugePages};
+
+use crate::replay::Machine;
+use crate::shadow_vm::ShadowVm;
+use crate::tdp_vm::{Activity, EagerSplit, HostMemory, HvaRange, Paging, TdpVm};
+use crate::traces::Predicted;
+
+/// Bits of a control register that are set or cleared, by KVM's names with `|` between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ControlBits<'a> {
+    /// `CR0`, `CR4` or `EFER`.
+    pub register: &'a str,
+    /// The names.
+    pub bits: &'a str,
+    /// Whether they are set.
+    pub set: bool,
+}
+
+/// A VM whose page tables are modelled: a [`TdpVm`] or a [`ShadowVm`].
+///
+/// Each method does what the one of the same name of the two types does.
+#[expect(missing_docs, reason = "the types say it")]
+pub trait PagedVm: Sized {
+    /// The format of its tables.
+    type Format: Format;
+
+    /// A VM on a machine, if the machine has VMs of this type.
+    fn on(machine: &Machine, vm_type: VmType, nx_huge_pages: NxHugePages) -> Option<Self>;
+    fn memory(&self) -> &Memory;
+    fn host_mut(&mut self) -> &mut HostMemory;
+    fn take(&mut self) -> Vec<Predicted>;
+    fn tell(&mut self, what: Predicted);
+    fn enable_cap(&mut self, cap: u32, arg: u64);
+    fn set_eager_split(&mut self, eager_split: EagerSplit);
+    fn set_nx_huge_pages(&mut self, nx_huge_pages: NxHugePages);
+    fn create_vcpu(&mut self, id: u32);
+    fn set_max_phys_addr(&mut self, id: u32, bits: u8);
+    fn set_paging(&mut self, id: u32, paging: Paging);
+    fn set_registers(&mut self, id: u32, bits: Option<ControlBits<'_>>);
+    fn set_mode(&mut self, id: u32, mode: VcpuMode);
+    fn set_region(&mut self, request: &Region);
+    fn create_gmem(&mut self, size: u64) -> Option<GmemId>;
+    fn close_gmem(&mut self, file: GmemId) -> Result<(), Errno>;
+    fn punch_hole(&mut self, file: GmemId, offset: u64, len: u64);
+    fn set_attributes(&mut self, gfn: Gfn, pages: Pages, attributes: u64);
+    fn run_guest(&mut self, vcpu: u32, activity: &Activity);
+    fn pre_fault(&mut self, vcpu: u32, gfn: Gfn, pages: Pages, flags: u64);
+    fn get_dirty_log(&mut self, slot: u32);
+    fn clear_dirty_log(&mut self, slot: u32, first: u64, pages: Pages);
+    fn unmap_hva(&mut self, range: HvaRange);
+    fn age_hva(&mut self, range: HvaRange) -> bool;
+    fn close(&mut self);
+}
+
+/// Calls the method of the same name.
+macro_rules! as_the_type_does {
+    ($vm:ident) => {
+        as_the_type_does! { $vm,
+            fn enable_cap(cap: u32, arg: u64);
+            fn set_eager_split(eager_split: EagerSplit);
+            fn set_nx_huge_pages(nx_huge_pages: NxHugePages);
+            fn create_vcpu(id: u32);
+            fn set_max_phys_addr(id: u32, bits: u8);
+            fn set_paging(id: u32, paging: Paging);
+            fn set_mode(id: u32, mode: VcpuMode);
+            fn set_region(request: &Region);
+            fn create_gmem(size: u64) -> Option<GmemId>;
+            fn close_gmem(file: GmemId) -> Result<(), Errno>;
+            fn punch_hole(file: GmemId, offset: u64, len: u64);
+            fn set_attributes(gfn: Gfn, pages: Pages, attributes: u64);
+            fn run_guest(vcpu: u32, activity: &Activity);
+            fn pre_fault(vcpu: u32, gfn: Gfn, pages: Pages, flags: u64);
+            fn get_dirty_log(slot: u32);
+            fn clear_dirty_log(slot: u32, first: u64, pages: Pages);
+            fn unmap_hva(range: HvaRange);
+            fn age_hva(range: HvaRange) -> bool;
+            fn close();
+            fn tell(what: Predicted);
+            fn take() -> Vec<Predicted>;
+            fn host_mut() -> &mut HostMemory;
+        }
+        fn memory(&self) -> &Memory {
+            $vm::memory(self)
+        }
+    };
+    ($vm:ident, $(fn $name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)?;)*) => {
+        $(
+            fn $name(&mut self $(, $arg: $type)*) $(-> $result)? {
+                $vm::$name(self $(, $arg)*)
+            }
+        )*
+    };
+}
+
+impl<F: Format> PagedVm for TdpVm<F> {
+    type Format = F;
+
+    fn on(machine: &Machine, vm_type: VmType, nx_huge_pages: NxHugePages) -> Option<Self> {
+        let vm = Self::new(machine.profile.clone(), vm_type, &machine.host)?;
+        let mut vm = vm.with_passes(machine.passes);
+        vm.set_nx_huge_pages(nx_huge_pages);
+        // No root is there yet.
+        let _ = vm.take();
+        Some(vm)
+    }
+
+    /// No root depends on any of them.
+    fn set_registers(&mut self, id: u32, _bits: Option<ControlBits<'_>>) {
+        Self::set_registers(self, id);
+    }
+
+    as_the_type_does!(TdpVm);
+}
+
+impl<F: Format> PagedVm for ShadowVm<F> {
+    type Format = F;
+
+    fn on(machine: &Machine, vm_type: VmType, nx_huge_pages: NxHugePages) -> Option<Self> {
+        let vm = Self::new(machine.profile.clone(), vm_type, &machine.host);
+        Some(vm.with_nx_huge_pages(nx_huge_pages))
+    }
+
+    fn set_registers(&mut self, id: u32, bits: Option<ControlBits<'_>>) {
+        Self::set_registers(self, id, bits);
+    }
+
+    as_the_type_does!(ShadowVm);
+}

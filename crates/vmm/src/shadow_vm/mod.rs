@@ -1,0 +1,192 @@
+//! A whole VM on shadow pages: guests of hosts without two-dimensional paging, and ordinary guests with `kvm.tdp_mmu=0`.
+//!
+//! [`ShadowVm`] is to [`slat_mmu::shadow`] what [`TdpVm`](crate::tdp_vm::TdpVm) is to the TDP MMU: it does what a VM's
+//! userspace, its guest, and the host's memory management do to KVM, and says what KVM would trace and answer, in order.
+//! Callers that do not care which of the two they have use [`PagedVm`](crate::paged_vm::PagedVm). It follows kernel 6.12.117.
+//!
+//! ```
+//! use slat_memslot::{Gpa, Profile, Region, SlotKey, VmType};
+//! use slat_mmu::{host::Host, spte::Npt};
+//! use slat_vmm::{shadow_vm::ShadowVm, tdp_vm::Activity};
+//!
+//! let profile = Profile::named("debian-6.12.117").unwrap();
+//! let mut vm = ShadowVm::<Npt>::new(profile, VmType::Default, &Host::npt(40));
+//! vm.create_vcpu(0);
+//! vm.set_region(&Region::new(SlotKey::normal(0), 0, 0x10000, 0x4000_0000));
+//! let _ = vm.take();
+//! vm.run_guest(0, &Activity::halt(Gpa::new(0x1000)));
+//! let told: Vec<String> = vm.take().iter().map(ToString::to_string).collect();
+//! assert_eq!(told[0], "  kvm_mmu_get_page: sp gen 0 gfn 0 l4 8-byte q0 direct wux nxe ad root 0 sync new");
+//! // Neighbours are mapped along.
+//! assert_eq!(told.iter().filter(|line| line.contains("kvm_mmu_set_spte")).count(), 8);
+//! ```
+
+mod guest;
+mod log;
+mod notify;
+mod pre_fault;
+mod region;
+mod sink;
+mod vcpu;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use slat_memslot::{Errno, Gfn, GmemId, Memory, Pages, Profile, Quirks, VmType};
+use slat_mmu::fault::{Invalidation, Settings};
+use slat_mmu::host::{Host, SecondStage};
+use slat_mmu::role::TdpHost;
+use slat_mmu::roots::TdpMmu;
+use slat_mmu::shadow::ShadowMmu;
+use slat_mmu::spte::{Format, GuestPat, NxHugePages};
+
+use crate::tdp_vm::{EagerSplit, HostMemory};
+use crate::traces::Predicted;
+use sink::Sink;
+use vcpu::Vcpu;
+
+/// A VM on shadow pages.
+#[derive(Debug)]
+pub struct ShadowVm<F: Format> {
+    memory: Memory,
+    mmu: ShadowMmu<F>,
+    /// With two-dimensional paging: what its roots depend on.
+    tdp: Option<TdpHost>,
+    vcpus: BTreeMap<u32, Vcpu>,
+    host: HostMemory,
+    invalidation: Invalidation,
+    nx_huge_pages: NxHugePages,
+    out: Sink,
+}
+
+impl<F: Format> ShadowVm<F> {
+    /// A VM of this type on a host. With a second stage it is one with `kvm.tdp_mmu=0`.
+    pub fn new(profile: impl Into<Arc<Profile>>, vm_type: VmType, host: &Host) -> Self {
+        Self {
+            memory: Memory::new(profile, vm_type),
+            mmu: ShadowMmu::new(host, TdpMmu::Off),
+            tdp: host.tdp(),
+            vcpus: BTreeMap::new(),
+            host: HostMemory::default(),
+            invalidation: Invalidation::default(),
+            nx_huge_pages: NxHugePages::Off,
+            out: Sink::default(),
+        }
+    }
+
+    /// With `kvm.nx_huge_pages` as it is when the VM is made.
+    #[must_use]
+    pub fn with_nx_huge_pages(self, nx_huge_pages: NxHugePages) -> Self {
+        Self {
+            nx_huge_pages,
+            ..self
+        }
+    }
+
+    /// What userspace has set up.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// The shadow pages.
+    pub fn mmu(&self) -> &ShadowMmu<F> {
+        &self.mmu
+    }
+
+    /// The host's memory.
+    pub fn host(&self) -> &HostMemory {
+        &self.host
+    }
+
+    /// The same, to be changed.
+    pub fn host_mut(&mut self) -> &mut HostMemory {
+        &mut self.host
+    }
+
+    /// What happened since this was last asked.
+    pub fn take(&mut self) -> Vec<Predicted> {
+        core::mem::take(&mut self.out.events)
+    }
+
+    /// Adds something that happened outside the VM, in its place.
+    pub fn tell(&mut self, what: Predicted) {
+        self.out.events.push(what);
+    }
+
+    /// Adds a result to what happened.
+    fn answer(&mut self, result: Result<i64, Errno>) {
+        self.out.events.push(Predicted::Returned(result.map(Some)));
+    }
+
+    /// `KVM_ENABLE_CAP` on the VM.
+    pub fn enable_cap(&mut self, cap: u32, arg: u64) {
+        let result = self.memory.enable_cap(cap, 0, [arg, 0, 0, 0]);
+        self.answer(result.map(|()| 0).map_err(|refusal| refusal.errno()));
+    }
+
+    /// `kvm.eager_page_split` changes. Only the TDP MMU splits ahead.
+    pub fn set_eager_split(&mut self, _eager_split: EagerSplit) {}
+
+    /// `kvm.nx_huge_pages` changes, which zaps everything (`mmu.c:set_nx_huge_pages`).
+    pub fn set_nx_huge_pages(&mut self, nx_huge_pages: NxHugePages) {
+        if core::mem::replace(&mut self.nx_huge_pages, nx_huge_pages) != nx_huge_pages {
+            self.zap_all_fast();
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        let ept = self.mmu.codec().host().second_stage == SecondStage::Ept;
+        let quirks = self.memory.disabled_quirks();
+        let guest_pat = match ept && quirks.contains(Quirks::IGNORE_GUEST_PAT) {
+            true => GuestPat::Honoured,
+            false => GuestPat::Ignored,
+        };
+        Settings {
+            nx_huge_pages: self.nx_huge_pages,
+            guest_pat,
+        }
+    }
+
+    /// `KVM_CREATE_GUEST_MEMFD`, for VMs that have private memory: none with shadow pages.
+    pub fn create_gmem(&mut self, size: u64) -> Option<GmemId> {
+        let made = self.memory.create_gmem(size, 0).map_err(|r| r.errno());
+        self.tell(Predicted::Returned(made.map(|_| None)));
+        made.ok()
+    }
+
+    /// The descriptor of a guest_memfd is closed.
+    ///
+    /// # Errors
+    /// It is not open.
+    pub fn close_gmem(&mut self, file: GmemId) -> Result<(), Errno> {
+        let closed = self.memory.file_call(file, slat_memslot::FileCall::Close);
+        closed.map(|_| ()).map_err(|refusal| refusal.errno())
+    }
+
+    /// A hole is punched into a guest_memfd, of which shadow pages map nothing.
+    pub fn punch_hole(&mut self, file: GmemId, offset: u64, len: u64) {
+        const PUNCH_HOLE_KEEP_SIZE: u32 = 3;
+        let call = slat_memslot::FileCall::Fallocate {
+            mode: PUNCH_HOLE_KEEP_SIZE,
+            offset,
+            len,
+        };
+        let done = self.memory.file_call(file, call);
+        self.answer(done.map(|_| 0).map_err(|refusal| refusal.errno()));
+    }
+
+    /// `KVM_SET_MEMORY_ATTRIBUTES`, which VMs with shadow pages do not have.
+    pub fn set_attributes(&mut self, gfn: Gfn, pages: Pages, attributes: u64) {
+        let (gpa, size) = (gfn.raw() << 12, pages.raw() << 12);
+        let changed = self.memory.set_attributes(gpa, size, attributes, 0);
+        self.answer(changed.map(|_| 0).map_err(|refusal| refusal.errno()));
+    }
+
+    /// The last descriptor of the VM is closed: all pages go, then vCPUs leave their roots.
+    pub fn close(&mut self) {
+        self.mmu.lock(&mut self.out).zap_all();
+        for vcpu in self.vcpus.values_mut() {
+            vcpu.unload(&mut self.mmu, &mut self.out);
+        }
+    }
+}

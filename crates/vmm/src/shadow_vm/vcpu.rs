@@ -1,0 +1,191 @@
+//! vCPUs: their registers as far as roots depend on them, and the roots they hold.
+
+use slat_mmu::fault::MmioCache;
+use slat_mmu::role::{
+    CpuRole, Cr0, Cr4, Efer, PageRole, PhysBits, RoleLayout, TdpHost, VcpuMode, VcpuState,
+    root_role_for_tdp,
+};
+use slat_mmu::roots::{Request, RootSet};
+use slat_mmu::shadow::{Roots, ShadowMmu};
+use slat_mmu::spte::Format;
+
+use super::ShadowVm;
+use super::sink::Sink;
+use crate::paged_vm::ControlBits;
+use crate::tdp_vm::Paging;
+use crate::traces::Predicted;
+
+/// One vCPU.
+#[derive(Debug)]
+pub(super) struct Vcpu {
+    pub(super) roots: Roots,
+    pub(super) mmio: MmioCache,
+    pub(super) state: VcpuState,
+    pub(super) paging: Paging,
+}
+
+/// The role that a vCPU wants for its root.
+fn root_role(state: &VcpuState, tdp: Option<&TdpHost>) -> PageRole {
+    match tdp {
+        Some(tdp) => root_role_for_tdp(state, tdp),
+        None => CpuRole::of(state, RoleLayout::Baseline).shadow_root_role(),
+    }
+}
+
+impl Vcpu {
+    fn new(tdp: Option<&TdpHost>) -> Self {
+        let state = VcpuState::default();
+        Self {
+            roots: Roots::new(root_role(&state, tdp)),
+            mmio: MmioCache::default(),
+            state,
+            paging: Paging::Off,
+        }
+    }
+
+    /// Gives up all roots and wants those of the present state (`mmu.c:kvm_mmu_reset_context`).
+    fn reset_context<F: Format>(
+        &mut self,
+        mmu: &mut ShadowMmu<F>,
+        tdp: Option<&TdpHost>,
+        out: &mut Sink,
+    ) {
+        let role = root_role(&self.state, tdp);
+        mmu.lock(out).reset_context(&mut self.roots, role);
+    }
+
+    pub(super) fn unload<F: Format>(&mut self, mmu: &mut ShadowMmu<F>, out: &mut Sink) {
+        mmu.lock(out).free_roots(&mut self.roots, RootSet::all());
+    }
+
+    fn serve_requests<F: Format>(&mut self, mmu: &mut ShadowMmu<F>, out: &mut Sink) {
+        while let Some((_, dropped)) = self.roots.mmu.serve(mmu.roots()) {
+            mmu.lock(&mut *out).drop_roots(&mut self.roots, dropped);
+        }
+    }
+
+    /// The registers that long mode needs.
+    fn enter_long_mode(&mut self, cr3: u64) {
+        self.state.cr0 |= Cr0::PG | Cr0::PE;
+        self.state.cr4 |= Cr4::PAE;
+        self.state.efer |= Efer::LME | Efer::LMA;
+        self.state.cr3 = cr3;
+    }
+
+    fn set_bits(&mut self, change: ControlBits<'_>) {
+        let state = &mut self.state;
+        for name in change.bits.split('|') {
+            match change.register {
+                "CR0" => Cr0::from_name(name)
+                    .into_iter()
+                    .for_each(|bit| state.cr0.set(bit, change.set)),
+                "CR4" => Cr4::from_name(name)
+                    .into_iter()
+                    .for_each(|bit| state.cr4.set(bit, change.set)),
+                _ => efer(name)
+                    .into_iter()
+                    .for_each(|bit| state.efer.set(bit, change.set)),
+            }
+        }
+    }
+}
+
+/// The manual calls the bit NXE, KVM calls it NX.
+fn efer(name: &str) -> Option<Efer> {
+    Efer::from_name(
+        name.strip_suffix('E')
+            .filter(|name| *name == "NX")
+            .unwrap_or(name),
+    )
+}
+
+impl<F: Format> ShadowVm<F> {
+    /// `KVM_CREATE_VCPU`; answered with a descriptor.
+    pub fn create_vcpu(&mut self, id: u32) {
+        let made = self.memory.create_vcpu().map_err(|r| r.errno());
+        if made.is_ok() {
+            self.vcpus.insert(id, Vcpu::new(self.tdp.as_ref()));
+        }
+        self.tell(Predicted::Returned(made.map(|_| None)));
+    }
+
+    /// `KVM_SET_CPUID2`, with this MAXPHYADDR.
+    pub fn set_max_phys_addr(&mut self, id: u32, bits: u8) {
+        self.change_vcpu(id, |vcpu| {
+            vcpu.state.phys_bits = PhysBits {
+                physical: bits,
+                guest_physical: 0,
+            };
+        });
+    }
+
+    /// `KVM_SET_SREGS`: the guest's paging changes.
+    pub fn set_paging(&mut self, id: u32, paging: Paging) {
+        self.change_vcpu(id, |vcpu| {
+            match &paging {
+                Paging::Off => {
+                    vcpu.state.cr0 = Cr0::PE;
+                    vcpu.state.cr4 = Cr4::empty();
+                    vcpu.state.efer = Efer::empty();
+                }
+                Paging::Long { cr3, .. } => vcpu.enter_long_mode(cr3.raw()),
+            }
+            vcpu.paging = paging;
+        });
+    }
+
+    /// `KVM_SET_SREGS` of some bits, or of what no root depends on.
+    pub fn set_registers(&mut self, id: u32, bits: Option<ControlBits<'_>>) {
+        self.change_vcpu(id, |vcpu| {
+            bits.into_iter().for_each(|bits| vcpu.set_bits(bits))
+        });
+    }
+
+    /// `KVM_SET_VCPU_EVENTS`: the vCPU is put into a mode.
+    pub fn set_mode(&mut self, id: u32, mode: VcpuMode) {
+        self.change_vcpu(id, |vcpu| vcpu.state.mode = mode);
+    }
+
+    fn change_vcpu(&mut self, id: u32, change: impl FnOnce(&mut Vcpu)) {
+        if let Some(vcpu) = self.vcpus.get_mut(&id) {
+            change(vcpu);
+            vcpu.reset_context(&mut self.mmu, self.tdp.as_ref(), &mut self.out);
+        }
+        self.answer(Ok(0));
+    }
+
+    /// The guest itself changes its mode: it takes an SMI, or returns from one.
+    pub(super) fn switch_mode(&mut self, id: u32, mode: VcpuMode) {
+        if let Some(vcpu) = self.vcpus.get_mut(&id) {
+            vcpu.state.mode = mode;
+            vcpu.reset_context(&mut self.mmu, self.tdp.as_ref(), &mut self.out);
+        }
+    }
+
+    /// Serves what a vCPU was asked for, as every entry into the guest begins.
+    pub(super) fn serve_requests(&mut self, id: u32) {
+        if let Some(vcpu) = self.vcpus.get_mut(&id) {
+            vcpu.serve_requests(&mut self.mmu, &mut self.out);
+        }
+    }
+
+    /// Asks all vCPUs for what the pages want of them.
+    pub(super) fn spread_requests(&mut self) {
+        let requests = self.mmu.take_requests();
+        if requests.contains(Request::FreeObsoleteRoots) {
+            for vcpu in self.vcpus.values_mut() {
+                vcpu.roots.mmu.request(Request::FreeObsoleteRoots);
+            }
+        }
+    }
+
+    /// Sees to it that a vCPU has a root (`mmu.c:kvm_mmu_reload`); says whether it has.
+    pub(super) fn load_root(&mut self, id: u32) -> bool {
+        let Some(vcpu) = self.vcpus.get_mut(&id) else {
+            return false;
+        };
+        let loaded = self.mmu.lock(&mut self.out).load_direct(&mut vcpu.roots);
+        self.spread_requests();
+        loaded.is_ok()
+    }
+}
