@@ -5,6 +5,12 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use slat_memslot::{Gpa, Hpa};
 
+#[cfg(feature = "vm-memory")]
+mod vm_memory;
+
+#[cfg(feature = "vm-memory")]
+pub use vm_memory::VmMemory;
+
 /// What became of an entry that a walk wanted to mark as accessed or dirty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Exchange {

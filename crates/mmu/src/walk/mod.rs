@@ -44,6 +44,8 @@ pub use error_code::{ErrorCode, Privilege};
 pub use fault::{Cause, PageFault, WalkFault};
 pub use guest::{LeafSize, Translation};
 pub use log::{Mark, Step, WalkEvent, WalkObserver, WalkTrail};
+#[cfg(feature = "vm-memory")]
+pub use memory::VmMemory;
 pub use memory::{Exchange, ReadOnly, TableAddress, TableMemory};
 pub use mode::PagingMode;
 pub use paging::{GuestPaging, NestedEptRoot};
