@@ -6,6 +6,7 @@ use slat_memslot::{Gfn, Gpa, PageSize, Slot};
 use super::ShadowMmu;
 use super::fault_in::{FaultedIn, ResidentPages, Wanted};
 use super::get::Follows;
+use super::guest::NoTables;
 use super::held::ShadowLocked;
 use super::load::Roots;
 use super::page::SpteRef;
@@ -222,7 +223,7 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
                 return (at, goal);
             }
             let first = gfn.round_down(level);
-            if let Some(page) = self.child_to_link(at, first, Follows::Line, access) {
+            if let Some(page) = self.child_to_link(at, first, (Follows::Line, access), &NoTables) {
                 self.link(at, page);
                 if let Some(goal) = goal.filter(|goal| goal.disallowed) {
                     self.account_nx(page, goal.allowed.level() >= level);

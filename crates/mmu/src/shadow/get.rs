@@ -2,8 +2,10 @@
 
 use slat_memslot::{Gfn, Level};
 
+use super::guest::GuestTables;
 use super::held::ShadowLocked;
 use super::page::{PageId, SpteRef, quadrant};
+use super::sync::Synced;
 use crate::access::Access;
 use crate::role::{PageRole, RoleFlag};
 use crate::spte::Format;
@@ -24,8 +26,13 @@ enum Search {
 
 impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
     /// The page of a frame and role.
-    pub(super) fn get_page(&mut self, gfn: Gfn, role: PageRole) -> PageId {
-        let (page, created) = match self.find_page(gfn, role) {
+    pub(super) fn get_page(
+        &mut self,
+        gfn: Gfn,
+        role: PageRole,
+        guest: &impl GuestTables,
+    ) -> PageId {
+        let (page, created) = match self.find_page(gfn, role, guest) {
             Search::Found(page) => (page, false),
             Search::Missing => (self.make_page(gfn, role), true),
         };
@@ -38,7 +45,7 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
     }
 
     /// Searches the frame's bucket of the hash (`mmu.c:kvm_mmu_find_shadow_page`).
-    fn find_page(&mut self, gfn: Gfn, role: PageRole) -> Search {
+    fn find_page(&mut self, gfn: Gfn, role: PageRole, guest: &impl GuestTables) -> Search {
         let (mut found, mut collisions) = (Search::Missing, 0);
         let bucket: Vec<PageId> = self.mmu.pages.in_bucket(gfn).collect();
         for id in bucket {
@@ -49,7 +56,7 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
             if page.gfn != gfn {
                 collisions += 1;
             } else if page.role == role {
-                if self.make_usable(id) {
+                if self.make_usable(id, guest) {
                     found = Search::Found(id);
                 }
                 break;
@@ -67,12 +74,21 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
         found
     }
 
-    /// Whether a page that was found can be used.
-    fn make_usable(&mut self, id: PageId) -> bool {
-        let page = self.mmu.pages.get_mut(id);
-        if !page.role.is_direct() {
-            page.write_flooding = 0;
+    /// Whether a page that was found can be used. One that is out of step is brought into it, but stays writable for the
+    /// guest: until it flushes its TLB, several pages may be out of step with one table.
+    fn make_usable(&mut self, id: PageId, guest: &impl GuestTables) -> bool {
+        let page = self.mmu.pages.get(id);
+        if page.role.is_direct() {
+            return true;
         }
+        if page.unsync {
+            match self.sync_page(id, guest) {
+                Synced::Zapped => return false,
+                Synced::Flush => self.flush(),
+                Synced::Well => {}
+            }
+        }
+        self.mmu.pages.get_mut(id).write_flooding = 0;
         true
     }
 
@@ -110,8 +126,8 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
         &mut self,
         at: SpteRef,
         gfn: Gfn,
-        follows: Follows,
-        access: Access,
+        (follows, access): (Follows, Access),
+        guest: &impl GuestTables,
     ) -> Option<PageId> {
         let role = self.child_role(at, follows, access);
         let entry = self.entry(at);
@@ -121,6 +137,6 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
                 return None;
             }
         }
-        Some(self.get_page(gfn, role))
+        Some(self.get_page(gfn, role, guest))
     }
 }

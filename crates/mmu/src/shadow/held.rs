@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use slat_memslot::{AsId, Gfn};
+
 use super::ShadowMmu;
 use super::page::{PageId, SpteRef};
 use crate::roots::Request;
@@ -14,6 +16,8 @@ pub struct ShadowLocked<'m, F: Format, O> {
     pub(super) out: O,
     /// Pages that are to be freed when no vCPU can use them any more (`invalid_list`).
     pub(super) invalid: Vec<PageId>,
+    /// Frames that pages brought into step have made writable in logged slots.
+    pub(super) dirtied: Vec<(AsId, Gfn)>,
 }
 
 impl<F: Format, O> fmt::Debug for ShadowLocked<'_, F, O> {
@@ -30,7 +34,14 @@ impl<'m, F: Format, O: Observer<F>> ShadowLocked<'m, F, O> {
             mmu,
             out,
             invalid: Vec::new(),
+            dirtied: Vec::new(),
         }
+    }
+
+    /// Frames that are to be marked dirty since something was brought into step.
+    #[must_use = "the log would miss them"]
+    pub fn take_dirtied(&mut self) -> Vec<(AsId, Gfn)> {
+        core::mem::take(&mut self.dirtied)
     }
 
     /// The pages, to be looked at.

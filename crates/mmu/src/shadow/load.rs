@@ -2,15 +2,18 @@
 
 use slat_memslot::{Gfn, Level};
 
+use super::guest::{GuestTables, NoTables, Shadowed};
 use super::held::ShadowLocked;
-use super::page::PageId;
+use super::page::{PageId, quadrant};
 use super::walk::ShadowRoot;
-use crate::role::{PageRole, RoleFlag};
+use crate::role::PageRole;
 use crate::roots::{
-    Acquired, Dropped, GuestRoot, Load, Pgd, Root, RootId, RootKind, RootSet, SpecialRoot, VcpuMmu,
+    Acquired, Dropped, FlushOnReuse, GuestRoot, Load, Pgd, Reused, Root, RootId, RootKind, RootSet,
+    SpecialRoot, VcpuMmu,
 };
 use crate::spte::Format;
 use crate::tdp::Observer;
+use crate::walk::{PagingMode, Pointers, TableMemory};
 
 /// The four pointers of a vCPU whose root has less than four levels (`pae_root`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,35 +74,118 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
         let role = roots.mmu.role();
         if role.level() >= Level::L4 {
             let guest = GuestRoot::Visible(Pgd::ZERO);
-            self.load_page(roots, guest, Gfn::new(0), role);
+            self.load_page(roots, (guest, Gfn::new(0)), role, &NoTables);
             return Ok(());
         }
         let quarter = role.with_level(Level::L2);
         for (part, place) in (0..).zip(&mut roots.pae.0) {
             let gfn = Gfn::new(part << QUARTER);
-            *place = Some(self.hold_page(gfn, quarter));
+            *place = Some(self.hold_page(gfn, quarter, &NoTables));
         }
         roots.mmu.load_pae(Pgd::ZERO);
         Ok(())
+    }
+
+    /// Sees to it that a vCPU that shadows tables has a root (`mmu.c:mmu_alloc_shadow_roots`), and that it is in step with
+    /// them. `pointers` are those of a guest with PAE paging.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn load_shadow<M: TableMemory + ?Sized>(
+        &mut self,
+        roots: &mut Roots,
+        pointers: Pointers,
+        guest: &Shadowed<'_, M>,
+    ) -> Result<(), super::NoRoom> {
+        if roots.mmu.cache().current() != Root::None {
+            return Ok(());
+        }
+        let (role, pgd) = (roots.mmu.role(), Pgd::new(guest.paging.root()));
+        let gfn = Gfn::new((pgd.raw() & ADDRESS) >> 12);
+        let is_visible = |gfn| guest.memory.space(role.as_id()).by_gfn(gfn).is_some();
+        if !is_visible(gfn) {
+            let nowhere = GuestRoot::Unbacked(pgd);
+            let _ = roots.mmu.load(&self.mmu.roots, nowhere, || PageId::new(0));
+            return Ok(());
+        }
+        self.make_room()?;
+        let mode = guest.paging.mode();
+        if mode.top_table() >= Some(Level::L4) {
+            self.load_page(roots, (GuestRoot::Visible(pgd), gfn), role, guest);
+        } else {
+            let quarter = role.with_level(Level::L2);
+            for part in 0..4_u16 {
+                let at = usize::from(part);
+                let (gfn, quarter) = match (mode, pointers.0[at]) {
+                    (PagingMode::Pae, pointer) => {
+                        let table = Gfn::new((pointer & ADDRESS) >> 12);
+                        if pointer & 1 == 0 || !is_visible(table) {
+                            roots.pae.0[at] = None;
+                            continue;
+                        }
+                        (table, quarter)
+                    }
+                    // A page directory of four-byte entries takes four pages.
+                    _ => (gfn, quarter.with_quadrant(quadrant(part))),
+                };
+                roots.pae.0[at] = Some(self.hold_page(gfn, quarter, guest));
+            }
+            roots.mmu.load_pae(pgd);
+        }
+        self.sync_roots(roots, guest);
+        Ok(())
+    }
+
+    /// The guest loads CR3, or what stands for it (`mmu.c:kvm_mmu_new_pgd`): a root that is cached is used again.
+    /// Says whether it was.
+    pub fn new_pgd(&mut self, roots: &mut Roots, pgd: Pgd, flush: FlushOnReuse) -> bool {
+        let new = roots.mmu.new_pgd(&self.mmu.roots, pgd, flush);
+        let dropped = new.switch.dropped.into_iter().collect();
+        self.drop_roots(roots, dropped);
+        let Some(reused) = new.reused else {
+            return false;
+        };
+        if let (Reused::Shadow, Some(ShadowRoot::Page(page))) = (reused, roots.current(self.mmu)) {
+            self.mmu.pages.get_mut(page).write_flooding = 0;
+        }
+        true
+    }
+
+    /// Gives up earlier roots that are out of step, instead of bringing them into it (`mmu.c:kvm_mmu_sync_prev_roots`).
+    pub fn free_unsync_previous(&mut self, roots: &mut Roots) {
+        let mmu = &self.mmu;
+        let is_unsync = |root| {
+            let page = mmu
+                .page_of_root(root)
+                .and_then(|page| mmu.pages.try_get(page));
+            page.is_none_or(|page| page.unsync || page.unsync_children.count > 0)
+        };
+        let dropped = roots.mmu.free_unsync_previous(&mmu.roots, is_unsync);
+        self.drop_roots(roots, dropped);
     }
 
     /// Finds or makes the page of a root, and loads it.
     pub(super) fn load_page(
         &mut self,
         roots: &mut Roots,
-        guest: GuestRoot,
-        gfn: Gfn,
+        (root, gfn): (GuestRoot, Gfn),
         role: PageRole,
+        guest: &impl GuestTables,
     ) {
-        let page = self.get_page(gfn, role);
-        if let Load::Created(root) = roots.mmu.load(&self.mmu.roots, guest, || page) {
+        let page = self.get_page(gfn, role, guest);
+        if let Load::Created(root) = roots.mmu.load(&self.mmu.roots, root, || page) {
             self.mmu.pages.get_mut(page).root = Some(root);
         }
     }
 
     /// Finds or makes a page, and holds it as a part of a root.
-    pub(super) fn hold_page(&mut self, gfn: Gfn, role: PageRole) -> (PageId, RootId) {
-        let page = self.get_page(gfn, role);
+    pub(super) fn hold_page(
+        &mut self,
+        gfn: Gfn,
+        role: PageRole,
+        guest: &impl GuestTables,
+    ) -> (PageId, RootId) {
+        let page = self.get_page(gfn, role, guest);
         let kind = RootKind::Shadow { gfn };
         let acquired = self.mmu.roots.acquire(kind, role, || page);
         if let Acquired::Created(root) = acquired {
@@ -164,12 +250,10 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
             Root::None => true,
         }
     }
-
-    /// The role of pages in a quarter of a PAE root.
-    pub(super) fn quarter_role(role: PageRole) -> PageRole {
-        role.with_level(Level::L2).without(RoleFlag::Invalid)
-    }
 }
 
 /// log2 of the frames of a quarter: 1 GiB.
 const QUARTER: u32 = 18;
+
+/// The address in CR3 or in a page-directory pointer.
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;

@@ -13,6 +13,9 @@
 //! | which leaves map a frame, which entries link a page | `pte_list`, `rmap` | `kvm_rmap_head`, `parent_ptes` |
 //! | zaps | `zap` | `__kvm_mmu_prepare_zap_page`, `kvm_zap_obsolete_pages`, `kvm_mmu_zap_oldest_mmu_pages` |
 //! | storing a leaf | `set` | `mmu_set_spte` |
+//! | faults that follow tables | `fetch` | `paging_tmpl.h:page_fault`, `paging_tmpl.h:fetch` |
+//! | bringing pages into step | `sync`, `track` | `kvm_sync_page`, `mmu_sync_children`, `mmu_try_to_unsync_pages` |
+//! | emulated writes to tables | `write` | `kvm_mmu_track_write` |
 //! | faults that map in a line | `direct` | `direct_page_fault`, `direct_map` |
 //! | frames: zapped, write-protected, aged | `frames` | `kvm_zap_rmap`, `slot_rmap_write_protect`, `kvm_age_rmap` |
 //! | roots | `load` | `mmu_alloc_direct_roots`, `mmu_alloc_shadow_roots` |
@@ -28,8 +31,10 @@
 
 mod direct;
 mod fault_in;
+mod fetch;
 mod frames;
 mod get;
+mod guest;
 mod held;
 mod link;
 mod load;
@@ -40,16 +45,21 @@ mod rmap;
 mod set;
 mod sparse;
 mod stats;
+mod sync;
 mod track;
 mod walk;
+mod write;
 mod zap;
 
 pub use fault_in::ResidentPages;
+pub use fetch::{GuestWalk, MarkedTrail, ShadowFault};
+pub use guest::Shadowed;
 pub use held::ShadowLocked;
 pub use load::{PaeRoots, Roots};
 pub use page::{PageId, PageInfo, SpteRef, ValidGeneration};
 pub use stats::ShadowStats;
 pub use walk::{Reached, ShadowRoot};
+pub use write::{EmulatedWrite, EntryWritten};
 pub use zap::NoRoom;
 
 use slat_memslot::{AsId, Gfn, Level, Memory, PageSize, Pages, Slot};

@@ -8,16 +8,18 @@ use slat_mmu::spte::{Access, Format, Mmio, Spte};
 use slat_mmu::tdp::HardwareAccess;
 
 use super::ShadowVm;
-use crate::tdp_vm::{Activity, Step};
+use crate::tdp_vm::{Activity, Ending, Step};
 use crate::traces::{Exit, Predicted};
 
 /// What an access came to.
-enum Reached {
+pub(super) enum Reached {
     Done,
     /// Userspace has to do it, at this address.
     Mmio(Gpa),
     /// The run fails.
     Failed(Errno),
+    /// The guest gets a fault that it cannot handle, nor what comes of that.
+    Shutdown,
 }
 
 /// How often an access is tried: an emulated guest would go on for ever.
@@ -57,6 +59,10 @@ impl<F: Format> ShadowVm<F> {
         if self.is_emulated(&vcpu.state) {
             return self.emulate(id, step);
         }
+        if !vcpu.roots.mmu.role().is_direct() {
+            let reached = self.access_shadowed(id, step);
+            return self.go_on(id, step.kind, reached);
+        }
         let (walk, target) = (
             vcpu.paging.walk(step.address),
             vcpu.paging.translate(step.address),
@@ -95,7 +101,13 @@ impl<F: Format> ShadowVm<F> {
     }
 
     fn reach(&mut self, id: u32, kind: Kind, gpa: Gpa) -> bool {
-        match self.access(id, kind, gpa) {
+        let reached = self.access(id, kind, gpa);
+        self.go_on(id, kind, reached)
+    }
+
+    /// Says whether the guest goes on after an access.
+    fn go_on(&mut self, id: u32, kind: Kind, reached: Reached) -> bool {
+        match reached {
             Reached::Done => true,
             Reached::Mmio(gpa) => {
                 self.tell(Predicted::Exit(Exit::Mmio {
@@ -108,6 +120,10 @@ impl<F: Format> ShadowVm<F> {
             }
             Reached::Failed(errno) => {
                 self.tell(Predicted::RunFailed { errno });
+                false
+            }
+            Reached::Shutdown => {
+                self.tell(Predicted::Exit(Ending::TripleFault.exit()));
                 false
             }
         }
@@ -170,7 +186,7 @@ impl<F: Format> ShadowVm<F> {
     }
 
     /// Whether an MMIO entry still holds, and the access goes to userspace (`mmu.c:handle_mmio_page_fault`).
-    fn is_known_mmio(&mut self, id: u32, gpa: Gpa, spte: Spte<F>, mmio: &Mmio) -> bool {
+    pub(super) fn is_known_mmio(&mut self, id: u32, gpa: Gpa, spte: Spte<F>, mmio: &Mmio) -> bool {
         let Some(vcpu) = self.vcpus.get_mut(&id) else {
             return false;
         };

@@ -24,7 +24,9 @@
 mod guest;
 mod log;
 mod notify;
+mod paged;
 mod pre_fault;
+mod ram;
 mod region;
 mod sink;
 mod vcpu;
@@ -42,6 +44,7 @@ use slat_mmu::spte::{Format, GuestPat, NxHugePages};
 
 use crate::tdp_vm::{EagerSplit, HostMemory};
 use crate::traces::Predicted;
+use ram::Ram;
 use sink::Sink;
 use vcpu::Vcpu;
 
@@ -54,6 +57,7 @@ pub struct ShadowVm<F: Format> {
     tdp: Option<TdpHost>,
     vcpus: BTreeMap<u32, Vcpu>,
     host: HostMemory,
+    ram: Ram,
     invalidation: Invalidation,
     nx_huge_pages: NxHugePages,
     out: Sink,
@@ -68,6 +72,7 @@ impl<F: Format> ShadowVm<F> {
             tdp: host.tdp(),
             vcpus: BTreeMap::new(),
             host: HostMemory::default(),
+            ram: Ram::default(),
             invalidation: Invalidation::default(),
             nx_huge_pages: NxHugePages::Off,
             out: Sink::default(),

@@ -121,6 +121,7 @@ impl<F: Format> ShadowVm<F> {
 
     /// `KVM_SET_SREGS`: the guest's paging changes.
     pub fn set_paging(&mut self, id: u32, paging: Paging) {
+        self.ram.make_tables(&paging);
         self.change_vcpu(id, |vcpu| {
             match &paging {
                 Paging::Off => {
@@ -184,6 +185,9 @@ impl<F: Format> ShadowVm<F> {
         let Some(vcpu) = self.vcpus.get_mut(&id) else {
             return false;
         };
+        if !vcpu.roots.mmu.role().is_direct() {
+            return self.load_shadow_root(id);
+        }
         let loaded = self.mmu.lock(&mut self.out).load_direct(&mut vcpu.roots);
         self.spread_requests();
         loaded.is_ok()

@@ -1,0 +1,78 @@
+//! The words of guest memory that matter: its page tables.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use slat_memslot::{AsId, Gpa, Memory, Slot};
+use slat_mmu::walk::{Exchange, TableMemory};
+
+use crate::tdp_vm::Paging;
+
+/// Guest memory, all zero but for the words that were written.
+#[derive(Debug, Default)]
+pub(super) struct Ram {
+    words: BTreeMap<u64, AtomicU64>,
+}
+
+/// Present, writable, for user mode; and a page of 2 MiB.
+const LINK: u64 = 7;
+const HUGE_LEAF: u64 = 0x87;
+
+impl Ram {
+    pub(super) fn write(&mut self, at: u64, word: u64) {
+        self.words.insert(at & !7, AtomicU64::new(word));
+    }
+
+    /// Makes the tables of a guest in long mode.
+    pub(super) fn make_tables(&mut self, paging: &Paging) {
+        let Paging::Long { cr3, pages } = paging else {
+            return;
+        };
+        let table = |number: u64| cr3.raw() + (number << 12);
+        self.write(table(0), table(1) | LINK);
+        self.write(table(1), table(2) | LINK);
+        for huge in 0..512 {
+            self.write(table(2) + huge * 8, huge << 21 | HUGE_LEAF);
+        }
+        for (gva, gpa) in pages {
+            let (gib, huge) = (gva >> 30 & 0x1ff, gva >> 21 & 0x1ff);
+            self.write(table(1) + gib * 8, table(2 + gib) | LINK);
+            self.write(table(2 + gib) + huge * 8, gpa.raw() | HUGE_LEAF);
+        }
+    }
+}
+
+/// The memory of an address space.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RamView<'v> {
+    pub(super) ram: &'v Ram,
+    pub(super) memory: &'v Memory,
+    pub(super) as_id: AsId,
+}
+
+impl RamView<'_> {
+    fn slot(&self, at: Gpa) -> Option<&Slot> {
+        self.memory.space(self.as_id).by_gfn(at.gfn())
+    }
+}
+
+impl TableMemory for RamView<'_> {
+    fn read_u64(&self, at: Gpa) -> Option<u64> {
+        self.slot(at)?;
+        let word = self.ram.words.get(&at.raw());
+        Some(word.map_or(0, |word| word.load(Ordering::Acquire)))
+    }
+
+    fn compare_exchange_u64(&self, at: Gpa, current: u64, new: u64) -> Exchange {
+        let (Some(slot), Some(word)) = (self.slot(at), self.ram.words.get(&at.raw())) else {
+            return Exchange::Failed;
+        };
+        if slot.is_readonly() {
+            return Exchange::ReadOnly;
+        }
+        match word.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Exchange::Done,
+            Err(_) => Exchange::Changed,
+        }
+    }
+}
