@@ -88,6 +88,11 @@ impl<P: Payload> RootTable<P> {
         }
     }
 
+    /// Whether direct roots are the TDP MMU's.
+    pub const fn tdp_mmu(&self) -> TdpMmu {
+        self.tdp_mmu
+    }
+
     /// Who manages a root of this role that shadows the guest's table at `gfn`, if it shadows any.
     pub const fn kind_for(&self, role: PageRole, gfn: Gfn) -> RootKind {
         match (self.tdp_mmu, role.is_direct()) {

@@ -29,6 +29,7 @@
 //!
 //! Kernel 6.12.117.
 
+pub mod audit;
 mod direct;
 mod fault_in;
 mod fetch;
@@ -46,6 +47,9 @@ mod set;
 mod sparse;
 mod stats;
 mod sync;
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
+mod tests;
 mod track;
 mod walk;
 mod write;
@@ -91,6 +95,8 @@ pub struct ShadowMmu<F: Format> {
     /// Pages that follow tables of the guest's (`indirect_shadow_pages`).
     indirect: u64,
     requests: Requests,
+    /// Frames that the tables of the TDP MMU have to protect, too, from a level on.
+    protected: Vec<(AsId, Gfn, Level)>,
 }
 
 impl<F: Format> ShadowMmu<F> {
@@ -107,6 +113,7 @@ impl<F: Format> ShadowMmu<F> {
             stats: ShadowStats::default(),
             indirect: 0,
             requests: Requests::NONE,
+            protected: Vec::new(),
         }
     }
 
@@ -144,6 +151,13 @@ impl<F: Format> ShadowMmu<F> {
     #[must_use = "vCPUs must be asked"]
     pub const fn take_requests(&mut self) -> Requests {
         core::mem::replace(&mut self.requests, Requests::NONE)
+    }
+
+    /// Frames that are not to be writable any more in the tables of the TDP MMU beside, each from a level on
+    /// (`tdp_mmu.c:kvm_tdp_mmu_write_protect_gfn`).
+    #[must_use = "the guest could write to shadowed tables unseen"]
+    pub fn take_protected(&mut self) -> Vec<(AsId, Gfn, Level)> {
+        core::mem::take(&mut self.protected)
     }
 
     /// Takes the lock for writing; `out` is told what happens.

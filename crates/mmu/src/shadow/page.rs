@@ -13,7 +13,7 @@ use crate::spte::Spte;
 use crate::sync::{AtomicU64, Ordering};
 
 /// Entries of a page.
-pub const ENTRIES: u16 = 512;
+pub(super) const ENTRIES: u16 = 512;
 
 /// The number of a shadow page. It stands for the frame of its table, and is used again when the page is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

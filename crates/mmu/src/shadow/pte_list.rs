@@ -7,7 +7,7 @@
 use super::page::{PageId, SpteRef};
 
 /// Entries in a block (`PTE_LIST_EXT`).
-pub const PER_BLOCK: usize = 14;
+pub(super) const PER_BLOCK: usize = 14;
 
 /// The head of a list (`struct kvm_rmap_head`).
 ///
@@ -84,6 +84,7 @@ pub(super) struct Lists {
 
 impl Lists {
     /// Blocks in use.
+    #[cfg(test)]
     pub(super) fn blocks_in_use(&self) -> usize {
         self.blocks.len() - self.free.len()
     }
@@ -183,6 +184,7 @@ impl Lists {
     }
 
     /// How many entries a list has.
+    #[cfg(test)]
     pub(super) fn len(&self, head: ListHead) -> usize {
         match head.form() {
             Form::Empty => 0,

@@ -5,11 +5,12 @@ use std::ops::Range;
 
 /// Frames in a chunk.
 const CHUNK: u64 = 512;
+const WORDS: usize = 512;
 
 /// Words by number. A chunk is there from the first word on that is not the default one.
 #[derive(Clone, Debug)]
 pub(super) struct Sparse<T> {
-    chunks: BTreeMap<u64, Box<[T; CHUNK as usize]>>,
+    chunks: BTreeMap<u64, Box<[T; WORDS]>>,
 }
 
 impl<T> Default for Sparse<T> {
@@ -39,7 +40,7 @@ impl<T: Copy + Default + PartialEq> Sparse<T> {
             Some(words) => words[part] = word,
             None if word != T::default() => {
                 let words = self.chunks.entry(chunk);
-                let words = words.or_insert_with(|| Box::new([T::default(); CHUNK as usize]));
+                let words = words.or_insert_with(|| Box::new([T::default(); WORDS]));
                 words[part] = word;
             }
             None => {}

@@ -1,10 +1,11 @@
 //! Which frames the guest must not write to unseen, and what becomes of pages whose tables it may write to.
 
-use slat_memslot::{AsId, Gfn, Level, PageSize};
+use slat_memslot::{AsId, Gfn, Level};
 
 use super::held::ShadowLocked;
 use super::page::{PageId, SpteRef};
 use super::rmap::LEAF_LEVELS;
+use crate::roots::TdpMmu;
 use crate::spte::{Format, Spte};
 use crate::tdp::{Event, Observer};
 
@@ -46,11 +47,13 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
     }
 
     /// Lets no leaf of a frame be written to, nor become writable without asking, from a level on; says whether one could
-    /// (`mmu.c:kvm_mmu_slot_gfn_write_protect`). The tables of the TDP MMU are told through
-    /// [`Observer::write_protected`](crate::tdp::Observer).
+    /// (`mmu.c:kvm_mmu_slot_gfn_write_protect`). The tables of the TDP MMU have to follow: [`ShadowMmu::take_protected`].
     pub(super) fn write_protect(&mut self, as_id: AsId, gfn: Gfn, from: Level) -> bool {
         let codec = self.mmu.codec;
         let mut flush = false;
+        if self.mmu.roots.tdp_mmu() == TdpMmu::On {
+            self.mmu.protected.push((as_id, gfn, from));
+        }
         for level in LEAF_LEVELS.into_iter().filter(|level| *level >= from) {
             flush |= self.change_leafs_of(as_id, level, gfn, |spte| codec.write_track(spte));
         }
@@ -217,11 +220,6 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
                 return;
             }
         }
-    }
-
-    /// Whether a huge page around a frame would hold a table that is followed, is for the caller to know from the slot.
-    pub(super) fn write_protect_gfn(&mut self, as_id: AsId, gfn: Gfn) -> bool {
-        self.write_protect(as_id, gfn, PageSize::Size4K.level())
     }
 }
 

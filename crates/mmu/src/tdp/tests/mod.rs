@@ -117,6 +117,12 @@ fn tell<F>(event: &Event<F>) -> String {
         ),
         Event::FastFault { gfn, fast, .. } => format!("fast {:#x} {fast:?}", gfn.raw()),
         Event::ZapAllFast => "zap all fast".into(),
+        Event::ShadowPage { .. }
+        | Event::ShadowPageZapped { .. }
+        | Event::ShadowSpteSet { .. }
+        | Event::PageUnsync { .. }
+        | Event::PageSync { .. }
+        | Event::ShadowZapAllFast { .. } => unreachable!("no shadow page is in use"),
         Event::Flushed { scope, reason } => format!("flush {scope:?} {reason:?}"),
     }
 }

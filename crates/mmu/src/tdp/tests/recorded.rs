@@ -301,7 +301,15 @@ impl<F: Format> Replay<F> {
                 let (level, errno) = (level as u8, result.errno());
                 format!("split {:x} l{level} {:x} {errno}", gfn.raw(), spte.raw())
             }
-            Event::SpteRequested { .. } | Event::ZapAllFast | Event::Flushed { .. } => {
+            Event::SpteRequested { .. }
+            | Event::ZapAllFast
+            | Event::Flushed { .. }
+            | Event::ShadowPage { .. }
+            | Event::ShadowPageZapped { .. }
+            | Event::ShadowSpteSet { .. }
+            | Event::PageUnsync { .. }
+            | Event::PageSync { .. }
+            | Event::ShadowZapAllFast { .. } => {
                 return None;
             }
         })
