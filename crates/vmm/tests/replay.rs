@@ -1,34 +1,27 @@
-//! Recordings of kernels with the TDP MMU, predicted from their operations.
+//! Recordings of kernels with either MMU, predicted from their operations.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use slat_memslot::{Level, LogOff, PageSize, SlotZap};
+use slat_memslot::{Level, LogOff, PageSize, SlotZap, Vendor};
 use slat_mmu::host::{Host, Layout};
+use slat_mmu::roots::TdpMmu;
 use slat_mmu::spte::NxHugePages;
 use slat_mmu::tdp::Passes;
 use slat_vmm::replay::{Machine, Verdict, predict};
 use slat_vmm::traces::{self, Builtin, Recording, What};
 
+/// L2 with a second stage of L1's.
+const L2: &str = "runs L2 on tables of L1's";
+
 /// Scenarios that are not predicted, and why. One that is predicted must go from this list.
 const NOT_YET: &[(&str, &str)] = &[
-    ("npt-l4/41-nested-l2-without-npt", "runs L2"),
-    ("npt-l4/42-nested-l2-with-npt", "runs L2"),
-    ("npt-l4-legacy-mmu/41-nested-l2-without-npt", "runs L2"),
-    ("npt-l4-legacy-mmu/42-nested-l2-with-npt", "runs L2"),
-    ("npt-l4-shadow-npt-off/41-nested-l2-without-npt", "runs L2"),
-    ("npt-l4-shadow-npt-off/42-nested-l2-with-npt", "runs L2"),
-    ("ept-l4-shadow-ept-off/65-vmx-l2-with-ept-ad", "runs L2"),
-    ("npt-l5/41-nested-l2-without-npt", "runs L2"),
-    ("npt-l5/42-nested-l2-with-npt", "runs L2"),
-    ("ept-l4/65-vmx-l2-without-ept", "runs L2"),
-    ("ept-l4/67-vmx-l2-with-ept-noad", "runs L2"),
-    ("ept-l4-noad/65-vmx-l2-without-ept", "runs L2"),
-    ("ept-l4-noad/67-vmx-l2-with-ept-noad", "runs L2"),
-    ("ept-l4-nopml/65-vmx-l2-without-ept", "runs L2"),
-    ("ept-l4-nopml/67-vmx-l2-with-ept-noad", "runs L2"),
-    ("ept-l5/65-vmx-l2-without-ept", "runs L2"),
-    ("ept-l5/67-vmx-l2-with-ept-noad", "runs L2"),
-    ("ept-l4-l1tf/65-vmx-l2-without-ept", "runs L2"),
-    ("ept-l4-l1tf/67-vmx-l2-with-ept-noad", "runs L2"),
+    ("npt-l4/42-nested-l2-with-npt", L2),
+    ("npt-l4-legacy-mmu/42-nested-l2-with-npt", L2),
+    ("npt-l5/42-nested-l2-with-npt", L2),
+    ("ept-l4/67-vmx-l2-with-ept-noad", L2),
+    ("ept-l4-noad/67-vmx-l2-with-ept-noad", L2),
+    ("ept-l4-nopml/67-vmx-l2-with-ept-noad", L2),
+    ("ept-l5/67-vmx-l2-with-ept-noad", L2),
+    ("ept-l4-l1tf/67-vmx-l2-with-ept-noad", L2),
     (
         "ept-l4-noad/36-pre-fault-obsolete-root",
         "its operations were lost: it begins in a loop that a signal ended",
@@ -126,6 +119,28 @@ const WRONG: &[(&str, &str, Wrong)] = &[
         m.profile.slot_zap.set(SlotZap::AlwaysAll);
     }),
     ("npt-l4", "no SMM", |m| m.profile.smm.set(false)),
+    ("npt-l4-legacy-mmu", "the TDP MMU", |m| {
+        m.tdp_mmu = TdpMmu::On
+    }),
+    ("ept-l4-legacy-mmu", "no A/D bits", |m| {
+        m.host = m.host.without_ad();
+    }),
+    ("ept-l4-legacy-mmu", "no PML", |m| {
+        m.host = m.host.without_pml();
+    }),
+    ("npt-l4-legacy-mmu", "slots always zap all", |m| {
+        m.profile.slot_zap.set(SlotZap::AlwaysAll);
+    }),
+    ("npt-l4-shadow-npt-off", "a second stage", |m| {
+        m.host = Host::npt(40);
+    }),
+    (
+        "ept-l4-shadow-ept-off",
+        "real mode without emulation",
+        |m| {
+            m.profile.vendor.set(Vendor::Amd);
+        },
+    ),
 ];
 
 /// Another rule means other events, and each time some recording shows it.
@@ -147,12 +162,19 @@ fn a_wrong_rule_is_found_out() {
 /// A recording without any one of its lines that are compared is another one.
 #[test]
 fn a_missing_line_is_found_out() {
-    let machine = Machine::named("npt-l4").unwrap();
-    let all = traces::Machine::named("npt-l4").unwrap().recordings();
-    let one = all
-        .iter()
-        .find(|one| one.scenario == "07-dirty-log-4k")
-        .unwrap();
+    for (machine, scenario) in [
+        ("npt-l4", "07-dirty-log-4k"),
+        ("npt-l4-legacy-mmu", "15-slot-delete-quirk-on-4k"),
+        ("npt-l4-shadow-npt-off", "40-role-bits-and-sregs"),
+    ] {
+        every_line_counts(machine, scenario);
+    }
+}
+
+fn every_line_counts(machine: &str, scenario: &str) {
+    let all = traces::Machine::named(machine).unwrap().recordings();
+    let one = all.iter().find(|one| one.scenario == scenario).unwrap();
+    let machine = Machine::named(machine).unwrap();
     let recording = Recording::parse(one.text()).unwrap();
     let compared = |at: &usize| {
         let what = &recording.items[*at].what;

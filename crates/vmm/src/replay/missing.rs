@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use slat_mmu::host::SecondStage;
+
 use super::Machine;
 use crate::traces::{GuestAct, Item, Op, Recording, Sregs, What};
 
@@ -48,26 +50,22 @@ pub(super) fn first(recording: &Recording<'_>, machine: &Machine) -> Option<NotM
 const MOST_PAGES: u64 = 1 << 16;
 
 fn missing(op: &Op<'_>, machine: &Machine) -> Option<String> {
-    const NESTED: &str = "a nested guest";
-    let amd = machine.is_amd();
+    const NESTED: &str = "a nested guest with tables of its own";
+    let two_stages = machine.host.second_stage != SecondStage::Off;
     match op {
-        // VMRUN is an invalid instruction on other CPUs, so that no nested guest runs.
-        Op::Guest {
-            act: GuestAct::Launch { vmx: false, .. } | GuestAct::NestedWrite(_),
-            ..
-        } if !amd => None,
         Op::Guest { act, .. } => match act {
-            GuestAct::Launch { .. }
-            | GuestAct::NestedWrite(_)
-            | GuestAct::NestedCpuid
-            | GuestAct::OrInto(_) => Some(NESTED.to_owned()),
+            // VMRUN is an invalid instruction on other CPUs, so that no nested guest runs.
+            GuestAct::Launch {
+                vmx, nested_paging, ..
+            } if *nested_paging && two_stages && (*vmx || machine.is_amd()) => {
+                Some(NESTED.to_owned())
+            }
             GuestAct::WritePages { pages, .. } if *pages > MOST_PAGES => {
                 Some(format!("a guest that writes {pages} pages"))
             }
             GuestAct::Other(text) => Some(text.to_string()),
             _ => None,
         },
-        Op::TouchShadowed => Some(NESTED.to_owned()),
         Op::SetSregs {
             sregs: Sregs::Other(text),
             ..

@@ -2,6 +2,7 @@
 
 use slat_memslot::{Errno, Gfn, GmemId, Gpa, Pages, Region, Slot, VmType, cap};
 use slat_mmu::fault::Kind;
+use slat_mmu::host::SecondStage;
 use slat_mmu::role::VcpuMode;
 use slat_mmu::spte::{Codec, NxHugePages};
 
@@ -22,6 +23,11 @@ mod stub {
     pub(super) const JUMP: u64 = 0x1030;
     pub(super) const VMRUN: u64 = 0x1040;
     pub(super) const WRITE_PAGES: u64 = 0x1050;
+    pub(super) const CPUID: u64 = 0x1050;
+    /// What starts a nested guest with VMX, the values that it writes into the VMCS, and where the nested guest's exits go.
+    pub(super) const VMLAUNCH: u64 = 0x2000;
+    pub(super) const VMCS_VALUES: u64 = 0x3000;
+    pub(super) const VMX_EXIT: u64 = 0x2040;
     /// The descriptor of the handler of invalid instructions, which nobody has set up.
     pub(super) const INVALID_OPCODE: u64 = 6 * 8;
 }
@@ -340,7 +346,7 @@ impl<V: PagedVm> Run<'_, V> {
         let copies: Vec<HvaRange> = unmapped(in_guest)
             .flat_map(|range| self.addresses.to_model(&range))
             .collect();
-        let activity = activity(act, self.handler);
+        let activity = activity(act, self.handler, self.machine);
         let Some(vm) = &mut self.vm else { return };
         vm.host_mut().expect_copies(copies);
         vm.run_guest(vcpu, &activity);
@@ -474,7 +480,7 @@ fn set_sregs(vm: &mut impl PagedVm, vcpu: u32, sregs: &Sregs<'_>, machine: &Mach
 }
 
 /// The accesses of what a guest does, instruction fetches among them.
-fn activity(act: &GuestAct<'_>, handler: u64) -> Activity {
+fn activity(act: &GuestAct<'_>, handler: u64, machine: &Machine) -> Activity {
     let at = |address| Activity::halt(Gpa::new(address));
     match act {
         GuestAct::Halt { at: place } => at(place.map_or(stub::HALT, Gpa::raw)),
@@ -486,12 +492,23 @@ fn activity(act: &GuestAct<'_>, handler: u64) -> Activity {
                 |all: Activity, page| all.step(Kind::Write, from.raw().wrapping_add(page << 12));
             (0..*pages).fold(at(stub::WRITE_PAGES), write)
         }
-        // What could run as a nested guest never started, and its instructions run as any others.
+        // Where no nested guest has started, its instructions run as any others.
         GuestAct::NestedWrite(gpa) => at(stub::WRITE).step(Kind::Write, gpa.raw()),
-        GuestAct::Launch { vmx: false, .. } => Activity {
+        GuestAct::NestedCpuid => Activity {
+            mode_then: Some(VcpuMode::Normal),
+            steps_then: at(stub::VMX_EXIT).steps,
+            ..at(stub::CPUID)
+        },
+        GuestAct::OrInto(gpa) => at(stub::WRITE).step(Kind::Write, gpa.raw()),
+        GuestAct::Launch { vmx: false, .. } if !machine.is_amd() => Activity {
             ending: Ending::TripleFault,
             ..at(stub::VMRUN).step(Kind::Read, stub::INVALID_OPCODE)
         },
+        GuestAct::Launch {
+            vmx,
+            nested_paging,
+            read,
+        } => launch(*vmx, *nested_paging, *read, machine),
         GuestAct::EnterSmm { .. } => Activity {
             mode_first: Some(VcpuMode::Smm),
             ..at(handler)
@@ -503,5 +520,26 @@ fn activity(act: &GuestAct<'_>, handler: u64) -> Activity {
             ..at(handler.wrapping_add(1))
         },
         _ => Activity::default(),
+    }
+}
+
+/// A nested guest is started and reads. Without a second stage of its own a host has none to offer, and the start fails.
+fn launch(vmx: bool, nested_paging: bool, read: Gpa, machine: &Machine) -> Activity {
+    let begin = match vmx {
+        true => Activity::halt(Gpa::new(stub::VMLAUNCH)),
+        false => Activity::halt(Gpa::new(stub::VMRUN)),
+    };
+    if nested_paging && machine.host.second_stage == SecondStage::Off {
+        return begin;
+    }
+    let begin = match vmx {
+        true => begin.step(Kind::Read, stub::VMCS_VALUES),
+        false => begin,
+    };
+    let l2 = Activity::halt(Gpa::new(stub::READ)).step(Kind::Read, read.raw());
+    Activity {
+        mode_then: Some(VcpuMode::Guest),
+        steps_then: l2.steps,
+        ..begin
     }
 }

@@ -5,7 +5,7 @@ use slat_mmu::role::{
     CpuRole, Cr0, Cr4, Efer, PageRole, PhysBits, RoleLayout, TdpHost, VcpuMode, VcpuState,
     root_role_for_tdp,
 };
-use slat_mmu::roots::{Request, RootSet};
+use slat_mmu::roots::{FlushOnReuse, Pgd, Request, RootSet};
 use slat_mmu::shadow::{Roots, ShadowMmu};
 use slat_mmu::spte::Format;
 
@@ -22,6 +22,8 @@ pub(super) struct Vcpu {
     pub(super) mmio: MmioCache,
     pub(super) state: VcpuState,
     pub(super) paging: Paging,
+    /// L1's registers, while L2 runs.
+    l1: Option<(VcpuState, Paging)>,
 }
 
 /// The role that a vCPU wants for its root.
@@ -40,7 +42,39 @@ impl Vcpu {
             mmio: MmioCache::default(),
             state,
             paging: Paging::Off,
+            l1: None,
         }
+    }
+
+    /// L2 starts or ends, without tables of its own: the role first, then the switch, so that L1's roots stay in the cache
+    /// (`svm/nested.c:nested_svm_load_cr3`). L2 does not page.
+    fn change_guest<F: Format>(
+        &mut self,
+        mode: VcpuMode,
+        mmu: &mut ShadowMmu<F>,
+        tdp: Option<&TdpHost>,
+        out: &mut Sink,
+    ) {
+        let l2 = VcpuState {
+            cr0: Cr0::PE,
+            cr3: 0,
+            cr4: Cr4::empty(),
+            efer: Efer::empty(),
+            mode,
+            ..self.state
+        };
+        match (mode, self.l1.take()) {
+            (VcpuMode::Guest, _) => {
+                let paging = core::mem::take(&mut self.paging);
+                self.l1 = Some((core::mem::replace(&mut self.state, l2), paging));
+            }
+            (_, Some((state, paging))) => (self.state, self.paging) = (state, paging),
+            (_, None) => {}
+        }
+        self.roots.mmu.init(root_role(&self.state, tdp));
+        let pgd = Pgd::new(self.state.cr3);
+        mmu.lock(out)
+            .new_pgd(&mut self.roots, pgd, FlushOnReuse::Off);
     }
 
     /// Gives up all roots and wants those of the present state (`mmu.c:kvm_mmu_reset_context`).
@@ -157,9 +191,13 @@ impl<F: Format> ShadowVm<F> {
 
     /// The guest itself changes its mode: it takes an SMI, or returns from one.
     pub(super) fn switch_mode(&mut self, id: u32, mode: VcpuMode) {
+        let (mmu, tdp, out) = (&mut self.mmu, self.tdp.as_ref(), &mut self.out);
         if let Some(vcpu) = self.vcpus.get_mut(&id) {
+            if mode == VcpuMode::Guest || vcpu.state.mode == VcpuMode::Guest {
+                return vcpu.change_guest(mode, mmu, tdp, out);
+            }
             vcpu.state.mode = mode;
-            vcpu.reset_context(&mut self.mmu, self.tdp.as_ref(), &mut self.out);
+            vcpu.reset_context(mmu, tdp, out);
         }
     }
 

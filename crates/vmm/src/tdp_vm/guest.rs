@@ -2,6 +2,7 @@
 
 use slat_memslot::{Errno, Gpa};
 use slat_mmu::fault::{Env, Fault, Kind, Outcome, Present};
+use slat_mmu::host::SecondStage;
 use slat_mmu::role::VcpuMode;
 use slat_mmu::roots::RootId;
 use slat_mmu::spte::{Access, Format, Mmio, Spte};
@@ -160,8 +161,11 @@ impl<F: Format> TdpVm<F> {
             vcpu.paging.walk(step.address),
             vcpu.paging.translate(step.address),
         );
-        // Hardware reads the guest's tables as if it wrote them, where it keeps accessed and dirty bits.
-        let kind = if self.tables.codec().host().ad_enabled() {
+        // Hardware reads the guest's tables as if it wrote them, where it keeps accessed and dirty bits: in EPT not for L2,
+        // unless L1 asks for them.
+        let host = self.tables.codec().host();
+        let of_l2 = vcpu.state.mode == VcpuMode::Guest && host.second_stage == SecondStage::Ept;
+        let kind = if host.ad_enabled() && !of_l2 {
             Kind::Write
         } else {
             Kind::Read
@@ -242,7 +246,9 @@ impl<F: Format> TdpVm<F> {
     /// The log of modified pages: KVM empties it at every exit (`vmx.c:vmx_flush_pml_buffer`).
     fn log_modified(&mut self, id: u32, gpa: Gpa, became_dirty: bool) {
         if became_dirty && self.tables.codec().host().pml() {
-            if let Some(vcpu) = self.vcpus.get(&id) {
+            // The log is off while L2 runs.
+            let running = self.vcpus.get(&id);
+            if let Some(vcpu) = running.filter(|vcpu| vcpu.state.mode != VcpuMode::Guest) {
                 let as_id = vcpu.mmu.role().as_id();
                 self.memory.mark_dirty(as_id, gpa.gfn());
             }

@@ -1,6 +1,7 @@
 //! vCPUs: their registers as far as roots depend on them, and the roots they hold.
 
 use slat_mmu::fault::MmioCache;
+use slat_mmu::host::SecondStage;
 use slat_mmu::role::{PhysBits, TdpHost, VcpuMode, VcpuState, root_role_for_tdp};
 use slat_mmu::roots::{Request, Root, RootId, VcpuMmu};
 use slat_mmu::spte::Format;
@@ -18,6 +19,8 @@ pub(super) struct Vcpu {
     pub(super) mmio: MmioCache,
     pub(super) state: VcpuState,
     pub(super) paging: Paging,
+    /// L1's paging, while L2 runs.
+    pub(super) l1_paging: Option<Paging>,
 }
 
 impl Vcpu {
@@ -57,6 +60,7 @@ impl<F: Format> TdpVm<F> {
                 mmio: MmioCache::default(),
                 state,
                 paging: Paging::Off,
+                l1_paging: None,
             };
             self.vcpus.insert(id, vcpu);
         }
@@ -97,9 +101,17 @@ impl<F: Format> TdpVm<F> {
         self.answer(Ok(0));
     }
 
-    /// The guest itself changes its mode: it takes an SMI, or returns from one.
+    /// The guest itself changes its mode: it takes an SMI or returns from one, or starts L2 or leaves it.
+    ///
+    /// L2 is taken to page as L1 does under VMX, which demands it of old guests, and not at all under SVM.
     pub(super) fn switch_mode(&mut self, id: u32, mode: VcpuMode) {
+        let svm = self.tables.codec().host().second_stage == SecondStage::Npt;
         if let Some(vcpu) = self.vcpus.get_mut(&id) {
+            if mode == VcpuMode::Guest && svm {
+                vcpu.l1_paging = Some(core::mem::take(&mut vcpu.paging));
+            } else if let Some(paging) = vcpu.l1_paging.take() {
+                vcpu.paging = paging;
+            }
             vcpu.state.mode = mode;
             vcpu.reset_context(&self.tables, &self.tdp);
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use slat_memslot::{AsId, Errno, Gfn, Gpa, Level, Pages};
 use slat_mmu::host::{HardwareAd, Host};
 use slat_mmu::role::{PageRole, RoleLayout};
+use slat_mmu::shadow::PageInfo;
 use slat_mmu::spte::{Codec, Ept, Format, Npt, Spte, bits};
 
 use super::event::frame;
@@ -375,6 +376,8 @@ impl Perfect {
                 errno,
             },
             Traced::ZapAllFast { .. } => Predicted::ZapAllFast,
+            Traced::SetAccessedBit { gpa } => Predicted::AccessedBitSet { gpa },
+            Traced::SetDirtyBit { gpa } => Predicted::DirtyBitSet { gpa },
             _ => return self.changed(event),
         })
     }
@@ -589,6 +592,24 @@ fn wrong(one: &Predicted) -> Vec<Predicted> {
         PreFaultLeft {
             gfn: next,
             pages: |x: Pages| Pages::new(x.raw() + 1)
+        },
+        AccessedBitSet {
+            gpa: |x: Gpa| Gpa::new(x.raw() ^ 8)
+        },
+        DirtyBitSet {
+            gpa: |x: Gpa| Gpa::new(x.raw() ^ 8)
+        },
+        ShadowPage {
+            created: |x: bool| !x
+        },
+        ShadowPageZapped {
+            page: |page: PageInfo| PageInfo {
+                root_count: page.root_count + 1,
+                ..page
+            }
+        },
+        ShadowZapAllFast {
+            used: |x: Pages| Pages::new(x.raw() + 1)
         },
     );
     wrong.retain(|copy| copy != one);
