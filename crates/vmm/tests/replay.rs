@@ -15,7 +15,6 @@ const L2: &str = "runs L2 on tables of L1's";
 /// Scenarios that are not predicted, and why. One that is predicted must go from this list.
 const NOT_YET: &[(&str, &str)] = &[
     ("npt-l4/42-nested-l2-with-npt", L2),
-    ("npt-l4-legacy-mmu/42-nested-l2-with-npt", L2),
     ("npt-l5/42-nested-l2-with-npt", L2),
     ("ept-l4/67-vmx-l2-with-ept-noad", L2),
     ("ept-l4-noad/67-vmx-l2-with-ept-noad", L2),

@@ -3,6 +3,7 @@
 use core::fmt;
 
 use slat_mmu::host::SecondStage;
+use slat_mmu::roots::TdpMmu;
 
 use super::Machine;
 use crate::traces::{GuestAct, Item, Op, Recording, Sregs, What};
@@ -57,7 +58,10 @@ fn missing(op: &Op<'_>, machine: &Machine) -> Option<String> {
             // VMRUN is an invalid instruction on other CPUs, so that no nested guest runs.
             GuestAct::Launch {
                 vmx, nested_paging, ..
-            } if *nested_paging && two_stages && (*vmx || machine.is_amd()) => {
+            } if *nested_paging
+                && two_stages
+                && (*vmx || machine.is_amd() && machine.tdp_mmu == TdpMmu::On) =>
+            {
                 Some(NESTED.to_owned())
             }
             GuestAct::WritePages { pages, .. } if *pages > MOST_PAGES => {

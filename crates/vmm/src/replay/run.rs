@@ -9,7 +9,7 @@ use slat_mmu::spte::{Codec, NxHugePages};
 use super::addresses::{Addresses, key_of, unmapped, until_exit};
 use super::{Machine, Verdict, inputs};
 use crate::paged_vm::{ControlBits, PagedVm};
-use crate::tdp_vm::{Activity, EagerSplit, Ending, HvaRange, Paging};
+use crate::tdp_vm::{Activity, EagerSplit, Ending, HvaRange, Paging, SecondStageOfL2};
 use crate::traces::{
     self, Comparer, GuestAct, Item, Note, Op, Predicted, Recording, Ret, SetRegion, Sregs, Traced,
     What,
@@ -28,6 +28,8 @@ mod stub {
     pub(super) const VMLAUNCH: u64 = 0x2000;
     pub(super) const VMCS_VALUES: u64 = 0x3000;
     pub(super) const VMX_EXIT: u64 = 0x2040;
+    /// Where L1 has the tables that it gives to a nested guest.
+    pub(super) const L2_TABLES: slat_memslot::Gpa = slat_memslot::Gpa::new(0xb000);
     /// The descriptor of the handler of invalid instructions, which nobody has set up.
     pub(super) const INVALID_OPCODE: u64 = 6 * 8;
 }
@@ -537,8 +539,12 @@ fn launch(vmx: bool, nested_paging: bool, read: Gpa, machine: &Machine) -> Activ
         false => begin,
     };
     let l2 = Activity::halt(Gpa::new(stub::READ)).step(Kind::Read, read.raw());
+    let l2_tables = SecondStageOfL2::Npt {
+        cr3: stub::L2_TABLES,
+    };
     Activity {
         mode_then: Some(VcpuMode::Guest),
+        l2_tables: nested_paging.then_some(l2_tables),
         steps_then: l2.steps,
         ..begin
     }

@@ -34,8 +34,14 @@ impl<F: Format> ShadowVm<F> {
         }
         let mut well = self.enter(vcpu) && self.steps(vcpu, &activity.steps);
         if let (true, Some(mode)) = (well, activity.mode_then) {
-            self.switch_mode(vcpu, mode);
-            well = self.enter(vcpu);
+            well = match &activity.l2_tables {
+                Some(tables) => self.start_l2(vcpu, tables),
+                None => {
+                    self.switch_mode(vcpu, mode);
+                    true
+                }
+            };
+            well = well && self.enter(vcpu);
         }
         if well && self.steps(vcpu, &activity.steps_then) {
             self.tell(Predicted::Exit(activity.ending.exit()));
@@ -58,6 +64,10 @@ impl<F: Format> ShadowVm<F> {
         };
         if self.is_emulated(&vcpu.state) {
             return self.emulate(id, step);
+        }
+        if vcpu.runs_on_l1_tables() {
+            let reached = self.access_l2(id, step.kind, Gpa::new(step.address));
+            return self.go_on(id, step.kind, reached);
         }
         if !vcpu.roots.mmu.role().is_direct() {
             let reached = self.access_shadowed(id, step);

@@ -23,6 +23,7 @@
 
 mod guest;
 mod log;
+mod nested;
 mod notify;
 mod paged;
 mod pre_fault;

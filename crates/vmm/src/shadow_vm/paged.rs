@@ -23,15 +23,19 @@ const ATTEMPTS: u32 = 64;
 impl<F: Format> ShadowVm<F> {
     /// How a vCPU's own tables are read.
     pub(super) fn paging_of(&self, vcpu: &Vcpu) -> GuestPaging {
+        GuestPaging::new(&vcpu.state, &self.cpu_of(vcpu))
+    }
+
+    /// What a vCPU's CPUID says about its walks.
+    pub(super) fn cpu_of(&self, vcpu: &Vcpu) -> GuestCpu {
         let vendor = match self.memory.profile().vendor.get() {
             Vendor::Intel => GuestVendor::Intel,
             Vendor::Amd | Vendor::Paravirtual => GuestVendor::Amd,
         };
-        let cpu = GuestCpu {
+        GuestCpu {
             vendor,
             ..GuestCpu::of(vcpu.state.phys_bits)
-        };
-        GuestPaging::new(&vcpu.state, &cpu)
+        }
     }
 
     /// One access of a guest whose tables are shadowed.
@@ -210,7 +214,7 @@ impl<F: Format> ShadowVm<F> {
 }
 
 /// What KVM traces of a mark: accessed first.
-fn marked(mark: &Mark) -> impl Iterator<Item = Predicted> {
+pub(super) fn marked(mark: &Mark) -> impl Iterator<Item = Predicted> {
     let set = mark.new & !mark.old;
     let gpa = mark.place;
     let accessed = (set & ACCESSED != 0).then_some(Predicted::AccessedBitSet { gpa });

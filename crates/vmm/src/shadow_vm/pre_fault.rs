@@ -5,6 +5,7 @@ use slat_mmu::fault::{Env, Fault, Kind, Outcome, Present};
 use slat_mmu::spte::Format;
 
 use super::ShadowVm;
+use super::vcpu::Vcpu;
 use crate::traces::Predicted;
 
 /// How often a step is tried before a signal ends it.
@@ -24,6 +25,9 @@ impl<F: Format> ShadowVm<F> {
             }
             other => other.map(|_| ()),
         };
+        if self.vcpus.get(&vcpu).is_some_and(Vcpu::runs_on_l1_tables) {
+            result = result.and(Err(Errno::EOPNOTSUPP));
+        }
         while result.is_ok() && left.raw() > 0 {
             match self.pre_fault_one(vcpu, at, left) {
                 Ok(done) => {

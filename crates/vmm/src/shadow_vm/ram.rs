@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use slat_memslot::{AsId, Gpa, Memory, Slot};
 use slat_mmu::walk::{Exchange, TableMemory};
 
-use crate::tdp_vm::Paging;
+use crate::tdp_vm::{Paging, SecondStageOfL2};
 
 /// Guest memory, all zero but for the words that were written.
 #[derive(Debug, Default)]
@@ -40,7 +40,27 @@ impl Ram {
             self.write(table(2 + gib) + huge * 8, gpa.raw() | HUGE_LEAF);
         }
     }
+
+    /// Makes the tables that the recorded programs give to L2: 16 small pages from 0, and a huge one at 4 MiB. Frames are the
+    /// same for L1.
+    pub(super) fn make_l2_tables(&mut self, tables: &SecondStageOfL2) {
+        let (top, memory_type) = match tables {
+            SecondStageOfL2::Npt { cr3 } => (cr3.raw(), 0),
+            SecondStageOfL2::Ept { pointer } => (pointer & !0xfff, WRITE_BACK),
+        };
+        let table = |number: u64| top + (number << 12);
+        for number in 0..3 {
+            self.write(table(number), table(number + 1) | LINK);
+        }
+        self.write(table(2) + 2 * 8, 0x40_0000 | HUGE_LEAF | memory_type);
+        for page in 0..16 {
+            self.write(table(3) + page * 8, page << 12 | LINK | memory_type);
+        }
+    }
 }
+
+/// The memory type of EPT leaves.
+const WRITE_BACK: u64 = 6 << 3;
 
 /// The memory of an address space.
 #[derive(Clone, Copy, Debug)]

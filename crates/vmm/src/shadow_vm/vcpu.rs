@@ -10,6 +10,7 @@ use slat_mmu::shadow::{Roots, ShadowMmu};
 use slat_mmu::spte::Format;
 
 use super::ShadowVm;
+use super::nested::L2;
 use super::sink::Sink;
 use crate::paged_vm::ControlBits;
 use crate::tdp_vm::Paging;
@@ -24,6 +25,8 @@ pub(super) struct Vcpu {
     pub(super) paging: Paging,
     /// L1's registers, while L2 runs.
     l1: Option<(VcpuState, Paging)>,
+    /// L2's MMU, if L2 has tables of L1's.
+    pub(super) l2: Option<L2>,
 }
 
 /// The role that a vCPU wants for its root.
@@ -43,7 +46,22 @@ impl Vcpu {
             state,
             paging: Paging::Off,
             l1: None,
+            l2: None,
         }
+    }
+
+    /// L1's registers are put away; those of L2 do not page.
+    pub(super) fn pause_l1(&mut self) {
+        let l2 = VcpuState {
+            cr0: Cr0::PE,
+            cr3: 0,
+            cr4: Cr4::empty(),
+            efer: Efer::empty(),
+            mode: VcpuMode::Guest,
+            ..self.state
+        };
+        let paging = core::mem::take(&mut self.paging);
+        self.l1 = Some((core::mem::replace(&mut self.state, l2), paging));
     }
 
     /// L2 starts or ends, without tables of its own: the role first, then the switch, so that L1's roots stay in the cache
@@ -55,19 +73,8 @@ impl Vcpu {
         tdp: Option<&TdpHost>,
         out: &mut Sink,
     ) {
-        let l2 = VcpuState {
-            cr0: Cr0::PE,
-            cr3: 0,
-            cr4: Cr4::empty(),
-            efer: Efer::empty(),
-            mode,
-            ..self.state
-        };
         match (mode, self.l1.take()) {
-            (VcpuMode::Guest, _) => {
-                let paging = core::mem::take(&mut self.paging);
-                self.l1 = Some((core::mem::replace(&mut self.state, l2), paging));
-            }
+            (VcpuMode::Guest, _) => self.pause_l1(),
             (_, Some((state, paging))) => (self.state, self.paging) = (state, paging),
             (_, None) => {}
         }
@@ -89,13 +96,25 @@ impl Vcpu {
     }
 
     pub(super) fn unload<F: Format>(&mut self, mmu: &mut ShadowMmu<F>, out: &mut Sink) {
-        mmu.lock(out).free_roots(&mut self.roots, RootSet::all());
+        mmu.lock(&mut *out)
+            .free_roots(&mut self.roots, RootSet::all());
+        if let Some(l2) = &mut self.l2 {
+            mmu.lock(out).free_roots(&mut l2.roots, RootSet::all());
+        }
     }
 
     fn serve_requests<F: Format>(&mut self, mmu: &mut ShadowMmu<F>, out: &mut Sink) {
-        while let Some((_, dropped)) = self.roots.mmu.serve(mmu.roots()) {
-            mmu.lock(&mut *out).drop_roots(&mut self.roots, dropped);
+        let l2 = self.l2.as_mut().map(|l2| &mut l2.roots);
+        for roots in core::iter::once(&mut self.roots).chain(l2) {
+            while let Some((_, dropped)) = roots.mmu.serve(mmu.roots()) {
+                mmu.lock(&mut *out).drop_roots(roots, dropped);
+            }
         }
+    }
+
+    /// Whether L2 runs on tables of L1's.
+    pub(super) fn runs_on_l1_tables(&self) -> bool {
+        self.l2.is_some() && self.state.mode == VcpuMode::Guest
     }
 
     /// The registers that long mode needs.
@@ -214,6 +233,9 @@ impl<F: Format> ShadowVm<F> {
         if requests.contains(Request::FreeObsoleteRoots) {
             for vcpu in self.vcpus.values_mut() {
                 vcpu.roots.mmu.request(Request::FreeObsoleteRoots);
+                if let Some(l2) = &mut vcpu.l2 {
+                    l2.roots.mmu.request(Request::FreeObsoleteRoots);
+                }
             }
         }
     }
@@ -223,6 +245,9 @@ impl<F: Format> ShadowVm<F> {
         let Some(vcpu) = self.vcpus.get_mut(&id) else {
             return false;
         };
+        if vcpu.runs_on_l1_tables() {
+            return self.load_l2_root(id);
+        }
         if !vcpu.roots.mmu.role().is_direct() {
             return self.load_shadow_root(id);
         }

@@ -83,6 +83,21 @@ impl Ending {
     }
 }
 
+/// The tables that L1 gives to L2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SecondStageOfL2 {
+    /// Nested page tables.
+    Npt {
+        /// `nCR3`.
+        cr3: Gpa,
+    },
+    /// Extended page tables.
+    Ept {
+        /// `EPTP12`.
+        pointer: u64,
+    },
+}
+
 /// What the guest does from one entry to the exit.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Activity {
@@ -92,6 +107,8 @@ pub struct Activity {
     pub steps: Vec<Step>,
     /// A change of mode after them.
     pub mode_then: Option<VcpuMode>,
+    /// The tables that L2 has of L1's, if the change starts such an L2.
+    pub l2_tables: Option<SecondStageOfL2>,
     /// The accesses after that.
     pub steps_then: Vec<Step>,
     /// How it stops.

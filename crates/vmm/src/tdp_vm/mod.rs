@@ -53,7 +53,7 @@ use slat_mmu::tdp::{Limits, Passes, Tables, Uninterrupted, ZapAll};
 
 use crate::traces::Predicted;
 pub use any::AnyTdpVm;
-pub use guest::{Activity, Ending, Paging, Step};
+pub use guest::{Activity, Ending, Paging, SecondStageOfL2, Step};
 pub use host::{HostMemory, HvaRange};
 use sink::Sink;
 use vcpu::Vcpu;
