@@ -166,7 +166,12 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
     pub fn zap_all_fast(&mut self) {
         let (generation, used) = (self.mmu.generation, self.mmu.used_pages());
         self.tell(Event::ShadowZapAllFast { generation, used });
-        self.mmu.generation = generation.next();
+        self.make_obsolete();
+    }
+
+    /// The same as a part of the TDP MMU's, which says that it begins.
+    pub fn make_obsolete(&mut self) {
+        self.mmu.generation = self.mmu.generation.next();
         self.mmu.roots.invalidate_all();
         self.mmu.requests.insert(Request::FreeObsoleteRoots);
         self.zap_obsolete();

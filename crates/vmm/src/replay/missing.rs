@@ -3,7 +3,6 @@
 use core::fmt;
 
 use slat_mmu::host::SecondStage;
-use slat_mmu::roots::TdpMmu;
 
 use super::Machine;
 use crate::traces::{GuestAct, Item, Op, Recording, Sregs, What};
@@ -51,19 +50,14 @@ pub(super) fn first(recording: &Recording<'_>, machine: &Machine) -> Option<NotM
 const MOST_PAGES: u64 = 1 << 16;
 
 fn missing(op: &Op<'_>, machine: &Machine) -> Option<String> {
-    const NESTED: &str = "a nested guest with tables of its own";
+    const NESTED: &str = "a nested guest on an EPT of its hypervisor's";
     let two_stages = machine.host.second_stage != SecondStage::Off;
     match op {
         Op::Guest { act, .. } => match act {
             // VMRUN is an invalid instruction on other CPUs, so that no nested guest runs.
             GuestAct::Launch {
                 vmx, nested_paging, ..
-            } if *nested_paging
-                && two_stages
-                && (*vmx || machine.is_amd() && machine.tdp_mmu == TdpMmu::On) =>
-            {
-                Some(NESTED.to_owned())
-            }
+            } if *nested_paging && two_stages && *vmx => Some(NESTED.to_owned()),
             GuestAct::WritePages { pages, .. } if *pages > MOST_PAGES => {
                 Some(format!("a guest that writes {pages} pages"))
             }

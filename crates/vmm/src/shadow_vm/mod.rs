@@ -45,7 +45,8 @@ use slat_mmu::spte::{Format, GuestPat, NxHugePages};
 
 use crate::tdp_vm::{EagerSplit, HostMemory};
 use crate::traces::Predicted;
-use ram::Ram;
+pub(crate) use nested::{L2, L2Access};
+pub(crate) use ram::Ram;
 use sink::Sink;
 use vcpu::Vcpu;
 

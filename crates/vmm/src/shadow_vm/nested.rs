@@ -1,15 +1,17 @@
 //! L2 on tables of L1's: the second MMU of a vCPU (`guest_mmu`), which shadows them.
 
-use slat_memslot::{Errno, Gpa, Gva};
-use slat_mmu::fault::{Env, Kind, Outcome, Present};
+use slat_memslot::{Errno, Gpa, Gva, Memory};
+use slat_mmu::fault::{Env, Invalidation, Kind, MmioCache, Outcome, Present, Settings};
 use slat_mmu::host::ExecuteOnly;
 use slat_mmu::role::{
     CpuRole, NestedEpt, RoleLayout, TdpHost, VcpuMode, VcpuState, nested_ept_root_role,
     nested_npt_root_role, tdp_level,
 };
-use slat_mmu::shadow::{GuestWalk, MarkedTrail, Roots, ShadowFault, ShadowRoot, Shadowed};
+use slat_mmu::shadow::{
+    GuestWalk, MarkedTrail, Roots, ShadowFault, ShadowMmu, ShadowRoot, Shadowed,
+};
 use slat_mmu::spte::{Access, Format};
-use slat_mmu::tdp::HardwareAccess;
+use slat_mmu::tdp::{HardwareAccess, Observer};
 use slat_mmu::walk::{
     ErrorCode, GuestCpu, GuestPaging, NestedEptRoot, Pointers, Privilege, Unnested,
 };
@@ -17,20 +19,21 @@ use slat_mmu::walk::{
 use super::ShadowVm;
 use super::guest::Reached;
 use super::paged::marked;
-use super::ram::RamView;
-use crate::tdp_vm::SecondStageOfL2;
+use super::ram::{Ram, RamView};
+use crate::tdp_vm::{HostMemory, SecondStageOfL2};
+use crate::traces::Predicted;
 
 /// What a vCPU has while L2 runs on tables of L1's.
 #[derive(Debug)]
-pub(super) struct L2 {
-    pub(super) roots: Roots,
+pub(crate) struct L2 {
+    pub(crate) roots: Roots,
     paging: GuestPaging,
 }
 
 impl L2 {
     /// L1, in this state, gives tables to its guest (`mmu.c:kvm_init_shadow_npt_mmu`, `mmu.c:kvm_init_shadow_ept_mmu`).
     /// `None` if it does not page itself, which NPT demands.
-    pub(super) fn new(
+    pub(crate) fn new(
         l1: &VcpuState,
         tables: &SecondStageOfL2,
         tdp: &TdpHost,
@@ -65,6 +68,111 @@ impl L2 {
     }
 }
 
+/// What an access of L2 needs of its VM.
+pub(crate) struct L2Access<'w, F: Format, O> {
+    pub(crate) mmu: &'w mut ShadowMmu<F>,
+    pub(crate) l2: &'w mut L2,
+    pub(crate) memory: &'w mut Memory,
+    pub(crate) ram: &'w Ram,
+    pub(crate) host: &'w mut HostMemory,
+    pub(crate) invalidation: &'w Invalidation,
+    pub(crate) settings: Settings,
+    pub(crate) mmio: &'w mut MmioCache,
+    pub(crate) out: &'w mut O,
+}
+
+impl<F: Format, O: Observer<F> + Extend<Predicted>> L2Access<'_, F, O> {
+    /// Loads L2's root; says whether there is room for it.
+    pub(crate) fn load(&mut self) -> bool {
+        let role = self.l2.roots.mmu.role();
+        let tables = RamView {
+            ram: self.ram,
+            memory: self.memory,
+            as_id: role.as_id(),
+        };
+        let guest = Shadowed {
+            paging: &self.l2.paging,
+            tables: &tables,
+            memory: self.memory,
+            settings: self.settings,
+            role,
+        };
+        let mut locked = self.mmu.lock(&mut *self.out);
+        let roots = &mut self.l2.roots;
+        locked
+            .load_shadow(roots, Pointers::default(), &guest)
+            .is_ok()
+    }
+
+    /// What hardware makes of an access: each is one of user mode.
+    pub(crate) fn hardware(&self, kind: Kind, gpa: Gpa) -> HardwareAccess<F> {
+        let access = match kind {
+            Kind::Read => Access::USER,
+            Kind::Write => Access::USER | Access::WRITE,
+            Kind::Execute => Access::EXECUTE,
+        };
+        let root = self.l2.roots.current(self.mmu);
+        let root = root.unwrap_or(ShadowRoot::Dummy);
+        self.mmu.hardware_access(root, gpa.raw(), access)
+    }
+
+    /// The outcome and L1's address; `None` if L1 gets the violation itself.
+    pub(crate) fn fault(
+        &mut self,
+        (kind, present): (Kind, Present),
+        gpa: Gpa,
+    ) -> Option<(Outcome, Gpa)> {
+        let role = self.l2.roots.mmu.role();
+        let tables = RamView {
+            ram: self.ram,
+            memory: self.memory,
+            as_id: role.as_id(),
+        };
+        let mut trail = MarkedTrail::default();
+        let wanted = ErrorCode::of(kind, Privilege::User);
+        let address = Gva::new(gpa.raw());
+        let walked = self.l2.paging.without_canonical_check();
+        let found = walked.walk(&tables, &mut Unnested, &mut trail, address, wanted);
+        self.out.extend(trail.marks().iter().flat_map(marked));
+        let found = found.ok()?;
+        let guest = Shadowed {
+            paging: &self.l2.paging,
+            tables: &tables,
+            memory: self.memory,
+            settings: self.settings,
+            role,
+        };
+        let walk = GuestWalk {
+            trail: &trail,
+            found: &found,
+        };
+        let fault = ShadowFault {
+            address: gpa.raw(),
+            kind,
+            privilege: Privilege::User,
+            present,
+        };
+        let mut env = Env {
+            memory: self.memory,
+            backing: &mut *self.host,
+            invalidation: self.invalidation,
+            settings: self.settings,
+            mmio: &mut *self.mmio,
+        };
+        let (roots, out) = (&mut self.l2.roots, &mut *self.out);
+        let handled = self
+            .mmu
+            .shadow_page_fault(roots, &fault, (&walk, &guest), &mut env, out);
+        for mark in trail.marks().iter().filter(|mark| mark.written) {
+            self.memory.mark_dirty(role.as_id(), mark.place.gfn());
+        }
+        if let Some((slot, gfn)) = handled.mark_dirty {
+            self.memory.mark_dirty(slot.as_id, gfn);
+        }
+        Some((handled.outcome, found.gpa))
+    }
+}
+
 /// How often an access is tried: an emulated guest would go on for ever.
 const ATTEMPTS: u32 = 64;
 
@@ -87,28 +195,25 @@ impl<F: Format> ShadowVm<F> {
         true
     }
 
+    fn l2_access(&mut self, id: u32) -> Option<L2Access<'_, F, super::sink::Sink>> {
+        let settings = self.settings();
+        let vcpu = self.vcpus.get_mut(&id)?;
+        Some(L2Access {
+            mmu: &mut self.mmu,
+            l2: vcpu.l2.as_mut()?,
+            memory: &mut self.memory,
+            ram: &self.ram,
+            host: &mut self.host,
+            invalidation: &self.invalidation,
+            settings,
+            mmio: &mut vcpu.mmio,
+            out: &mut self.out,
+        })
+    }
+
     /// Loads L2's root; says whether there is room for it.
     pub(super) fn load_l2_root(&mut self, id: u32) -> bool {
-        let settings = self.settings();
-        let Some(l2) = self.vcpus.get_mut(&id).and_then(|vcpu| vcpu.l2.as_mut()) else {
-            return false;
-        };
-        let role = l2.roots.mmu.role();
-        let tables = RamView {
-            ram: &self.ram,
-            memory: &self.memory,
-            as_id: role.as_id(),
-        };
-        let guest = Shadowed {
-            paging: &l2.paging,
-            tables: &tables,
-            memory: &self.memory,
-            settings,
-            role,
-        };
-        let mut locked = self.mmu.lock(&mut self.out);
-        let loaded = locked.load_shadow(&mut l2.roots, Pointers::default(), &guest);
-        let loaded = loaded.is_ok();
+        let loaded = self.l2_access(id).is_some_and(|mut access| access.load());
         self.spread_requests();
         loaded
     }
@@ -120,7 +225,10 @@ impl<F: Format> ShadowVm<F> {
             if !self.load_root(id) {
                 return Reached::Failed(Errno::ENOSPC);
             }
-            let present = match self.hardware_l2(id, kind, gpa) {
+            let Some(mut access) = self.l2_access(id) else {
+                return Reached::Shutdown;
+            };
+            let present = match access.hardware(kind, gpa) {
                 HardwareAccess::Done { .. } => return Reached::Done,
                 HardwareAccess::Mmio { mmio, .. } => {
                     let inside = gpa.raw() & 0xfff;
@@ -129,97 +237,25 @@ impl<F: Format> ShadowVm<F> {
                 HardwareAccess::NotPresent => Present::No,
                 HardwareAccess::NotAllowed => Present::Yes,
             };
-            match self.fault_l2(id, (kind, present), gpa) {
-                Ok((Outcome::Retry | Outcome::Fixed | Outcome::Spurious, _)) => {}
-                Ok((Outcome::Emulate | Outcome::WriteProtected, gpa)) => return Reached::Mmio(gpa),
-                Ok((Outcome::MemoryFault | Outcome::BadPage, _)) => {
+            let fault = access.fault((kind, present), gpa);
+            if let Some(moved) = self.host.take_moved() {
+                self.unmap_hva(moved);
+            }
+            self.spread_requests();
+            match fault {
+                Some((Outcome::Retry | Outcome::Fixed | Outcome::Spurious, _)) => {}
+                Some((Outcome::Emulate | Outcome::WriteProtected, gpa)) => {
+                    return Reached::Mmio(gpa);
+                }
+                Some((Outcome::MemoryFault | Outcome::BadPage, _)) => {
                     return Reached::Failed(Errno::EFAULT);
                 }
-                Ok((Outcome::Interrupted, _)) => return Reached::Failed(Errno::EINTR),
-                Ok((Outcome::OutOfTables, _)) => return Reached::Failed(Errno::ENOSPC),
+                Some((Outcome::Interrupted, _)) => return Reached::Failed(Errno::EINTR),
+                Some((Outcome::OutOfTables, _)) => return Reached::Failed(Errno::ENOSPC),
                 // L1 would get the violation; it has no handler.
-                Err(()) => return Reached::Shutdown,
+                None => return Reached::Shutdown,
             }
         }
         Reached::Failed(Errno::EINTR)
-    }
-
-    fn hardware_l2(&mut self, id: u32, kind: Kind, gpa: Gpa) -> HardwareAccess<F> {
-        let access = match kind {
-            Kind::Read => Access::USER,
-            Kind::Write => Access::USER | Access::WRITE,
-            Kind::Execute => Access::EXECUTE,
-        };
-        let l2 = self.vcpus.get(&id).and_then(|vcpu| vcpu.l2.as_ref());
-        let root = l2.and_then(|l2| l2.roots.current(&self.mmu));
-        let root = root.unwrap_or(ShadowRoot::Dummy);
-        self.mmu.hardware_access(root, gpa.raw(), access)
-    }
-
-    /// The outcome and L1's address; an error if L1 gets the violation itself.
-    fn fault_l2(
-        &mut self,
-        id: u32,
-        (kind, present): (Kind, Present),
-        gpa: Gpa,
-    ) -> Result<(Outcome, Gpa), ()> {
-        let settings = self.settings();
-        let vcpu = self.vcpus.get_mut(&id).ok_or(())?;
-        let l2 = vcpu.l2.as_mut().ok_or(())?;
-        let role = l2.roots.mmu.role();
-        let tables = RamView {
-            ram: &self.ram,
-            memory: &self.memory,
-            as_id: role.as_id(),
-        };
-        let mut trail = MarkedTrail::default();
-        // Walks of a second stage are user accesses.
-        let wanted = ErrorCode::of(kind, Privilege::User);
-        let address = Gva::new(gpa.raw());
-        let walked = l2.paging.without_canonical_check();
-        let found = walked.walk(&tables, &mut Unnested, &mut trail, address, wanted);
-        for mark in trail.marks() {
-            self.out.events.extend(marked(mark));
-        }
-        let found = found.map_err(|_| ())?;
-        let guest = Shadowed {
-            paging: &l2.paging,
-            tables: &tables,
-            memory: &self.memory,
-            settings,
-            role,
-        };
-        let walk = GuestWalk {
-            trail: &trail,
-            found: &found,
-        };
-        let fault = ShadowFault {
-            address: gpa.raw(),
-            kind,
-            privilege: Privilege::User,
-            present,
-        };
-        let mut env = Env {
-            memory: &self.memory,
-            backing: &mut self.host,
-            invalidation: &self.invalidation,
-            settings,
-            mmio: &mut vcpu.mmio,
-        };
-        let (roots, out) = (&mut l2.roots, &mut self.out);
-        let handled = self
-            .mmu
-            .shadow_page_fault(roots, &fault, (&walk, &guest), &mut env, out);
-        for mark in trail.marks().iter().filter(|mark| mark.written) {
-            self.memory.mark_dirty(role.as_id(), mark.place.gfn());
-        }
-        if let Some((slot, gfn)) = handled.mark_dirty {
-            self.memory.mark_dirty(slot.as_id, gfn);
-        }
-        if let Some(moved) = self.host.take_moved() {
-            self.unmap_hva(moved);
-        }
-        self.spread_requests();
-        Ok((handled.outcome, found.gpa))
     }
 }

@@ -214,7 +214,7 @@ impl<F: Format> ShadowVm<F> {
 }
 
 /// What KVM traces of a mark: accessed first.
-pub(super) fn marked(mark: &Mark) -> impl Iterator<Item = Predicted> {
+pub(super) fn marked(mark: &Mark) -> impl Iterator<Item = Predicted> + use<> {
     let set = mark.new & !mark.old;
     let gpa = mark.place;
     let accessed = (set & ACCESSED != 0).then_some(Predicted::AccessedBitSet { gpa });

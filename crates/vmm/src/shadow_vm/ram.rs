@@ -10,7 +10,7 @@ use crate::tdp_vm::{Paging, SecondStageOfL2};
 
 /// Guest memory, all zero but for the words that were written.
 #[derive(Debug, Default)]
-pub(super) struct Ram {
+pub(crate) struct Ram {
     words: BTreeMap<u64, AtomicU64>,
 }
 
@@ -43,7 +43,7 @@ impl Ram {
 
     /// Makes the tables that the recorded programs give to L2: 16 small pages from 0, and a huge one at 4 MiB. Frames are the
     /// same for L1.
-    pub(super) fn make_l2_tables(&mut self, tables: &SecondStageOfL2) {
+    pub(crate) fn make_l2_tables(&mut self, tables: &SecondStageOfL2) {
         let (top, memory_type) = match tables {
             SecondStageOfL2::Npt { cr3 } => (cr3.raw(), 0),
             SecondStageOfL2::Ept { pointer } => (pointer & !0xfff, WRITE_BACK),

@@ -3,7 +3,7 @@
 use slat_memslot::{Errno, Gpa};
 use slat_mmu::fault::{Env, Fault, Kind, Outcome, Present};
 use slat_mmu::host::SecondStage;
-use slat_mmu::role::VcpuMode;
+use slat_mmu::role::{Cr0, Cr4, Efer, VcpuMode, VcpuState};
 use slat_mmu::roots::RootId;
 use slat_mmu::spte::{Access, Format, Mmio, Spte};
 use slat_mmu::tdp::{HardwareAccess, Unobserved};
@@ -42,6 +42,20 @@ impl Paging {
         };
         let gib = address >> 30 & 0x1ff;
         vec![entry(0, 39), entry(1, 30), entry(2 + gib, 21)]
+    }
+
+    /// A vCPU's registers with those that this paging needs.
+    pub(super) fn registers(&self, state: &VcpuState) -> VcpuState {
+        match self {
+            Self::Off => *state,
+            Self::Long { cr3, .. } => VcpuState {
+                cr0: state.cr0 | Cr0::PG | Cr0::PE,
+                cr3: cr3.raw(),
+                cr4: state.cr4 | Cr4::PAE,
+                efer: state.efer | Efer::LME | Efer::LMA,
+                ..*state
+            },
+        }
     }
 
     pub(crate) fn translate(&self, address: u64) -> Gpa {
@@ -130,7 +144,7 @@ impl Activity {
 }
 
 /// What an access came to.
-enum Reached {
+pub(super) enum Reached {
     Done,
     /// Userspace has to do it.
     Mmio,
@@ -150,8 +164,14 @@ impl<F: Format> TdpVm<F> {
         }
         let mut well = self.enter(vcpu) && self.steps(vcpu, &activity.steps);
         if let (true, Some(mode)) = (well, activity.mode_then) {
-            self.switch_mode(vcpu, mode);
-            well = self.enter(vcpu);
+            well = match &activity.l2_tables {
+                Some(tables) => self.start_l2(vcpu, tables),
+                None => {
+                    self.switch_mode(vcpu, mode);
+                    true
+                }
+            };
+            well = well && self.enter(vcpu);
         }
         if well && self.steps(vcpu, &activity.steps_then) {
             self.out
@@ -162,6 +182,9 @@ impl<F: Format> TdpVm<F> {
 
     fn enter(&mut self, vcpu: u32) -> bool {
         self.serve_requests(vcpu);
+        if self.runs_on_l1_tables(vcpu) {
+            return self.load_l2_root(vcpu);
+        }
         self.load_root(vcpu).is_some()
     }
 
@@ -192,7 +215,11 @@ impl<F: Format> TdpVm<F> {
     }
 
     fn reach(&mut self, id: u32, kind: Kind, gpa: Gpa) -> bool {
-        match self.access(id, kind, gpa) {
+        let reached = match self.runs_on_l1_tables(id) {
+            true => self.access_l2(id, kind, gpa),
+            false => self.access(id, kind, gpa),
+        };
+        match reached {
             Reached::Done => true,
             Reached::Mmio => {
                 self.out.events.push(Predicted::Exit(Exit::Mmio {

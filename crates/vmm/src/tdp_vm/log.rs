@@ -82,6 +82,8 @@ impl<F: Format> TdpVm<F> {
         };
         let mut locked = self.tables.exclusive(&mut self.out);
         locked.clear_dirty_masked(key.as_id, first, mask, by);
+        let mut locked = self.nested.mmu.lock(&mut self.out);
+        locked.clear_dirty_masked(key.as_id, first, mask, by);
     }
 
     /// Huge pages were left alone when the log was switched on: now they are split, or at least protected.

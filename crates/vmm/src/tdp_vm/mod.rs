@@ -33,6 +33,7 @@ mod any;
 mod guest;
 mod host;
 mod log;
+mod nested;
 mod notify;
 mod pre_fault;
 mod private;
@@ -82,6 +83,8 @@ pub struct TdpVm<F: Format> {
     nx_huge_pages: NxHugePages,
     eager_split: EagerSplit,
     passes: Passes,
+    /// What L2s run on.
+    nested: nested::Nested<F>,
     out: Sink,
 }
 
@@ -109,6 +112,7 @@ impl<F: Format> TdpVm<F> {
             nx_huge_pages: NxHugePages::Off,
             eager_split: EagerSplit::On,
             passes: Passes::default(),
+            nested: nested::Nested::new(host),
             out: Sink::default(),
         })
     }
@@ -192,10 +196,12 @@ impl<F: Format> TdpVm<F> {
     /// The last descriptor of the VM is closed: its guest_memfds go first, then everything that is mapped.
     pub fn close(&mut self) {
         self.close_gmem_files();
+        self.nested.mmu.lock(&mut self.out).zap_all();
         let locked = &mut self.tables.exclusive(&mut self.out);
         let _ = ZapAll::new(self.passes).run(locked, &mut Uninterrupted);
-        for vcpu in self.vcpus.values_mut() {
+        for (id, vcpu) in &mut self.vcpus {
             vcpu.unload(&self.tables);
+            self.nested.unload(*id, &mut self.out);
         }
     }
 }

@@ -35,6 +35,10 @@ impl<F: Format> TdpVm<F> {
         self.invalidation.add(frames);
         let locked = &mut self.tables.exclusive(&mut self.out);
         let _ = ZapLeafs::of_address_space(as_id, frames).run(locked, &mut Uninterrupted);
+        self.nested
+            .mmu
+            .lock(&mut self.out)
+            .zap_frames(as_id, frames);
         self.invalidation.end();
     }
 
@@ -44,6 +48,7 @@ impl<F: Format> TdpVm<F> {
         for (as_id, frames) in self.frames(range) {
             let locked = &mut self.tables.exclusive(&mut self.out);
             young |= locked.age(as_id, frames, Age::Take);
+            young |= self.nested.mmu.lock(&mut self.out).age(as_id, frames);
         }
         young
     }

@@ -14,6 +14,9 @@ impl<F: Format> TdpVm<F> {
         let checked = self.memory.check_pre_fault(vcpu, gpa, size, flags);
         let (mut at, mut left) = (gfn, pages);
         let mut result = checked.map_err(|refusal| refusal.errno());
+        if self.runs_on_l1_tables(vcpu) {
+            result = result.and(Err(Errno::EOPNOTSUPP));
+        }
         while result.is_ok() && left.raw() > 0 {
             match self.pre_fault_one(vcpu, at, left) {
                 Ok(done) => {

@@ -23,6 +23,11 @@ impl<F: Format> TdpVm<F> {
         if let Some(effects) = effects {
             self.follow(&effects);
         }
+        if let Ok(effects) = &result {
+            let pages = self.memory.total_pages();
+            let mut locked = self.nested.mmu.lock(&mut self.out);
+            locked.commit_region(effects.kind, pages);
+        }
         self.answer(result.map(|_| 0).map_err(|refusal| refusal.errno()));
     }
 
@@ -48,6 +53,7 @@ impl<F: Format> TdpVm<F> {
     pub(super) fn zap_all_fast(&mut self) {
         self.tables.exclusive(&mut self.out).invalidate_roots();
         self.request_all(Request::FreeObsoleteRoots);
+        self.nested.mmu.lock(&mut self.out).make_obsolete();
         let mut locked = self.tables.shared(&mut self.reader, &mut self.out);
         let _ = ZapInvalidated::new(self.passes).run(&mut locked, &mut Uninterrupted);
     }
@@ -62,6 +68,7 @@ impl<F: Format> TdpVm<F> {
             return;
         };
         self.split_eagerly(key, range);
+        self.protect_nested(key, range);
         let mut locked = self.tables.shared(&mut self.reader, &mut self.out);
         let smallest = if locked.tables().codec().host().pml() {
             let mut clear = Weaken::clear_dirty(key.as_id, range);
@@ -72,6 +79,20 @@ impl<F: Format> TdpVm<F> {
         };
         let mut protect = Weaken::write_protect(key.as_id, range, smallest);
         let _ = protect.run(&mut locked, &mut Uninterrupted);
+    }
+
+    /// The same for what L2s run on.
+    fn protect_nested(&mut self, key: SlotKey, range: slat_memslot::GfnRange) {
+        let pml = self.tables.codec().host().pml();
+        let mut locked = self.nested.mmu.lock(&mut self.out);
+        let smallest = match pml {
+            true => {
+                locked.clear_dirty_range(key.as_id, range);
+                PageSize::Size2M
+            }
+            false => PageSize::Size4K,
+        };
+        locked.write_protect_range(key.as_id, range, smallest);
     }
 
     /// Splits the huge leaves of a range, if that is to be done ahead of time.

@@ -30,3 +30,9 @@ impl<F> Observer<F> for Sink {
         self.events.extend(Predicted::from_event(&event));
     }
 }
+
+impl Extend<Predicted> for Sink {
+    fn extend<I: IntoIterator<Item = Predicted>>(&mut self, more: I) {
+        self.events.extend(more);
+    }
+}

@@ -39,6 +39,12 @@ impl Vcpu {
         locked.free_roots(dropped);
     }
 
+    /// L2 starts, and does not page.
+    pub(super) fn pause_l1(&mut self) {
+        self.l1_paging = Some(core::mem::take(&mut self.paging));
+        self.state.mode = VcpuMode::Guest;
+    }
+
     fn serve_requests<F: Format>(&mut self, tables: &Tables<F>) {
         while let Some((_, dropped)) = self.mmu.serve(tables.roots()) {
             let mut locked = tables.shared(&mut self.reader, Unobserved);

@@ -5,6 +5,7 @@ use slat_mmu::role::{PageRole, RoleFlag};
 use slat_mmu::shadow::PageInfo;
 use slat_mmu::spte::{Format, Spte, bits};
 
+use super::predicted::shadow_number;
 use super::{Compared, Comparer, Mismatch, Predicted, Taken, same};
 use crate::traces::{Traced, TracedPage};
 
@@ -231,7 +232,7 @@ impl<F: Format> Comparer<F> {
             (Predicted::ShadowPageZapped { page }, Traced::PrepareZapPage { page: recorded }) => {
                 if page.root_count == 0 {
                     // Its frame is free now, and so is its number.
-                    self.renaming.forget(page.page.raw().into());
+                    self.renaming.forget(shadow_number(page.page));
                 }
                 same_shadow_page(page, recorded)
             }

@@ -4,7 +4,7 @@ use core::fmt;
 
 use slat_memslot::{AsId, Errno, Gfn, Gpa, Level, Pages};
 use slat_mmu::role::PageRole;
-use slat_mmu::shadow::{PageInfo, ValidGeneration};
+use slat_mmu::shadow::{PageId, PageInfo, ValidGeneration};
 use slat_mmu::spte::{Pfn, bits};
 use slat_mmu::tdp::Event;
 
@@ -17,6 +17,11 @@ const NO_SLOT: u64 = 1 << 63;
 const fn low_bits(spte: u64) -> u32 {
     let [low, ..] = spte.to_le_bytes();
     low as u32 & 7
+}
+
+/// The number of a shadow page among all tables: those of the TDP MMU beside it have small ones.
+pub(super) fn shadow_number(page: PageId) -> u64 {
+    1 << 32 | u64::from(page.raw())
 }
 
 /// One predicted event or result.
@@ -165,7 +170,7 @@ impl Predicted {
                 gfn,
                 level,
                 spte: spte.raw(),
-                table: Some(page.raw().into()),
+                table: Some(shadow_number(page)),
             },
             Event::ShadowZapAllFast { generation, used } => {
                 Self::ShadowZapAllFast { generation, used }

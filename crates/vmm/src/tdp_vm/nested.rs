@@ -1,0 +1,143 @@
+//! L2 on tables of L1's: shadow pages beside the TDP MMU's tables.
+
+use std::collections::BTreeMap;
+
+use slat_memslot::{Errno, Gpa, Vendor};
+use slat_mmu::fault::{Kind, Outcome, Present};
+use slat_mmu::host::Host;
+use slat_mmu::role::VcpuMode;
+use slat_mmu::roots::{Request, RootSet, TdpMmu};
+use slat_mmu::shadow::ShadowMmu;
+use slat_mmu::spte::Format;
+use slat_mmu::tdp::HardwareAccess;
+use slat_mmu::walk::{GuestCpu, GuestVendor};
+
+use super::guest::{Reached, SecondStageOfL2};
+use super::{Sink, TdpVm};
+use crate::shadow_vm::{L2, L2Access, Ram};
+
+/// The shadow pages of a VM, and the MMUs of vCPUs that run L2 on them.
+#[derive(Debug)]
+pub(super) struct Nested<F: Format> {
+    pub(super) mmu: ShadowMmu<F>,
+    ram: Ram,
+    running: BTreeMap<u32, L2>,
+}
+
+impl<F: Format> Nested<F> {
+    pub(super) fn new(host: &Host) -> Self {
+        Self {
+            mmu: ShadowMmu::new(host, TdpMmu::On),
+            ram: Ram::default(),
+            running: BTreeMap::new(),
+        }
+    }
+
+    /// All vCPUs leave their roots, when the VM ends.
+    pub(super) fn unload(&mut self, id: u32, out: &mut Sink) {
+        if let Some(l2) = self.running.get_mut(&id) {
+            self.mmu.lock(out).free_roots(&mut l2.roots, RootSet::all());
+        }
+    }
+}
+
+/// How often an access is tried: an emulated guest would go on for ever.
+const ATTEMPTS: u32 = 64;
+
+impl<F: Format> TdpVm<F> {
+    /// L1 starts an L2 that has tables of L1's.
+    pub(super) fn start_l2(&mut self, id: u32, tables: &SecondStageOfL2) -> bool {
+        let Some(vcpu) = self.vcpus.get_mut(&id) else {
+            return false;
+        };
+        let vendor = match self.memory.profile().vendor.get() {
+            Vendor::Intel => GuestVendor::Intel,
+            Vendor::Amd | Vendor::Paravirtual => GuestVendor::Amd,
+        };
+        let cpu = GuestCpu {
+            vendor,
+            ..GuestCpu::of(vcpu.state.phys_bits)
+        };
+        let state = vcpu.paging.registers(&vcpu.state);
+        let Some(l2) = L2::new(&state, tables, &self.tdp, &cpu) else {
+            return false;
+        };
+        self.nested.ram.make_l2_tables(tables);
+        self.nested.running.insert(id, l2);
+        // L1's roots are another MMU's, and stay.
+        vcpu.pause_l1();
+        true
+    }
+
+    /// Whether a vCPU runs L2 on tables of L1's.
+    pub(super) fn runs_on_l1_tables(&self, id: u32) -> bool {
+        let in_l2 = |vcpu: &super::Vcpu| vcpu.state.mode == VcpuMode::Guest;
+        self.nested.running.contains_key(&id) && self.vcpus.get(&id).is_some_and(in_l2)
+    }
+
+    fn l2_access(&mut self, id: u32) -> Option<L2Access<'_, F, Sink>> {
+        let settings = self.settings();
+        let vcpu = self.vcpus.get_mut(&id)?;
+        Some(L2Access {
+            mmu: &mut self.nested.mmu,
+            l2: self.nested.running.get_mut(&id)?,
+            memory: &mut self.memory,
+            ram: &self.nested.ram,
+            host: &mut self.host,
+            invalidation: &self.invalidation,
+            settings,
+            mmio: &mut vcpu.mmio,
+            out: &mut self.out,
+        })
+    }
+
+    /// Serves L2's requests and loads its root; says whether there is room for it.
+    pub(super) fn load_l2_root(&mut self, id: u32) -> bool {
+        if self
+            .nested
+            .mmu
+            .take_requests()
+            .contains(Request::FreeObsoleteRoots)
+        {
+            for l2 in self.nested.running.values_mut() {
+                let mut locked = self.nested.mmu.lock(&mut self.out);
+                locked.free_obsolete_roots(&mut l2.roots);
+            }
+        }
+        self.l2_access(id).is_some_and(|mut access| access.load())
+    }
+
+    /// One access of L2 to an address that L1's tables translate.
+    pub(super) fn access_l2(&mut self, id: u32, kind: Kind, gpa: Gpa) -> Reached {
+        for _ in 0..ATTEMPTS {
+            self.serve_requests(id);
+            if !self.load_l2_root(id) {
+                return Reached::Failed(Errno::ENOSPC, None);
+            }
+            let Some(mut access) = self.l2_access(id) else {
+                return Reached::Failed(Errno::EFAULT, None);
+            };
+            let present = match access.hardware(kind, gpa) {
+                HardwareAccess::Done { .. } => return Reached::Done,
+                HardwareAccess::Mmio { .. } => return Reached::Mmio,
+                HardwareAccess::NotPresent => Present::No,
+                HardwareAccess::NotAllowed => Present::Yes,
+            };
+            let fault = access.fault((kind, present), gpa);
+            if let Some(moved) = self.host.take_moved() {
+                self.unmap_hva(moved);
+            }
+            match fault.map(|(outcome, _)| outcome) {
+                Some(Outcome::Retry | Outcome::Fixed | Outcome::Spurious) => {}
+                Some(Outcome::Emulate | Outcome::WriteProtected) => return Reached::Mmio,
+                Some(Outcome::Interrupted) => return Reached::Failed(Errno::EINTR, None),
+                Some(Outcome::OutOfTables) => return Reached::Failed(Errno::ENOSPC, None),
+                // L1 would get the violation; it has no handler.
+                Some(Outcome::MemoryFault | Outcome::BadPage) | None => {
+                    return Reached::Failed(Errno::EFAULT, None);
+                }
+            }
+        }
+        Reached::Failed(Errno::EINTR, None)
+    }
+}
