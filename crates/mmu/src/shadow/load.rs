@@ -32,6 +32,19 @@ impl PaeRoots {
     }
 }
 
+/// Which role a switch of CR3 looks for: what the mailing list argued about in 2022.
+///
+/// The MMU's own role is right if the MMU was told of the new registers first, and finds the old root if not. The caller's is right in
+/// either order, if the caller computes it from the new registers. Upstream kept the first and put the order right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum SwitchRole {
+    /// The role that the MMU wants at the moment: what was merged.
+    #[default]
+    Mmus,
+    /// The role that the caller passes in.
+    Callers(PageRole),
+}
+
 /// A vCPU's roots among shadow pages.
 #[derive(Clone, Debug)]
 pub struct Roots {
@@ -149,6 +162,23 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
             self.mmu.pages.get_mut(page).write_flooding = 0;
         }
         true
+    }
+
+    /// The same with a role from somewhere else than the MMU: see [`SwitchRole`].
+    pub fn new_pgd_as(
+        &mut self,
+        roots: &mut Roots,
+        pgd: Pgd,
+        role: SwitchRole,
+        flush: FlushOnReuse,
+    ) -> bool {
+        let own = roots.mmu.role();
+        if let SwitchRole::Callers(role) = role {
+            roots.mmu.init(role);
+        }
+        let reused = self.new_pgd(roots, pgd, flush);
+        roots.mmu.init(own);
+        reused
     }
 
     /// Gives up earlier roots that are out of step, instead of bringing them into it (`mmu.c:kvm_mmu_sync_prev_roots`).

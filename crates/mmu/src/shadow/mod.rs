@@ -59,7 +59,7 @@ pub use fault_in::ResidentPages;
 pub use fetch::{GuestWalk, MarkedTrail, ShadowFault};
 pub use guest::Shadowed;
 pub use held::ShadowLocked;
-pub use load::{PaeRoots, Roots};
+pub use load::{PaeRoots, Roots, SwitchRole};
 pub use page::{PageId, PageInfo, SpteRef, ValidGeneration};
 pub use stats::ShadowStats;
 pub use walk::{Reached, ShadowRoot};

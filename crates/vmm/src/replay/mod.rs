@@ -25,6 +25,7 @@
 //! # Ok::<(), traces::ParseError>(())
 //! ```
 
+mod activity;
 mod addresses;
 mod inputs;
 mod machine;

@@ -1,40 +1,20 @@
 //! The operations of a recording, done one after the other.
 
 use slat_memslot::{Errno, Gfn, GmemId, Gpa, Pages, Region, Slot, VmType, cap};
-use slat_mmu::fault::Kind;
-use slat_mmu::host::SecondStage;
 use slat_mmu::role::VcpuMode;
 use slat_mmu::spte::{Codec, NxHugePages};
 
+use super::activity::activity;
 use super::addresses::{Addresses, key_of, unmapped, until_exit};
 use super::{Machine, Verdict, inputs};
 use crate::paged_vm::{ControlBits, PagedVm};
-use crate::tdp_vm::{Activity, EagerSplit, Ending, HvaRange, Paging, SecondStageOfL2};
+use crate::tdp_vm::{EagerSplit, HvaRange, Paging};
 use crate::traces::{
     self, Comparer, GuestAct, Item, Note, Op, Predicted, Recording, Ret, SetRegion, Sregs, Traced,
     What,
 };
 
-/// Where the recorded program puts its guest's instructions: they halt, read, write, and jump.
-mod stub {
-    pub(super) const HALT: u64 = 0x1000;
-    pub(super) const READ: u64 = 0x1010;
-    pub(super) const WRITE: u64 = 0x1020;
-    pub(super) const JUMP: u64 = 0x1030;
-    pub(super) const VMRUN: u64 = 0x1040;
-    pub(super) const WRITE_PAGES: u64 = 0x1050;
-    pub(super) const CPUID: u64 = 0x1050;
-    /// What starts a nested guest with VMX, the values that it writes into the VMCS, and where the nested guest's exits go.
-    pub(super) const VMLAUNCH: u64 = 0x2000;
-    pub(super) const VMCS_VALUES: u64 = 0x3000;
-    pub(super) const VMX_EXIT: u64 = 0x2040;
-    /// Where L1 has the tables that it gives to a nested guest.
-    pub(super) const L2_TABLES: slat_memslot::Gpa = slat_memslot::Gpa::new(0xb000);
-    /// The descriptor of the handler of invalid instructions, which nobody has set up.
-    pub(super) const INVALID_OPCODE: u64 = 6 * 8;
-}
-
-/// Where it puts its guest's page tables.
+/// Where the recorded program puts its guest's page tables.
 const GUEST_TABLES: Gpa = Gpa::new(0x4000);
 
 /// A recording being predicted.
@@ -478,74 +458,5 @@ fn set_sregs(vm: &mut impl PagedVm, vcpu: u32, sregs: &Sregs<'_>, machine: &Mach
             vm.set_registers(vcpu, Some(change));
         }
         Sregs::Other(_) => vm.set_registers(vcpu, None),
-    }
-}
-
-/// The accesses of what a guest does, instruction fetches among them.
-fn activity(act: &GuestAct<'_>, handler: u64, machine: &Machine) -> Activity {
-    let at = |address| Activity::halt(Gpa::new(address));
-    match act {
-        GuestAct::Halt { at: place } => at(place.map_or(stub::HALT, Gpa::raw)),
-        GuestAct::Read(gpa) => at(stub::READ).step(Kind::Read, gpa.raw()),
-        GuestAct::Write(gpa) => at(stub::WRITE).step(Kind::Write, gpa.raw()),
-        GuestAct::Execute(gpa) => at(stub::JUMP).step(Kind::Execute, gpa.raw()),
-        GuestAct::WritePages { pages, from } => {
-            let write =
-                |all: Activity, page| all.step(Kind::Write, from.raw().wrapping_add(page << 12));
-            (0..*pages).fold(at(stub::WRITE_PAGES), write)
-        }
-        // Where no nested guest has started, its instructions run as any others.
-        GuestAct::NestedWrite(gpa) => at(stub::WRITE).step(Kind::Write, gpa.raw()),
-        GuestAct::NestedCpuid => Activity {
-            mode_then: Some(VcpuMode::Normal),
-            steps_then: at(stub::VMX_EXIT).steps,
-            ..at(stub::CPUID)
-        },
-        GuestAct::OrInto(gpa) => at(stub::WRITE).step(Kind::Write, gpa.raw()),
-        GuestAct::Launch { vmx: false, .. } if !machine.is_amd() => Activity {
-            ending: Ending::TripleFault,
-            ..at(stub::VMRUN).step(Kind::Read, stub::INVALID_OPCODE)
-        },
-        GuestAct::Launch {
-            vmx,
-            nested_paging,
-            read,
-        } => launch(*vmx, *nested_paging, *read, machine),
-        GuestAct::EnterSmm { .. } => Activity {
-            mode_first: Some(VcpuMode::Smm),
-            ..at(handler)
-        },
-        GuestAct::SmmRead(gpa) => at(handler.wrapping_add(1)).step(Kind::Read, gpa.raw()),
-        GuestAct::LeaveSmm => Activity {
-            mode_then: Some(VcpuMode::Normal),
-            steps_then: at(stub::READ).steps,
-            ..at(handler.wrapping_add(1))
-        },
-        _ => Activity::default(),
-    }
-}
-
-/// A nested guest is started and reads. Without a second stage of its own a host has none to offer, and the start fails.
-fn launch(vmx: bool, nested_paging: bool, read: Gpa, machine: &Machine) -> Activity {
-    let begin = match vmx {
-        true => Activity::halt(Gpa::new(stub::VMLAUNCH)),
-        false => Activity::halt(Gpa::new(stub::VMRUN)),
-    };
-    if nested_paging && machine.host.second_stage == SecondStage::Off {
-        return begin;
-    }
-    let begin = match vmx {
-        true => begin.step(Kind::Read, stub::VMCS_VALUES),
-        false => begin,
-    };
-    let l2 = Activity::halt(Gpa::new(stub::READ)).step(Kind::Read, read.raw());
-    let l2_tables = SecondStageOfL2::Npt {
-        cr3: stub::L2_TABLES,
-    };
-    Activity {
-        mode_then: Some(VcpuMode::Guest),
-        l2_tables: nested_paging.then_some(l2_tables),
-        steps_then: l2.steps,
-        ..begin
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::roots::Root;
+use crate::shadow::SwitchRole;
 use crate::shadow::audit::ShadowCode;
 
 /// A second set of tables, whose top one is a copy of the first's.
@@ -57,31 +58,52 @@ fn a_root_that_was_dropped_is_found_in_the_hash() {
     assert_eq!(world.audit(), []);
 }
 
-/// CR0.WP changes: the new role first and then the switch, as upstream has it, never leaves a root of the old role; the
-/// switch first, with the role that the MMU still has, does, and the audit says so.
+/// CR0.WP changes. What the audit finds when the MMU is told before the switch or after it, and the switch looks for the MMU's
+/// role or for the caller's.
 #[test]
-fn the_order_of_role_and_switch_matters() {
-    for role_first in [true, false] {
+fn the_order_matters_unless_the_caller_passes_the_role() {
+    let cases = [
+        (SwitchRole::Mmus, "told before", vec![]),
+        (
+            SwitchRole::Mmus,
+            "told after",
+            vec![ShadowCode::RootRoleMismatch],
+        ),
+        (
+            SwitchRole::Callers(PageRole::new(Level::L4)),
+            "told before",
+            vec![],
+        ),
+        (
+            SwitchRole::Callers(PageRole::new(Level::L4)),
+            "told after",
+            vec![],
+        ),
+    ];
+    for (source, order, wanted) in cases {
         let mut world = World::paged(&Host::shadow(40));
         world.map_small(0x40_0000, 0x500);
         world.touch(0x40_0000);
-        let cr3 = world.state.cr3;
         world.state.cr0 -= Cr0::WP;
         let role = CpuRole::of(&world.state, RoleLayout::Baseline).shadow_root_role();
-        if role_first {
+        let source = match source {
+            SwitchRole::Mmus => SwitchRole::Mmus,
+            SwitchRole::Callers(_) => SwitchRole::Callers(role),
+        };
+        if order == "told before" {
             world.roots.mmu.init(role);
-            assert!(!world.load_cr3(cr3));
+        }
+        let pgd = crate::roots::Pgd::new(world.state.cr3);
+        let flush = crate::roots::FlushOnReuse::Off;
+        let mut locked = world.mmu.lock(&mut world.events);
+        let reused = locked.new_pgd_as(&mut world.roots, pgd, source, flush);
+        world.roots.mmu.init(role);
+        assert_eq!(reused, !wanted.is_empty(), "{source:?}, {order}");
+        if !reused {
             assert_eq!(world.roots.mmu.cache().current(), Root::None);
             world.enter();
-            assert_eq!(world.audit(), []);
-        } else {
-            assert!(
-                world.load_cr3(cr3),
-                "the old role's root is still the MMU's"
-            );
-            world.roots.mmu.init(role);
-            let codes: Vec<ShadowCode> = world.audit().iter().map(|each| each.code).collect();
-            assert_eq!(codes, [ShadowCode::RootRoleMismatch]);
         }
+        let found: Vec<ShadowCode> = world.audit().iter().map(|each| each.code).collect();
+        assert_eq!(found, wanted, "{source:?}, {order}");
     }
 }
