@@ -81,7 +81,7 @@ impl<F: Format> TdpVm<F> {
             ByWhat::WriteProtection
         };
         let mut locked = self.tables.exclusive(&mut self.out);
-        locked.clear_dirty_masked(key.as_id, first, mask, by);
+        locked.clear_dirty(key.as_id, by).word(first, mask);
     }
 
     /// Huge pages were left alone when the log was switched on: now they are split, or at least protected.
