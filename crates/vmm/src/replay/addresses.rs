@@ -197,7 +197,7 @@ pub(super) fn until_exit<'c, 'a>(chunk: &'c [Item<'a>]) -> &'c [Item<'a>] {
 fn frame_of(pfn: u64, before: &[&[Item<'_>]]) -> Option<Gfn> {
     let items = before.iter().rev().flat_map(|chunk| chunk.iter().rev());
     let mut pages = items.filter_map(|item| match item.what {
-        What::Note(Note::Backing { gfn, pfn }) => Some((gfn, pfn)),
+        What::Note(Note::Backing { gfn, pfn, .. }) => Some((gfn, pfn)),
         What::Event(Traced::SpteRequested { gfn, pfn, .. }) => Some((gfn, pfn)),
         _ => None,
     });

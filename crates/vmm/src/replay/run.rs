@@ -361,7 +361,7 @@ impl<F: Format> Run<'_, F> {
         for item in chunk {
             match &item.what {
                 What::Note(Note::BackingOf(as_id)) => self.notes_of = *as_id,
-                What::Note(Note::Backing { gfn, pfn }) => self.backing(*gfn, *pfn),
+                What::Note(Note::Backing { gfn, pfn, .. }) => self.backing(*gfn, *pfn),
                 What::Note(Note::Remark("backing never touched by the host")) => self.untouched(),
                 _ => {}
             }
@@ -414,8 +414,14 @@ fn vm_call<F: Format>(vm: &mut TdpVm<F>, op: &Op<'_>, returned: Option<Ret>) {
             pages,
             attributes,
         } => vm.set_attributes(*gfn, *pages, *attributes),
-        Op::PreFault { vcpu, gfn, pages } => {
-            vm.pre_fault(*vcpu, *gfn, *pages, hidden_flags(returned, *pages));
+        Op::PreFault {
+            vcpu,
+            gfn,
+            pages,
+            flags,
+        } => {
+            let flags = flags.unwrap_or_else(|| hidden_flags(returned, *pages));
+            vm.pre_fault(*vcpu, *gfn, *pages, flags);
         }
         Op::GetDirtyLog { slot } => vm.get_dirty_log(u32::from(*slot)),
         Op::ClearDirtyLog { slot, first, pages } => {
@@ -426,7 +432,7 @@ fn vm_call<F: Format>(vm: &mut TdpVm<F>, op: &Op<'_>, returned: Option<Ret>) {
     }
 }
 
-/// The flags of a pre-fault are not recorded: a call that is refused for nothing else had some.
+/// Where the flags of a pre-fault are not recorded: a call that is refused for nothing else had some.
 fn hidden_flags(recorded: Option<Ret>, pages: Pages) -> u64 {
     let refused = recorded == Some(Ret::Failed(Errno::EINVAL));
     u64::from(refused && pages.raw() > 0)

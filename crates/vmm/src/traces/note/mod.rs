@@ -1,11 +1,13 @@
 //! Results, and what the recorded program saw.
 
-use slat_memslot::{AsId, Errno, Gfn, Gpa, Pages};
+mod write;
+
+use slat_memslot::{AsId, Errno, Gfn, Gpa, Level, Pages};
 use winnow::combinator::{alt, eof, opt, preceded, repeat, seq, terminated};
 use winnow::prelude::*;
 use winnow::token::{rest as anything, take_till};
 
-use super::lex::{Input, as_id, bit, dec, gfn, gpa, hex, hex32, name, pages, signed};
+use super::lex::{Input, as_id, bit, dec, gfn, gpa, hex, hex32, level, name, pages, signed};
 
 /// What a system call returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +68,8 @@ pub enum Note<'a> {
         gfn: Gfn,
         /// The page.
         pfn: u64,
+        /// At which level the host maps it, where it is said.
+        level: Option<Level>,
     },
     /// The backing notes that follow are of this address space.
     BackingOf(AsId),
@@ -188,7 +192,12 @@ fn exit(input: &mut Input<'_>) -> ModalResult<Exit> {
 }
 
 fn backing<'a>(input: &mut Input<'a>) -> ModalResult<Note<'a>> {
-    seq!(Note::Backing { _: "backing gfn=", gfn: gfn, _: " pfn=", pfn: hex }).parse_next(input)
+    seq!(Note::Backing {
+        _: "backing gfn=", gfn: gfn,
+        _: " pfn=", pfn: hex,
+        level: opt(preceded(" level=", level)),
+    })
+    .parse_next(input)
 }
 
 fn dirty<'a>(input: &mut Input<'a>) -> ModalResult<Note<'a>> {
@@ -259,20 +268,4 @@ fn rarer<'a>(input: &mut Input<'a>) -> ModalResult<Note<'a>> {
     });
     let alarm = seq!(Note::Alarm { _: "SIGALRM armed, ", seconds: dec, _: " s" });
     alt((page_of, created, cpuid, added, alarm)).parse_next(input)
-}
-
-/// As the recordings have it behind `NOTE exit`.
-impl core::fmt::Display for Exit {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::Halt => write!(f, "HLT"),
-            Self::Mmio { gpa, len, write } => {
-                write!(f, "MMIO gpa={gpa} len={len} write={}", u8::from(*write))
-            }
-            Self::MemoryFault { flags, gpa, size } => {
-                write!(f, "MEMORY_FAULT flags={flags:#x} gpa={gpa} size={size:#x}")
-            }
-            Self::Other { reason } => write!(f, "reason={reason}"),
-        }
-    }
 }
