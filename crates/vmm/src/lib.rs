@@ -14,6 +14,8 @@ mod checked;
 pub mod differential;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod live;
 pub mod model;
 mod parse_error;
 pub mod predict;

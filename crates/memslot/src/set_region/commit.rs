@@ -21,7 +21,10 @@ impl Memory {
             Ok(change) => Ok(self.carry_out(&change)),
             Err(refusal) => {
                 if let Some(effects) = refusal.effects {
-                    self.space_mut(effects.slot.as_id).generation = effects.generation;
+                    let space = self.space_mut(effects.slot.as_id);
+                    space.generation = effects.generation;
+                    // It was taken out of use, and put into use again.
+                    space.set_anew(effects.slot.id);
                     self.mark_changed();
                 }
                 Err(refusal)
@@ -160,6 +163,7 @@ impl Memory {
         if let Some(slot) = self.space_mut(change.slot.as_id).by_id_mut(change.slot.id) {
             slot.take_flags(change, bitmap);
         }
+        self.space_mut(change.slot.as_id).set_anew(change.slot.id);
         self.count_logged(change.log);
     }
 

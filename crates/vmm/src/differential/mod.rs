@@ -14,6 +14,9 @@ mod shrink;
 mod stats;
 mod written;
 
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub(crate) use dice::Dice;
+
 use std::time::{Duration, Instant};
 
 pub use generate::Area;

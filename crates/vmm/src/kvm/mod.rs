@@ -3,13 +3,15 @@
 mod file;
 mod guest;
 mod host;
-mod ioctl;
+pub(crate) mod ioctl;
 mod machine;
 mod probe;
 mod region;
 mod vm;
 
+pub(crate) use file::create as create_gmem;
 pub use host::HostMemory;
+pub(crate) use ioctl::errno;
 pub use machine::{Machine, OpenError};
 pub use probe::probe;
 pub use vm::Vm;

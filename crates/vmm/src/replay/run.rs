@@ -8,7 +8,7 @@ use slat_mmu::spte::{Codec, Format, NxHugePages};
 
 use super::addresses::{Addresses, key_of, unmapped, until_exit};
 use super::{Machine, Verdict, inputs};
-use crate::tdp_vm::{Activity, EagerSplit, Ending, HvaRange, Paging, TdpVm};
+use crate::tdp_vm::{Activity, EagerSplit, Ending, HvaRange, Paging, Supplied, TdpVm};
 use crate::traces::{
     self, Comparer, GuestAct, Item, Note, Op, Predicted, Recording, Ret, SetRegion, Sregs, Traced,
     What,
@@ -57,7 +57,11 @@ pub(super) fn run<F: Format>(recording: &Recording<'_>, machine: &Machine) -> Ve
     let chunks = chunks(&recording.items);
     let mut run = Run::<F> {
         machine,
-        addresses: Addresses::learn(&chunks),
+        addresses: if inputs::are_complete(recording) {
+            Addresses::as_said()
+        } else {
+            Addresses::learn(&chunks)
+        },
         vm: None,
         eager_split: EagerSplit::On,
         nx_huge_pages: machine.nx_huge_pages,
@@ -129,7 +133,7 @@ impl<F: Format> Run<'_, F> {
             return Vec::new();
         };
         if let Some(vm) = &mut self.vm {
-            vm.host_mut().supply(inputs::supply(chunk));
+            inputs::supply(vm.host_mut(), chunk);
         }
         self.operation(op, chunk, recording);
         self.notes(chunk);
@@ -230,7 +234,7 @@ impl<F: Format> Run<'_, F> {
 
     fn set_region(&mut self, region: &SetRegion, recorded: Option<Ret>) {
         let (key, file) = (key_of(region), self.file);
-        let hva = self.addresses.address_of(key);
+        let hva = self.addresses.address_for(region);
         let Some(vm) = &mut self.vm else { return };
         let (gpa, size) = (region.gfn.gpa().raw(), region.pages.raw() << 12);
         let mut request = Region::new(key, gpa, size, hva);
@@ -238,7 +242,7 @@ impl<F: Format> Run<'_, F> {
             request = request.with_gmem(file, offset);
         }
         request.flags = region.flags;
-        let refused = recorded == Some(Ret::Failed(Errno::EINVAL));
+        let refused = region.hva.is_none() && recorded == Some(Ret::Failed(Errno::EINVAL));
         if refused && vm.memory().check_region(&request).is_ok() {
             // The address in the host, which is not recorded, was another one.
             request.hva += 0x1000;
@@ -361,19 +365,26 @@ impl<F: Format> Run<'_, F> {
         for item in chunk {
             match &item.what {
                 What::Note(Note::BackingOf(as_id)) => self.notes_of = *as_id,
-                What::Note(Note::Backing { gfn, pfn, .. }) => self.backing(*gfn, *pfn),
+                What::Note(Note::Backing { gfn, pfn, level }) => {
+                    let size = level.and_then(inputs::size_of);
+                    self.backing(Supplied {
+                        gfn: *gfn,
+                        pfn: *pfn,
+                        size,
+                    });
+                }
                 What::Note(Note::Remark("backing never touched by the host")) => self.untouched(),
                 _ => {}
             }
         }
     }
 
-    fn backing(&mut self, gfn: Gfn, pfn: u64) {
+    fn backing(&mut self, page: Supplied) {
         let Some(vm) = &mut self.vm else { return };
-        let slot = vm.memory().space(self.notes_of).by_gfn(gfn);
-        let hva = slot.and_then(|slot| slot.hva_of(gfn));
+        let slot = vm.memory().space(self.notes_of).by_gfn(page.gfn);
+        let hva = slot.and_then(|slot| slot.hva_of(page.gfn));
         if let Some(hva) = hva {
-            vm.host_mut().know_page(hva.raw(), gfn, pfn);
+            vm.host_mut().know_page(hva.raw(), page);
         }
     }
 

@@ -120,6 +120,9 @@ enum Reached {
     Failed(Errno, Option<Exit>),
 }
 
+/// `KVM_EXIT_INTERNAL_ERROR`.
+const INTERNAL_ERROR: u32 = 17;
+
 /// How often an access is tried: an emulated guest would go on for ever.
 const ATTEMPTS: u32 = 64;
 
@@ -173,6 +176,13 @@ impl<F: Format> TdpVm<F> {
     fn reach(&mut self, id: u32, kind: Kind, gpa: Gpa) -> bool {
         match self.access(id, kind, gpa) {
             Reached::Done => true,
+            Reached::Mmio if kind == Kind::Execute => {
+                // Instructions are fetched from memory only (`x86.c:handle_emulation_failure`).
+                self.out.events.push(Predicted::Exit(Exit::Other {
+                    reason: INTERNAL_ERROR,
+                }));
+                false
+            }
             Reached::Mmio => {
                 self.out.events.push(Predicted::Exit(Exit::Mmio {
                     gpa,

@@ -18,6 +18,24 @@ struct Mapping {
     writable: bool,
 }
 
+/// A page that will be found behind a guest frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Supplied {
+    /// The guest's frame.
+    pub gfn: Gfn,
+    /// The host's.
+    pub pfn: u64,
+    /// How large the host maps it, if it is known; else as it was ever seen ([`HostMemory::know_huge`]).
+    pub size: Option<PageSize>,
+}
+
+impl From<(Gfn, u64)> for Supplied {
+    fn from((gfn, pfn): (Gfn, u64)) -> Self {
+        let size = None;
+        Self { gfn, pfn, size }
+    }
+}
+
 /// The simulated memory of the process that owns a VM.
 ///
 /// All of it is private anonymous memory that was written to, unless it is said to be otherwise. Which page is where, is
@@ -35,7 +53,9 @@ pub struct HostMemory {
     /// Protected against writing.
     protected: Vec<HvaRange>,
     /// The pages that will be found, where none is known.
-    supply: Vec<(Gfn, u64)>,
+    supply: Vec<Supplied>,
+    /// The same of pages of files.
+    file_supply: Vec<(Gfn, u64)>,
     /// Huge pages: by size and first guest frame, the first frames that they were seen to have.
     huge: Vec<(PageSize, Gfn, u64)>,
     /// Ranges that will be unmapped when somebody writes there.
@@ -62,8 +82,13 @@ impl HostMemory {
     }
 
     /// The pages that will be found, by guest frame, where none is known; in place of those that were told before.
-    pub fn supply(&mut self, pages: Vec<(Gfn, u64)>) {
-        self.supply = pages;
+    pub fn supply<P: Into<Supplied>>(&mut self, pages: impl IntoIterator<Item = P>) {
+        self.supply = pages.into_iter().map(Into::into).collect();
+    }
+
+    /// The pages of files that will be found; where none is told for a frame, it is the one of [`HostMemory::supply`].
+    pub fn supply_files(&mut self, pages: impl IntoIterator<Item = (Gfn, u64)>) {
+        self.file_supply = pages.into_iter().collect();
     }
 
     /// Invalidations that copies on write will cause; in place of those that were told before.
@@ -77,11 +102,12 @@ impl HostMemory {
     }
 
     /// The page at an address is known.
-    pub fn know_page(&mut self, hva: u64, gfn: Gfn, pfn: u64) {
-        let frame = hva >> PAGE_SHIFT;
-        if self.find(frame).map(|(first, at)| at.pfn + (frame - first)) != Some(pfn) {
+    pub fn know_page(&mut self, hva: u64, page: impl Into<Supplied>) {
+        let (frame, page) = (hva >> PAGE_SHIFT, page.into());
+        if self.find(frame).map(|(first, at)| at.pfn + (frame - first)) != Some(page.pfn) {
             self.forget(hva..hva + 1);
-            self.insert(frame, gfn, pfn, true);
+            let writable = !Self::is_in(&self.protected, hva) && !Self::is_in(&self.shared, hva);
+            self.insert(frame, page, writable);
         }
     }
 
@@ -103,16 +129,28 @@ impl HostMemory {
         self.forget(range);
     }
 
-    /// `mprotect` without the right to write.
+    /// `mprotect` without the right to write. What has none already stays as it is mapped.
     pub fn protect(&mut self, range: HvaRange) {
-        self.mark(&range, false);
-        self.protected.push(range);
+        let mut changed = vec![range];
+        for protected in &self.protected {
+            subtract(&mut changed, protected);
+        }
+        for part in changed {
+            self.cut(&part);
+            self.mark(&part, false);
+            self.protected.push(part);
+        }
     }
 
-    /// `mprotect` with all rights.
+    /// `mprotect` with all rights. What has them already stays as it is mapped.
     pub fn unprotect(&mut self, range: &HvaRange) {
+        let inside = |part: &HvaRange| part.start.max(range.start)..part.end.min(range.end);
+        let changed: Vec<HvaRange> = self.protected.iter().map(inside).collect();
         subtract(&mut self.protected, range);
-        self.mark(range, true);
+        for part in changed.into_iter().filter(|part| !part.is_empty()) {
+            self.cut(&part);
+            self.mark(&part, true);
+        }
     }
 
     /// `fork`: the memory is copied when somebody writes.
@@ -164,26 +202,40 @@ impl HostMemory {
         };
         let touched: Vec<_> = self.mappings.iter().filter_map(touched).collect();
         for (first, mapping) in touched {
-            self.mappings.remove(&first);
-            for frame in first..first + mapping.size.pages().raw() {
-                if !frames.contains(&frame) {
-                    let small = Mapping {
-                        pfn: mapping.pfn + (frame - first),
-                        size: PageSize::Size4K,
-                        ..mapping
-                    };
-                    self.mappings.insert(frame, small);
-                }
+            self.make_small(first, mapping);
+        }
+        self.mappings.retain(|frame, _| !frames.contains(frame));
+    }
+
+    /// A huge page at whose inside a range begins or ends is mapped small from now on.
+    fn cut(&mut self, range: &HvaRange) {
+        for frame in [range.start >> PAGE_SHIFT, range.end >> PAGE_SHIFT] {
+            if let Some((first, mapping)) = self.find(frame).filter(|(first, _)| *first != frame) {
+                self.make_small(first, mapping);
             }
         }
     }
 
+    fn make_small(&mut self, first: u64, mapping: Mapping) {
+        self.mappings.remove(&first);
+        for part in 0..mapping.size.pages().raw() {
+            let small = Mapping {
+                pfn: mapping.pfn + part,
+                size: PageSize::Size4K,
+                ..mapping
+            };
+            self.mappings.insert(first + part, small);
+        }
+    }
+
     /// A page is found at a host frame, which is behind a guest frame.
-    fn insert(&mut self, frame: u64, gfn: Gfn, pfn: u64, writable: bool) -> Mapping {
-        let size = self.size_of(gfn, pfn);
-        let part = gfn.raw() & (size.pages().raw() - 1);
+    fn insert(&mut self, frame: u64, page: Supplied, writable: bool) -> Mapping {
+        let size = page
+            .size
+            .unwrap_or_else(|| self.size_of(page.gfn, page.pfn));
+        let part = frame & (size.pages().raw() - 1);
         let mapping = Mapping {
-            pfn: pfn - part,
+            pfn: page.pfn.wrapping_sub(part),
             size,
             writable,
         };
@@ -238,14 +290,17 @@ impl HostMemory {
         // A page that was never written to reads as the zero page.
         let untouched = Self::is_in(&self.untouched, hva);
         let writable = write || !(untouched || shared || protected);
-        let pfn = self.supplied(gfn);
-        let mapping = self.insert(frame, gfn, pfn, writable);
-        Ok(Mapping { pfn, ..mapping })
+        let page = self.supplied(gfn);
+        let mapping = self.insert(frame, page, writable);
+        Ok(Mapping {
+            pfn: page.pfn,
+            ..mapping
+        })
     }
 
-    fn supplied(&self, gfn: Gfn) -> u64 {
-        let found = self.supply.iter().find(|(of, _)| *of == gfn);
-        found.map_or(0, |(_, pfn)| *pfn)
+    fn supplied(&self, gfn: Gfn) -> Supplied {
+        let found = self.supply.iter().find(|page| page.gfn == gfn);
+        found.copied().unwrap_or_else(|| (gfn, 0).into())
     }
 }
 
@@ -290,7 +345,8 @@ impl Backing for HostMemory {
             return FilePage::Bad;
         };
         let page = first + (gfn - slot.range().start()).raw();
-        let supplied = self.supplied(gfn);
+        let told = self.file_supply.iter().find(|(of, _)| *of == gfn);
+        let supplied = told.map_or_else(|| self.supplied(gfn).pfn, |(_, pfn)| *pfn);
         let pfn = *self.files.entry((file, page)).or_insert(supplied);
         FilePage::Page {
             pfn: Pfn::new(pfn),

@@ -54,7 +54,7 @@ use slat_mmu::tdp::{Limits, Passes, Tables, Uninterrupted, ZapAll};
 use crate::traces::Predicted;
 pub use any::AnyTdpVm;
 pub use guest::{Activity, Ending, Paging, Step};
-pub use host::{HostMemory, HvaRange};
+pub use host::{HostMemory, HvaRange, Supplied};
 use sink::Sink;
 use vcpu::Vcpu;
 
