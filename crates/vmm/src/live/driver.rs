@@ -11,7 +11,9 @@ use kvm_bindings::{
     kvm_userspace_memory_region2,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use slat_memslot::{AsId, Errno, Gfn, Hva, PAGE_SHIFT, PAGE_SIZE, Pages, SlotId, SlotKey, cap};
+use slat_memslot::{
+    AsId, Errno, Gfn, Hva, PAGE_SHIFT, PAGE_SIZE, PageSize, Pages, SlotId, SlotKey, cap,
+};
 use thiserror::Error;
 
 use super::areas::Areas;
@@ -169,6 +171,9 @@ impl<J: Journal> Driver<J> {
         if let Op::Madvise { .. } | Op::Mprotect { .. } = op {
             return self.host_call(op);
         }
+        if let Op::SetRegion(region) = op {
+            self.huge_pages(region)?;
+        }
         self.say(&format!("OP {op}"))?;
         match op {
             Op::CreateVm { vm_type } => self.create_vm(*vm_type),
@@ -210,10 +215,14 @@ impl<J: Journal> Driver<J> {
 
     /// Tells which pages are behind frames of the guest's address space, as far as that is not told yet.
     fn backing(&mut self, first: Gfn, pages: u64) -> Done {
+        let as_id = self.machine.as_ref().map(|machine| machine.as_id);
+        self.backing_in(as_id.unwrap_or(AsId::NORMAL), first, pages)
+    }
+
+    fn backing_in(&mut self, as_id: AsId, first: Gfn, pages: u64) -> Done {
         let Some(machine) = &self.machine else {
             return Ok(());
         };
-        let as_id = machine.as_id;
         let (mut found, mut at) = (Vec::new(), first.raw());
         while at < first.raw().saturating_add(pages) {
             let gfn = Gfn::new(at);
@@ -241,6 +250,23 @@ impl<J: Journal> Driver<J> {
                 pfn: page.pfn,
                 level: Some(page.level),
             })?;
+        }
+        Ok(())
+    }
+
+    /// Tells where huge pages of a slot are, since what its log leaves behind may become huge again.
+    fn huge_pages(&mut self, region: &SetRegion) -> Done {
+        let slots = self.machine.as_ref().map(|machine| &machine.slots);
+        let slot = slots.and_then(|slots| slots.get(&(region.as_id, region.slot)));
+        let Some(slot) = slot.copied() else {
+            return Ok(());
+        };
+        let huge = PageSize::Size2M.pages().raw();
+        let inside = (slot.hva.raw() >> PAGE_SHIFT) % huge;
+        let begins = (0..slot.pages.raw() + inside).step_by(0x200);
+        for begin in begins {
+            let gfn = Gfn::new(slot.gfn.raw() + begin.saturating_sub(inside));
+            self.backing_in(region.as_id, gfn, 1)?;
         }
         Ok(())
     }
