@@ -224,7 +224,7 @@ impl<F: Format> TdpVm<F> {
             match self.fault(id, root, (kind, present), gpa) {
                 Outcome::Retry | Outcome::Fixed | Outcome::Spurious => {}
                 Outcome::Emulate | Outcome::WriteProtected => return Reached::Mmio,
-                Outcome::MemoryFault => return self.memory_fault(gpa),
+                Outcome::MemoryFault => return self.memory_fault(gpa, present),
                 Outcome::BadPage => return Reached::Failed(Errno::EFAULT, None),
                 Outcome::Interrupted => return Reached::Failed(Errno::EINTR, None),
                 Outcome::OutOfTables => return Reached::Failed(Errno::ENOMEM, None),
@@ -287,7 +287,7 @@ impl<F: Format> TdpVm<F> {
     fn fault(&mut self, id: u32, root: RootId, what: (Kind, Present), gpa: Gpa) -> Outcome {
         let settings = self.settings();
         let (kind, present) = what;
-        let private = self.memory.is_private(gpa.gfn());
+        let private = self.wants_private(gpa, present);
         let fault = Fault {
             kind: self.reported_kind(kind, present),
             present,
@@ -328,10 +328,16 @@ impl<F: Format> TdpVm<F> {
         }
     }
 
-    /// `KVM_EXIT_MEMORY_FAULT`: the VM's attributes say what was wanted.
-    fn memory_fault(&self, gpa: Gpa) -> Reached {
+    /// Whether an access is to private memory: the VM's attributes say so, but for one that finds an MMIO entry, which is
+    /// always shared (`mmu.c:kvm_mmu_page_fault`).
+    fn wants_private(&self, gpa: Gpa, present: Present) -> bool {
+        present != Present::Reserved && self.memory.is_private(gpa.gfn())
+    }
+
+    /// `KVM_EXIT_MEMORY_FAULT`, which says what was wanted.
+    fn memory_fault(&self, gpa: Gpa, present: Present) -> Reached {
         const PRIVATE: u64 = 1 << 3;
-        let private = self.memory.is_private(gpa.gfn());
+        let private = self.wants_private(gpa, present);
         let exit = Exit::MemoryFault {
             flags: if private { PRIVATE } else { 0 },
             gpa: gpa.gfn().gpa(),
