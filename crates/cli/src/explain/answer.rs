@@ -32,7 +32,7 @@ pub(super) struct Answer {
 impl Answer {
     pub(super) fn new(situation: Situation) -> Self {
         let (vm, call) = (&situation.vm, &situation.call);
-        let result = vm.clone().call(call);
+        let result = vm.preview(call);
         let plan = plan(vm, call).filter(|_| result.is_ok());
         let deciding = match (reason(&result), &plan) {
             (Some(reason), _) => facts::behind_reason(reason.code()),
