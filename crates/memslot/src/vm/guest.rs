@@ -87,6 +87,11 @@ impl Memory {
         self.ring_mut(vcpu).is_some_and(DirtyRing::blocks_entry)
     }
 
+    /// The ring of a vCPU.
+    pub fn ring(&self, vcpu: u32) -> Option<&DirtyRing> {
+        self.rings.get(usize::try_from(vcpu).ok()?)
+    }
+
     /// The ring of a vCPU, as userspace may write into it.
     pub fn ring_mut(&mut self, vcpu: u32) -> Option<&mut DirtyRing> {
         self.rings.get_mut(usize::try_from(vcpu).ok()?)

@@ -59,7 +59,10 @@ impl<F: Format> TdpVm<F> {
     }
 
     fn pre_fault_one(&mut self, id: u32, gfn: Gfn, left: Pages) -> Result<Pages, Errno> {
-        // Requests are served on the way into the guest only: an obsolete root stays, and every try is stale.
+        // Where requests are served on the way into the guest only, an obsolete root stays, and every try is stale.
+        if !self.memory.profile().pre_fault_spins.get() {
+            self.serve_requests(id);
+        }
         let root = self.load_root(id).ok_or(Errno::EFAULT)?;
         let settings = self.settings();
         self.out.vcpu = id;
