@@ -140,7 +140,11 @@ impl<F: Format> World<F> {
     }
 
     fn operation(&mut self) {
-        let gfn = 0x200 + self.below(FRAMES - 0x200);
+        // Some pages are met again and again, so that what was cleared is written anew.
+        let gfn = match self.below(3) {
+            0 => self.pick([0x200, 0x233, 0x410]),
+            _ => 0x200 + self.below(FRAMES - 0x200),
+        };
         let slot = 1 + u32::try_from(self.below(3)).unwrap();
         match self.below(23) {
             0..=3 => self.access(Kind::Write, gfn),

@@ -1,7 +1,7 @@
 //! What the model says about a call.
 
 use slat_memslot::{Call, Change, Effects, Evidence, Reason};
-use slat_vmm::{CallError, CallResult, MemoryVm, model};
+use slat_vmm::{CallError, CallResult, model};
 
 use super::facts;
 use super::repair::Way;
