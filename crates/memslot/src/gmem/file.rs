@@ -92,13 +92,16 @@ impl Memory {
         }
         let index = self.maps.len();
         self.maps.push(mapping);
-        // Any page-aligned address will do; a real kernel chooses another one each time.
-        let address =
-            (0x7000_0000_0000 + (index as u64) * (1 << 30)) & (self.profile().user_end.get() / 2);
         Outcome::Mapped(
             MapId::new(u32::try_from(index).unwrap_or(u32::MAX)),
-            Hva::new(address),
+            self.address_of_map(index),
         )
+    }
+
+    /// Any page-aligned address will do; a real kernel chooses another one each time.
+    pub(crate) fn address_of_map(&self, index: usize) -> Hva {
+        let address = 0x7000_0000_0000 + (index as u64) * (1 << 30);
+        Hva::new(address & (self.profile().user_end.get() / 2))
     }
 }
 

@@ -107,6 +107,16 @@ pub enum LogOff {
     Recover,
 }
 
+/// In which order KVM takes the pages out of the log that hardware keeps of them (PML). Only a dirty ring shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum PmlOrder {
+    /// The last one written first: hardware fills the buffer from its end (until 6.13).
+    NewestFirst,
+    /// As they were written (6.14).
+    OldestFirst,
+}
+
 macro_rules! profile {
     ($($(#[$doc:meta])* $field:ident: $ty:ty),* $(,)?) => {
         /// One kernel on one host.
@@ -188,6 +198,8 @@ profile! {
     mmio_generation_bits: u8,
     /// Page-modification logging is on; dirty rings then keep 512 more entries in reserve.
     pml: bool,
+    /// The order in which logged pages enter a dirty ring.
+    pml_order: PmlOrder,
     /// Where user space ends: a host range may reach up to here.
     user_end: u64,
     /// A vCPU with an in-kernel APIC makes the APIC access page's slot.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{Evidence, Fact, LogOff, Profile, SlotZap, Vendor};
+use super::{Evidence, Fact, LogOff, PmlOrder, Profile, SlotZap, Vendor};
 use crate::{GmemFlags, QuirkUpdate, Quirks, cap};
 
 /// What a kernel answers to side-effect-free queries; the raw material of [`Profile::probed`].
@@ -111,6 +111,14 @@ fn probe_interface(p: &mut Profile, caps: &Capabilities) {
             LogOff::Recover
         } else {
             LogOff::Zap
+        },
+        release(),
+    );
+    p.pml_order = Fact::new(
+        if at_least(&caps.release, 6, 14) {
+            PmlOrder::OldestFirst
+        } else {
+            PmlOrder::NewestFirst
         },
         release(),
     );

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use slat_memslot::{Errno, Gfn, GmemId, Memory, Pages, Profile, Region, VmType};
+use slat_memslot::{Call, Errno, Gfn, GmemId, Memory, Pages, Profile, Region, VmType};
 use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::role::VcpuMode;
 use slat_mmu::spte::{Ept, Npt, NxHugePages};
-use slat_mmu::tdp::Passes;
+use slat_mmu::tdp::audit::{AuditContext, Violation};
+use slat_mmu::tdp::{Passes, Totals};
 
 use super::{Activity, EagerSplit, HostMemory, HvaRange, Paging, TdpVm};
+use crate::CallResult;
 use crate::traces::Predicted;
 
 /// A [`TdpVm`] of either format.
@@ -49,6 +51,38 @@ impl AnyTdpVm {
         }
     }
 
+    /// As [`TdpVm::host`].
+    pub fn host(&self) -> &HostMemory {
+        match self {
+            Self::Ept(vm) => vm.host(),
+            Self::Npt(vm) => vm.host(),
+        }
+    }
+
+    /// As [`TdpVm::memory_mut`].
+    pub fn memory_mut(&mut self) -> &mut Memory {
+        match self {
+            Self::Ept(vm) => vm.memory_mut(),
+            Self::Npt(vm) => vm.memory_mut(),
+        }
+    }
+
+    /// As [`slat_mmu::tdp::Tables::totals`].
+    pub fn totals(&self) -> Totals {
+        match self {
+            Self::Ept(vm) => vm.tables().totals(),
+            Self::Npt(vm) => vm.tables().totals(),
+        }
+    }
+
+    /// As [`slat_mmu::tdp::Tables::audit`].
+    pub fn audit(&self, context: &AuditContext) -> Vec<Violation> {
+        match self {
+            Self::Ept(vm) => vm.tables().audit(context),
+            Self::Npt(vm) => vm.tables().audit(context),
+        }
+    }
+
     /// As [`TdpVm::memory`].
     pub fn memory(&self) -> &Memory {
         match self {
@@ -75,6 +109,7 @@ macro_rules! either_format {
 }
 
 either_format! {
+    fn call(call: &Call) -> CallResult;
     fn take() -> Vec<Predicted>;
     fn host_mut() -> &mut HostMemory;
     fn create_vcpu(id: u32);

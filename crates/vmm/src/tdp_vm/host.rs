@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
-use slat_memslot::{Gfn, GmemId, PAGE_SHIFT, PageSize, Slot};
+use slat_memslot::{Gfn, GmemId, Hva, PAGE_SHIFT, PageSize, Slot};
 use slat_mmu::fault::{Backing, FilePage, HostPage};
 use slat_mmu::spte::{Pfn, PfnKind};
 
@@ -39,7 +39,8 @@ impl From<(Gfn, u64)> for Supplied {
 /// The simulated memory of the process that owns a VM.
 ///
 /// All of it is private anonymous memory that was written to, unless it is said to be otherwise. Which page is where, is
-/// told before it is asked for: [`HostMemory::supply`].
+/// told before it is asked for: [`HostMemory::tell`], or [`HostMemory::supply`] where only guest frames are known. Pages
+/// that nobody has told about are made up, small and one behind the other.
 #[derive(Clone, Debug, Default)]
 pub struct HostMemory {
     /// By the first host frame.
@@ -64,7 +65,14 @@ pub struct HostMemory {
     moved: Option<HvaRange>,
     /// Frames that are no memory.
     devices: Vec<Range<u64>>,
+    /// Nothing is mapped there.
+    absent: Vec<HvaRange>,
+    /// How many pages were made up, since nobody had told which they are.
+    made_up: u64,
 }
+
+/// The first page that is made up: behind the hole for devices below 4 GiB.
+const MADE_UP: u64 = 1 << 20;
 
 impl HostMemory {
     /// Frames that are devices.
@@ -99,6 +107,46 @@ impl HostMemory {
     /// Those that did not happen.
     pub fn take_copies(&mut self) -> Vec<HvaRange> {
         self.copies.drain(..).collect()
+    }
+
+    /// Tells the true page at an address: its frame, and the size in which the process maps it, as `pagemap` and
+    /// `kpageflags` say. A huge page is told once for all of it. Anything that was known there is replaced.
+    ///
+    /// The page counts as writable, as after a write of the process. An address and a frame that cannot lie in one huge
+    /// page of this size are mapped small.
+    pub fn tell(&mut self, hva: Hva, pfn: u64, size: PageSize) {
+        let (frame, inside) = (hva.raw() >> PAGE_SHIFT, size.pages().raw() - 1);
+        let (size, part) = if frame & inside == pfn & inside {
+            (size, frame & inside)
+        } else {
+            (PageSize::Size4K, 0)
+        };
+        let first = (frame - part) << PAGE_SHIFT;
+        self.replace(first..first + size.pages().bytes());
+        let mapping = Mapping {
+            pfn: pfn - part,
+            size,
+            writable: true,
+        };
+        self.mappings.insert(frame - part, mapping);
+    }
+
+    /// Tells the true page of a guest_memfd, at an offset in bytes.
+    pub fn tell_file(&mut self, file: GmemId, offset: u64, pfn: u64) {
+        self.files.insert((file, offset >> PAGE_SHIFT), pfn);
+    }
+
+    /// The pages that an address has, if any is known: its frame, the size that it is mapped in, and whether writable.
+    pub fn page_at(&self, hva: Hva) -> Option<(u64, PageSize, bool)> {
+        let frame = hva.raw() >> PAGE_SHIFT;
+        let (first, at) = self.find(frame)?;
+        Some((at.pfn + (frame - first), at.size, at.writable))
+    }
+
+    /// Nothing is mapped there, or nothing that could be accessed (`munmap`, `PROT_NONE`).
+    pub fn set_absent(&mut self, range: HvaRange) {
+        self.forget(range.clone());
+        self.absent.push(range);
     }
 
     /// The page at an address is known.
@@ -200,11 +248,21 @@ impl HostMemory {
             let end = first + mapping.size.pages().raw();
             (*first < frames.end && end > frames.start).then_some((*first, *mapping))
         };
-        let touched: Vec<_> = self.mappings.iter().filter_map(touched).collect();
+        let largest = PageSize::Size1G.pages().raw();
+        let near = frames.start.saturating_sub(largest)..frames.end;
+        let near = self.mappings.range(near);
+        let touched: Vec<_> = near.filter_map(touched).collect();
         for (first, mapping) in touched {
             self.make_small(first, mapping);
         }
-        self.mappings.retain(|frame, _| !frames.contains(frame));
+        let gone: Vec<u64> = self
+            .mappings
+            .range(frames)
+            .map(|(first, _)| *first)
+            .collect();
+        for first in gone {
+            self.mappings.remove(&first);
+        }
     }
 
     /// A huge page at whose inside a range begins or ends is mapped small from now on.
@@ -261,7 +319,7 @@ impl HostMemory {
     fn fault_in(&mut self, hva: u64, gfn: Gfn, write: bool) -> Result<Mapping, HostPage> {
         let frame = hva >> PAGE_SHIFT;
         let protected = Self::is_in(&self.protected, hva);
-        if write && protected {
+        if Self::is_in(&self.absent, hva) || (write && protected) {
             return Err(HostPage::Bad);
         }
         let known = self.find(frame);
@@ -298,9 +356,12 @@ impl HostMemory {
         })
     }
 
-    fn supplied(&self, gfn: Gfn) -> Supplied {
+    fn supplied(&mut self, gfn: Gfn) -> Supplied {
         let found = self.supply.iter().find(|page| page.gfn == gfn);
-        found.copied().unwrap_or_else(|| (gfn, 0).into())
+        found.copied().unwrap_or_else(|| {
+            self.made_up += 1;
+            (gfn, MADE_UP + self.made_up - 1).into()
+        })
     }
 }
 
@@ -345,9 +406,15 @@ impl Backing for HostMemory {
             return FilePage::Bad;
         };
         let page = first + (gfn - slot.range().start()).raw();
-        let told = self.file_supply.iter().find(|(of, _)| *of == gfn);
-        let supplied = told.map_or_else(|| self.supplied(gfn).pfn, |(_, pfn)| *pfn);
-        let pfn = *self.files.entry((file, page)).or_insert(supplied);
+        let pfn = match self.files.get(&(file, page)) {
+            Some(pfn) => *pfn,
+            None => {
+                let told = self.file_supply.iter().find(|(of, _)| *of == gfn);
+                told.map(|(_, pfn)| *pfn)
+                    .unwrap_or_else(|| self.supplied(gfn).pfn)
+            }
+        };
+        self.files.insert((file, page), pfn);
         FilePage::Page {
             pfn: Pfn::new(pfn),
             size: PageSize::Size4K,

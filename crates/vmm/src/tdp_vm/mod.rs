@@ -29,7 +29,9 @@
 //! assert_eq!(told.last().unwrap(), "NOTE exit HLT");
 //! ```
 
+mod activity;
 mod any;
+mod call;
 mod guest;
 mod host;
 mod log;
@@ -43,7 +45,7 @@ mod vcpu;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use slat_memslot::{Errno, Memory, Profile, Quirks, VmType};
+use slat_memslot::{Call, Errno, Memory, Profile, Quirks, VmType};
 use slat_mmu::fault::{Invalidation, Settings};
 use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::role::TdpHost;
@@ -52,8 +54,8 @@ use slat_mmu::table::Reader;
 use slat_mmu::tdp::{Limits, Passes, Tables, Uninterrupted, ZapAll};
 
 use crate::traces::Predicted;
+pub use activity::{Activity, Ending, Paging, Step};
 pub use any::AnyTdpVm;
-pub use guest::{Activity, Ending, Paging, Step};
 pub use host::{HostMemory, HvaRange, Supplied};
 use sink::Sink;
 use vcpu::Vcpu;
@@ -74,7 +76,7 @@ pub struct TdpVm<F: Format> {
     memory: Memory,
     tables: Tables<F>,
     tdp: TdpHost,
-    /// For work that is not a vCPU's.
+    /// One thread does everything.
     reader: Reader,
     vcpus: BTreeMap<u32, Vcpu>,
     host: HostMemory,
@@ -85,10 +87,10 @@ pub struct TdpVm<F: Format> {
     out: Sink,
 }
 
-/// Tables and threads of one VM: far more than a recording has.
+/// Tables of one VM: enough for 512 GiB of small pages.
 const LIMITS: Limits = Limits {
-    tables: 1 << 14,
-    readers: 40,
+    tables: 1 << 18,
+    readers: 2,
 };
 
 impl<F: Format> TdpVm<F> {
@@ -124,6 +126,12 @@ impl<F: Format> TdpVm<F> {
         &self.memory
     }
 
+    /// The same, to be changed by what no call can say, such as who calls ([`slat_memslot::Gate`]). The page tables do
+    /// not follow changes of slots that are made here.
+    pub fn memory_mut(&mut self) -> &mut Memory {
+        &mut self.memory
+    }
+
     /// The page tables.
     pub fn tables(&self) -> &Tables<F> {
         &self.tables
@@ -156,8 +164,11 @@ impl<F: Format> TdpVm<F> {
 
     /// `KVM_ENABLE_CAP` on the VM.
     pub fn enable_cap(&mut self, cap: u32, arg: u64) {
-        let result = self.memory.enable_cap(cap, 0, [arg, 0, 0, 0]);
-        self.answer(result.map(|()| 0).map_err(|refusal| refusal.errno()));
+        let _ = self.call(&Call::EnableCap {
+            cap,
+            flags: 0,
+            args: [arg, 0, 0, 0],
+        });
     }
 
     /// `kvm.eager_page_split` changes.
@@ -195,7 +206,7 @@ impl<F: Format> TdpVm<F> {
         let locked = &mut self.tables.exclusive(&mut self.out);
         let _ = ZapAll::new(self.passes).run(locked, &mut Uninterrupted);
         for vcpu in self.vcpus.values_mut() {
-            vcpu.unload(&self.tables);
+            vcpu.unload(&self.tables, &mut self.reader);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Slots: what setting a region does to the tables.
 
 use slat_memslot::{
-    Effects, Gfn, LogOff, LogSwitch, PageSize, Region, Slot, SlotKey, Zap, ZapReach,
+    Call, Effects, Gfn, LogOff, LogSwitch, PageSize, Refusal, Region, Slot, SlotKey, Zap, ZapReach,
 };
 use slat_mmu::roots::Request;
 use slat_mmu::spte::Format;
@@ -14,6 +14,10 @@ use super::{EagerSplit, TdpVm};
 impl<F: Format> TdpVm<F> {
     /// `KVM_SET_USER_MEMORY_REGION` or its second version.
     pub fn set_region(&mut self, request: &Region) {
+        let _ = self.call(&Call::SetRegion(*request));
+    }
+
+    pub(super) fn change_region(&mut self, request: &Region) -> Result<(), Refusal> {
         let result = self.memory.set_region(request);
         // A refused move has zapped before it was refused.
         let effects = match &result {
@@ -23,7 +27,7 @@ impl<F: Format> TdpVm<F> {
         if let Some(effects) = effects {
             self.follow(&effects);
         }
-        self.answer(result.map(|_| 0).map_err(|refusal| refusal.errno()));
+        result.map(drop)
     }
 
     fn follow(&mut self, effects: &Effects) {
