@@ -35,7 +35,7 @@
 //!     Predicted::SpteSet { gfn, level, spte, .. } => Some((gfn.raw(), level, spte & 0xff_ffff_f000)),
 //!     _ => None,
 //! });
-//! assert_eq!(leaf, Some((0x201, PageSize::Size2M.level(), 0x4_0000_0000)));
+//! assert_eq!(leaf, Some((0x200, PageSize::Size2M.level(), 0x4_0000_0000)));
 //! ```
 
 use std::sync::Arc;
