@@ -12,7 +12,7 @@ use crate::tool;
 pub(crate) fn install_missing(wanted: &[(&str, &str)]) -> Outcome<()> {
     let missing: Vec<&str> = wanted
         .iter()
-        .filter(|(file, _)| !exists(file))
+        .filter(|(file, _)| tool::find(file).is_none())
         .map(|&(_, package)| package)
         .collect();
     if missing.is_empty() {
@@ -35,17 +35,12 @@ pub(crate) fn install_missing(wanted: &[(&str, &str)]) -> Outcome<()> {
     )
 }
 
-fn exists(file: &str) -> bool {
-    if file.starts_with('/') {
-        return Path::new(file).exists();
-    }
-    let folders = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&folders).any(|folder| folder.join(file).exists())
-}
-
 /// Debian's tools are needed for Debian's packages.
 pub(crate) fn require_apt() -> Outcome<()> {
-    if ["apt-get", "apt-cache", "dpkg-deb"].into_iter().all(exists) {
+    if ["apt-get", "apt-cache", "dpkg-deb"]
+        .into_iter()
+        .all(|name| tool::find(name).is_some())
+    {
         return Ok(());
     }
     Err(Failure::new(

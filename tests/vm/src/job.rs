@@ -15,6 +15,7 @@ use crate::emulator;
 use crate::failure::{Doing, Failure, Outcome};
 use crate::kernel::Image;
 use crate::options::Machine;
+use crate::tool;
 
 /// Runs `program` with `arguments` in the folder that is current, with the variables of this process. Passes its
 /// output on while it runs, and returns its exit status: 128 and the signal's number if one ended it.
@@ -63,9 +64,8 @@ impl Job {
             writable,
             image: image.clone(),
         };
-        let program = program
-            .canonicalize()
-            .doing(format_args!("run {}", program.display()))?;
+        let program = tool::find(program)
+            .ok_or_else(|| Failure::new(format!("there is no {}", program.display())))?;
         job.write("command", &script(&program, arguments)?)?;
         job.write("writable", job.writable_list().as_bytes())?;
         for name in ["stdout", "stderr", "console"] {

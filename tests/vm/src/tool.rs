@@ -1,8 +1,21 @@
 //! Programs that the runner needs.
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use crate::failure::{Doing, Failure, Outcome};
+
+/// The file of a program: of the folders of programs, unless the name has a folder itself.
+pub(crate) fn find(name: impl AsRef<Path>) -> Option<PathBuf> {
+    let name = name.as_ref();
+    if name.components().count() > 1 {
+        return name.canonicalize().ok();
+    }
+    let folders = std::env::var_os("PATH")?;
+    std::env::split_paths(&folders)
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file())
+}
 
 /// Runs it; its output is shown only if it fails.
 pub(crate) fn run(command: &mut Command) -> Outcome<()> {
