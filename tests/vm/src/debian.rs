@@ -21,7 +21,7 @@ pub(crate) fn install_missing(wanted: &[(&str, &str)]) -> Outcome<()> {
     let missing = missing.join(" ");
     require_apt()?;
     if !is_root() {
-        return Err(Failure::new(format!(
+        return Err(Failure::lacking(format!(
             "packages are missing, and only root can install them:\n    sudo apt-get install --no-install-recommends {missing}"
         )));
     }
@@ -33,6 +33,7 @@ pub(crate) fn install_missing(wanted: &[(&str, &str)]) -> Outcome<()> {
             .args(["install", "--yes", "--no-install-recommends"])
             .args(missing.split(' ')),
     )
+    .map_err(Failure::for_lack)
 }
 
 /// Debian's tools are needed for Debian's packages.
@@ -43,7 +44,7 @@ pub(crate) fn require_apt() -> Outcome<()> {
     {
         return Ok(());
     }
-    Err(Failure::new(
+    Err(Failure::lacking(
         "the kernels are made from Debian's packages, which needs apt-get and dpkg-deb. \
          Elsewhere, run the setup in a container of Debian and copy its cache (docs/vm.md)",
     ))
@@ -58,7 +59,7 @@ fn update_lists_once() -> Outcome<()> {
     static DONE: std::sync::Once = std::sync::Once::new();
     let mut outcome = Ok(());
     DONE.call_once(|| outcome = tool::run(Command::new("apt-get").arg("update")));
-    outcome
+    outcome.map_err(Failure::for_lack)
 }
 
 /// The newest package among those whose name consists of `prefix`, a number and `suffix` with whatever Debian puts
@@ -108,7 +109,7 @@ fn with_lists(find: impl Fn() -> Outcome<Option<String>>, what: &str) -> Outcome
             return Ok(found);
         }
     }
-    Err(Failure::new(format!(
+    Err(Failure::lacking(format!(
         "apt knows no package {what}; perhaps `apt-get update` helps"
     )))
 }
@@ -128,7 +129,8 @@ pub(crate) fn unpack(package: &str, to: &Path) -> Outcome<()> {
             .current_dir(to)
             // Its other user cannot write here.
             .args(["-o", "APT::Sandbox::User=root", "download", package]),
-    )?;
+    )
+    .map_err(Failure::for_lack)?;
     let file = find_file(to, "", ".deb")?;
     tool::run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(to))?;
     fs::remove_file(&file).doing(format_args!("remove {}", file.display()))

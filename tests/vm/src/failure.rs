@@ -9,6 +9,8 @@ pub(crate) struct Failure {
     status: u8,
 }
 
+/// This host lacks what the work needs, which is no fault of ours: as automake says it.
+const LACKING: u8 = 77;
 /// The machine could not be prepared, or broke down.
 const BROKEN: u8 = 125;
 /// The program did not end in time, as `timeout` says it.
@@ -30,6 +32,19 @@ impl Failure {
             message: message.into(),
             status: LATE,
         }
+    }
+
+    /// This host lacks something.
+    pub(crate) fn lacking(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            status: LACKING,
+        }
+    }
+
+    /// The same, for what failed since this host lacks something.
+    pub(crate) fn for_lack(self) -> Self {
+        Self::lacking(self.message)
     }
 
     pub(crate) fn status(&self) -> u8 {

@@ -103,7 +103,9 @@ impl Job {
         qemu.stdin(std::process::Stdio::null())
             .stdout(std::process::Stdio::null())
             .stderr(File::create(self.path("qemu")).doing("write a log of QEMU")?);
-        let child = qemu.spawn().doing("start QEMU (see `slat-vm setup`)")?;
+        let child = qemu
+            .spawn()
+            .doing("start QEMU (`cargo vm setup` installs it)")?;
         let mut output = Output::new(self)?;
         let end = wait_for(child, Duration::from_secs(machine.timeout), &mut output)?;
         output.pass_on()?;
