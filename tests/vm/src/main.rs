@@ -54,6 +54,7 @@ enum Job {
 }
 
 #[derive(Args, Debug)]
+#[command(args_override_self = true)]
 struct Run {
     #[command(flatten)]
     machine: Machine,

@@ -124,7 +124,7 @@ fn options_reach_the_kernel() {
         grep -c -w la57 /proc/cpuinfo; \
         cat /sys/kernel/mm/hugepages/*/nr_hugepages | sort -n; \
         cat /sys/module/kvm/parameters/nx_huge_pages";
-    let much = "--mmu direct --levels 5 --cpus 2 --memory 3072 --hugepages 2M=9 --hugepages 1G=1 \
+    let much = "--mmu direct --levels 5 --cpus 2 --memory 4096 --hugepages 2M=9 --hugepages 1G=1 \
         --append kvm.nx_huge_pages=force";
     let cases = [
         ("built", "--levels 4", "Y\nY\n0\n0\n0\nN\n"),
