@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 fn shell<S: AsRef<OsStr>>(kernel: &str, options: &[S], script: &str) -> Option<Output> {
     let output = Command::new(env!("CARGO_BIN_EXE_slat-vm"))
         .env_remove("SLAT_VM_OPTIONS")
-        .args(["run", "--kernel", kernel, "--timeout", "120"])
+        .args(["run", "--kernel", kernel, "--timeout", "300"])
         .args(options)
         .args(["--", "sh", "-c", script])
         .output()
@@ -95,14 +95,14 @@ fn files_come_back_from_writable_folders_only() {
 fn a_program_that_hangs_is_stopped() {
     let started = Instant::now();
     let script = "echo begun; while :; do :; done";
-    let Some(output) = shell("built", &["--timeout", "10"], script) else {
+    let Some(output) = shell("built", &["--timeout", "45"], script) else {
         return;
     };
     assert_eq!(output.status.code(), Some(124));
     assert_eq!(text(&output.stdout), "begun\n");
     let error = text(&output.stderr);
-    assert!(error.contains("did not end within 10 seconds"), "{error}");
-    assert!(started.elapsed() < Duration::from_secs(60));
+    assert!(error.contains("did not end within 45 seconds"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(200));
 }
 
 #[test]
