@@ -44,7 +44,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use slat_memslot::{Errno, Memory, Profile, Quirks, VmType};
-use slat_mmu::fault::{Invalidation, Settings};
+use slat_mmu::fault::{Apicv, Invalidation, Settings};
 use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::role::TdpHost;
 use slat_mmu::spte::{Format, GuestPat, NxHugePages};
@@ -181,6 +181,7 @@ impl<F: Format> TdpVm<F> {
                 .contains(Quirks::IGNORE_GUEST_PAT);
         Settings {
             nx_huge_pages: self.nx_huge_pages,
+            apicv: Apicv::Active,
             guest_pat: if honoured {
                 GuestPat::Honoured
             } else {

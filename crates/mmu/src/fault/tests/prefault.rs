@@ -31,10 +31,9 @@ fn progress_ends_with_the_page_and_with_what_was_asked_for() {
 fn refusals_say_why() {
     let mut world = World::<Ept>::new(&Host::ept(40)).with_slot(0, 16, SlotFlags::empty());
     assert_eq!(world.prefault(16, 1), Err(PrefaultError::NoSlot));
-    world.invalidation.begin();
-    world.invalidation.add(range(3, 4));
+    world.begin(Some(range(3, 4)));
     assert_eq!(world.prefault(3, 1), Err(PrefaultError::Retry));
-    world.invalidation.end();
+    world.end();
     for (answer, error) in [
         (HostPage::Bad, PrefaultError::BadPage),
         (HostPage::Poisoned, PrefaultError::Retry),
