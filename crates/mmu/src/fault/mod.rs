@@ -29,6 +29,8 @@ mod fault_in;
 mod handle;
 mod invalidation;
 mod mmio;
+#[cfg(all(test, shuttle))]
+mod model;
 mod plan;
 mod prefault;
 mod request;

@@ -7,6 +7,7 @@ mod nx;
 mod outcomes;
 mod parts;
 mod prefault;
+mod races;
 mod sizes;
 
 use slat_memslot::{
