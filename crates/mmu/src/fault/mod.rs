@@ -43,5 +43,5 @@ pub use handle::{Apicv, Begun, Env, Handled, Outcome, Settings};
 pub use invalidation::{Invalidation, Sequence};
 pub use mmio::MmioCache;
 pub use plan::{Caveat, OutsideBaseMode, PlannedRun, PrefaultPlan, Prefaulter, Stop};
-pub use prefault::{Prefault, PrefaultError, PrefaultOutside};
+pub use prefault::{Endless, Prefault, PrefaultError, PrefaultOutside};
 pub use request::{Fault, Kind, Present};

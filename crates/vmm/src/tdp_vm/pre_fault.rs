@@ -1,33 +1,62 @@
 //! `KVM_PRE_FAULT_MEMORY`.
 
 use slat_memslot::{Errno, Gfn, Pages};
-use slat_mmu::fault::{Env, PrefaultError};
+use slat_mmu::fault::{Env, OutsideBaseMode, Prefault, PrefaultError, PrefaultOutside};
+use slat_mmu::role::{VcpuMode, VcpuState, root_role_for_tdp};
+use slat_mmu::roots::RootId;
 use slat_mmu::spte::Format;
 
 use super::TdpVm;
 use crate::traces::Predicted;
 
+/// How a call ended, and how much it left: more than its error number says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PreFaulted {
+    /// Everything is mapped.
+    All,
+    /// The call is refused.
+    Refused(Errno),
+    /// The policy refuses a vCPU in this mode (`EINVAL`).
+    OutsideBaseMode(OutsideBaseMode),
+    /// A page cannot be mapped, and so many are left. The call fails only if it was the first.
+    Stopped {
+        /// Those that are not mapped.
+        left: Pages,
+        /// Why.
+        why: PrefaultError,
+    },
+}
+
 impl<F: Format> TdpVm<F> {
-    /// Maps pages ahead, into the root that the vCPU would run on. `flags` must be 0.
-    pub fn pre_fault(&mut self, vcpu: u32, gfn: Gfn, pages: Pages, flags: u64) {
-        let (gpa, size) = (gfn.raw() << 12, pages.raw() << 12);
-        let checked = self.memory.check_pre_fault(vcpu, gpa, size, flags);
+    /// What becomes of pre-faults by a vCPU in SMM or L2, of the three ways that were argued about; upstream is
+    /// [`PrefaultOutside::CurrentRoot`].
+    pub fn set_prefault_outside(&mut self, outside: PrefaultOutside) {
+        self.prefault_outside = outside;
+    }
+
+    /// Maps pages ahead, into the root that the vCPU would run on, or as the policy has it
+    /// ([`TdpVm::set_prefault_outside`]). `flags` must be 0.
+    ///
+    /// What KVM tries for ever ends here, as if by a signal: [`PrefaultError::Endless`].
+    pub fn pre_fault(&mut self, vcpu: u32, gfn: Gfn, pages: Pages, flags: u64) -> PreFaulted {
         let (mut at, mut left) = (gfn, pages);
-        let mut result = checked.map_err(|refusal| refusal.errno());
-        while result.is_ok() && left.raw() > 0 {
+        let mut ended = self.check_pre_fault(vcpu, (gfn, pages), flags);
+        while ended == PreFaulted::All && left.raw() > 0 {
             match self.pre_fault_one(vcpu, at, left) {
                 Ok(done) => {
                     at = Gfn::new(at.raw() + done.raw());
                     left = Pages::new(left.raw() - done.raw());
                 }
-                Err(errno) => result = Err(errno),
+                Err(why) => ended = PreFaulted::Stopped { left, why },
             }
         }
         // What was mapped is not taken back by an error.
-        let answer = if left == pages {
-            result.map(|()| 0)
-        } else {
-            Ok(0)
+        let answer = match ended {
+            _ if left != pages => Ok(0),
+            PreFaulted::All => Ok(0),
+            PreFaulted::Refused(errno) => Err(errno),
+            PreFaulted::OutsideBaseMode(_) => Err(Errno::EINVAL),
+            PreFaulted::Stopped { why, .. } => Err(errno_of(why)),
         };
         self.answer(answer);
         let left = Predicted::PreFaultLeft {
@@ -35,15 +64,76 @@ impl<F: Format> TdpVm<F> {
             pages: left,
         };
         self.out.events.push(left);
+        ended
     }
 
-    fn pre_fault_one(&mut self, id: u32, gfn: Gfn, left: Pages) -> Result<Pages, Errno> {
-        // Requests are served on the way into the guest only: an obsolete root stays, and every try is stale.
-        let root = self.load_root(id).ok_or(Errno::EFAULT)?;
+    /// What stands against the call before any page is looked at.
+    fn check_pre_fault(&self, vcpu: u32, (gfn, pages): (Gfn, Pages), flags: u64) -> PreFaulted {
+        let (gpa, size) = (gfn.raw() << 12, pages.raw() << 12);
+        if let Err(refusal) = self.memory.check_pre_fault(vcpu, gpa, size, flags) {
+            return PreFaulted::Refused(refusal.errno());
+        }
+        match (self.mode_of(vcpu), self.prefault_outside) {
+            (mode @ (VcpuMode::Smm | VcpuMode::Guest), PrefaultOutside::Refused) => {
+                PreFaulted::OutsideBaseMode(OutsideBaseMode(mode))
+            }
+            _ => PreFaulted::All,
+        }
+    }
+
+    fn mode_of(&self, vcpu: u32) -> VcpuMode {
+        let vcpu = self.vcpus.get(&vcpu);
+        vcpu.map_or(VcpuMode::Normal, |vcpu| vcpu.state.mode)
+    }
+
+    fn pre_fault_one(&mut self, id: u32, gfn: Gfn, left: Pages) -> Result<Pages, PrefaultError> {
+        let base = self.prefault_outside == PrefaultOutside::BaseRoot;
+        let done = if base && self.mode_of(id) != VcpuMode::Normal {
+            let root = self.hold_base_root(id)?;
+            let done = self.pre_fault_into(root, id, (gfn, left));
+            self.tables
+                .shared(&mut self.reader, &mut self.out)
+                .put_root(root);
+            done
+        } else {
+            // Up to 6.14 requests are served on the way into the guest only: an obsolete root stays, and every try is
+            // stale.
+            if !self.memory.profile().pre_fault_spins.get() {
+                self.serve_requests(id);
+            }
+            let root = self.load_root(id).ok_or(PrefaultError::OutOfTables)?;
+            self.pre_fault_into(root, id, (gfn, left))
+        };
+        let done = done?;
+        if let Some((slot, gfn)) = done.handled.mark_dirty {
+            self.memory.mark_dirty(slot.as_id, gfn);
+        }
+        Ok(done.done)
+    }
+
+    /// The root that a vCPU would have in the base mode, with a reference that has to be given back.
+    fn hold_base_root(&mut self, id: u32) -> Result<RootId, PrefaultError> {
+        let vcpu = self.vcpus.get(&id).ok_or(PrefaultError::BadPage)?;
+        let state = VcpuState {
+            mode: VcpuMode::Normal,
+            ..vcpu.state
+        };
+        let role = root_role_for_tdp(&state, &self.tdp);
+        let mut locked = self.tables.shared(&mut self.reader, &mut self.out);
+        let root = locked.acquire_root(role);
+        root.map(|root| root.root())
+            .map_err(|_| PrefaultError::OutOfTables)
+    }
+
+    fn pre_fault_into(
+        &mut self,
+        root: RootId,
+        id: u32,
+        (gfn, left): (Gfn, Pages),
+    ) -> Result<Prefault, PrefaultError> {
         let settings = self.settings();
-        self.out.vcpu = id;
-        self.out.address = gfn.gpa().raw();
-        let vcpu = self.vcpus.get_mut(&id).ok_or(Errno::EFAULT)?;
+        (self.out.vcpu, self.out.address) = (id, gfn.gpa().raw());
+        let vcpu = self.vcpus.get_mut(&id).ok_or(PrefaultError::BadPage)?;
         let mut locked = self.tables.shared(&mut vcpu.reader, &mut self.out);
         let mut env = Env {
             memory: &self.memory,
@@ -52,13 +142,7 @@ impl<F: Format> TdpVm<F> {
             settings,
             mmio: &mut vcpu.mmio,
         };
-        let done = locked.prefault(root, gfn, left, &mut env);
-        drop(locked);
-        let done = done.map_err(errno_of)?;
-        if let Some((slot, gfn)) = done.handled.mark_dirty {
-            self.memory.mark_dirty(slot.as_id, gfn);
-        }
-        Ok(done.done)
+        locked.prefault(root, gfn, left, &mut env)
     }
 }
 
@@ -66,7 +150,11 @@ const fn errno_of(error: PrefaultError) -> Errno {
     match error {
         PrefaultError::NoSlot => Errno::ENOENT,
         PrefaultError::BadPage => Errno::EFAULT,
-        PrefaultError::Retry => Errno::EINTR,
+        PrefaultError::Interrupted | PrefaultError::Endless { .. } => Errno::EINTR,
+        PrefaultError::InvalidSlot => Errno::EAGAIN,
         PrefaultError::OutOfTables => Errno::ENOMEM,
     }
 }
+
+#[cfg(test)]
+mod tests;
