@@ -1,5 +1,7 @@
 //! `KVM_PRE_FAULT_MEMORY`.
 
+use core::fmt;
+
 use slat_memslot::{Errno, Gfn, Pages};
 use slat_mmu::fault::{Env, OutsideBaseMode, Prefault, PrefaultError, PrefaultOutside};
 use slat_mmu::role::{VcpuMode, VcpuState, root_role_for_tdp};
@@ -25,6 +27,17 @@ pub enum PreFaulted {
         /// Why.
         why: PrefaultError,
     },
+}
+
+impl fmt::Display for PreFaulted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("everything is mapped"),
+            Self::Refused(errno) => write!(f, "refused: {errno}"),
+            Self::OutsideBaseMode(refused) => write!(f, "refused: {refused}"),
+            Self::Stopped { left, why } => write!(f, "{} pages are left: {why}", left.raw()),
+        }
+    }
 }
 
 impl<F: Format> TdpVm<F> {
