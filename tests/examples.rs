@@ -238,6 +238,11 @@ fn prefault_shows_the_roots_and_the_policies() {
         "stops: no slot holds 0x0",
         "# in SMM, an error outside it",
         "refused: ",
+        "as merged: 4 pages are left: no slot is there; 1 faults",
+        "always for the base mode: everything is mapped; 0 faults",
+        "an error outside it: refused: ",
+        "debian-6.12.117: 4 pages are left: the kernel would try for ever: the root was thrown away",
+        "linux-6.18: everything is mapped",
         "# KVM_PRE_FAULT_MEMORY",
     ];
     on_each_machine(prefault::run, &plans, &["0x3c00000, 0x800000 bytes: "]);

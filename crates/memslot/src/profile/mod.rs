@@ -181,6 +181,14 @@ profile! {
     /// After all roots were thrown away, pre-faulting spins until the vCPU has entered the guest once, or a signal
     /// comes.
     pre_fault_spins: bool,
+    /// Pre-faulting a slot that is being deleted or moved tries until a signal comes, while the deletion waits for it to
+    /// end (until 6.17). Later kernels give `EAGAIN`.
+    pre_fault_waits_for_slot: bool,
+    /// Pre-faulting a page that is mapped makes its leaf anew, without the accessed bit (up to 6.12).
+    pre_fault_remakes_leaf: bool,
+    /// A leaf that replaces a writable entry, for which an MMIO entry passes as well, starts clean; and accessed and dirty
+    /// bits are kept only where hardware maintains them (up to 6.12). One series changed both.
+    replaced_leaf_is_clean: bool,
     /// VM types that can be made here (`KVM_CAP_VM_TYPES`).
     vm_types: u32,
     /// System management mode is built in, and with it a second address space.

@@ -64,6 +64,9 @@ fn debian_6_12_117() -> Profile {
         dirty_ring: observed(true, DEB),
         pre_fault: observed(true, DEB),
         pre_fault_spins: observed(true, DEB),
+        pre_fault_waits_for_slot: read(true, DEB),
+        pre_fault_remakes_leaf: observed(true, DEB),
+        replaced_leaf_is_clean: observed(true, DEB),
         vm_types: observed(0b1, DEB),
         smm: observed(true, DEB),
         vendor: observed(Vendor::Amd, DEB),
@@ -146,6 +149,9 @@ pub(super) fn linux_6_18() -> Profile {
     p.gmem_signed_offsets = observed(true, PVM);
     p.gmem_noexec = observed(true, PVM);
     p.pre_fault_spins = inferred(false, "mended in March 2025, commit 20a6cff3b283");
+    p.pre_fault_waits_for_slot = inferred(false, "EAGAIN came with 6.18");
+    p.pre_fault_remakes_leaf = inferred(false, "prefaults keep leaves since 6.13");
+    p.replaced_leaf_is_clean = inferred(false, "writable leaves start dirty since 6.13");
     p.log_off = inferred(LogOff::Recover, "recovery in place came with 6.13");
     p.pml_order = inferred(
         PmlOrder::OldestFirst,

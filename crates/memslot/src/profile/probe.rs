@@ -106,6 +106,10 @@ fn probe_interface(p: &mut Profile, caps: &Capabilities) {
         _ => probed(true, "KVM_CAP_PRE_FAULT_MEMORY"),
     };
     p.pre_fault_spins = Fact::new(!at_least(&caps.release, 6, 15), release());
+    p.pre_fault_waits_for_slot = Fact::new(!at_least(&caps.release, 6, 18), release());
+    let before_6_13 = !at_least(&caps.release, 6, 13);
+    p.pre_fault_remakes_leaf = Fact::new(before_6_13, release());
+    p.replaced_leaf_is_clean = Fact::new(before_6_13, release());
     p.log_off = Fact::new(
         if at_least(&caps.release, 6, 13) {
             LogOff::Recover

@@ -59,7 +59,7 @@ pub use events::{
 pub use fast::{Fast, SlotLog};
 pub use hardware::HardwareAccess;
 pub use hooks::{AccessCheck, Busy, External, NoCheck, NoExternal, Translated};
-pub use lock::{Exclusive, Locked, Shared, Side};
+pub use lock::{Exclusive, HeldForWriting, Locked, Shared, Side};
 pub use log::{ByWhat, ClearDirty, Weaken};
 pub use map::{MapError, MapRequest, Mapped, NxFault, Resolution, Retry, Target};
 pub use page::Parent;

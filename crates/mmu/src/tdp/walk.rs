@@ -60,7 +60,7 @@ pub enum Violation<D> {
 impl<F: Format, X, C> Tables<F, X, C> {
     /// The entry that a walk for a frame ends at. The caller has the right to walk: a pin, or everything.
     #[inline]
-    pub(super) fn find(&self, root: TableId, gfn: u64) -> Found<F> {
+    pub(crate) fn find(&self, root: TableId, gfn: u64) -> Found<F> {
         let (mut table, mut level) = (root, self.page(root).role().level());
         loop {
             let index = index(gfn, level);

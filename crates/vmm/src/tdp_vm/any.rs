@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use slat_memslot::{Call, Errno, Gfn, GmemId, Memory, Pages, Profile, Region, VmType};
+use slat_mmu::fault::PrefaultOutside;
 use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::role::VcpuMode;
 use slat_mmu::spte::{Ept, Npt, NxHugePages};
 use slat_mmu::tdp::audit::{AuditContext, Violation};
 use slat_mmu::tdp::{Passes, Totals};
 
-use super::{Activity, EagerSplit, HostMemory, HvaRange, Paging, TdpVm};
+use super::{Activity, EagerSplit, HostMemory, HvaRange, Paging, PreFaulted, TdpVm};
 use crate::CallResult;
 use crate::traces::Predicted;
 
@@ -126,7 +127,8 @@ either_format! {
     fn punch_hole(file: GmemId, offset: u64, len: u64);
     fn set_attributes(gfn: Gfn, pages: Pages, attributes: u64);
     fn run_guest(vcpu: u32, activity: &Activity);
-    fn pre_fault(vcpu: u32, gfn: Gfn, pages: Pages, flags: u64);
+    fn set_prefault_outside(outside: PrefaultOutside);
+    fn pre_fault(vcpu: u32, gfn: Gfn, pages: Pages, flags: u64) -> PreFaulted;
     fn get_dirty_log(slot: u32);
     fn clear_dirty_log(slot: u32, first: u64, pages: Pages);
     fn unmap_hva(range: HvaRange);

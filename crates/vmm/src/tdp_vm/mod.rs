@@ -46,17 +46,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use slat_memslot::{Call, Errno, Memory, Profile, Quirks, VmType};
-use slat_mmu::fault::{Invalidation, Settings};
+use slat_mmu::fault::{Apicv, Invalidation, PrefaultOutside, Settings};
 use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::role::TdpHost;
 use slat_mmu::spte::{Format, GuestPat, NxHugePages};
 use slat_mmu::table::Reader;
-use slat_mmu::tdp::{Limits, Passes, Tables, Uninterrupted, ZapAll};
+use slat_mmu::tdp::{ExistingLeaf, Limits, Passes, Tables, Uninterrupted, ZapAll};
 
 use crate::traces::Predicted;
 pub use activity::{Activity, Ending, Paging, Step};
 pub use any::AnyTdpVm;
 pub use host::{HostMemory, HvaRange, Supplied};
+pub use pre_fault::PreFaulted;
 use sink::Sink;
 use vcpu::Vcpu;
 
@@ -84,6 +85,7 @@ pub struct TdpVm<F: Format> {
     nx_huge_pages: NxHugePages,
     eager_split: EagerSplit,
     passes: Passes,
+    prefault_outside: PrefaultOutside,
     out: Sink,
 }
 
@@ -94,12 +96,19 @@ const LIMITS: Limits = Limits {
 };
 
 impl<F: Format> TdpVm<F> {
-    /// A VM of this type, if the profile has it, on a host; `None` if the host has no second stage.
+    /// A VM of this type, if the profile has it, on a host; `None` if the host has no second stage. The rules for accessed
+    /// and dirty bits are those of the profile's kernel.
     ///
     /// # Panics
     /// Not in practice: new tables have places for readers.
     pub fn new(profile: impl Into<Arc<Profile>>, vm_type: VmType, host: &Host) -> Option<Self> {
-        let tables = Tables::with_limits(host, LIMITS);
+        let profile = profile.into();
+        let existing = match profile.pre_fault_remakes_leaf.get() {
+            true => ExistingLeaf::MadeAnew,
+            false => ExistingLeaf::Kept,
+        };
+        let host = &host.of_kernel(&profile);
+        let tables = Tables::with_limits(host, LIMITS).with_existing_leaf(existing);
         Some(Self {
             memory: Memory::new(profile, vm_type),
             reader: tables.reader().expect("nobody has taken a place"),
@@ -111,6 +120,7 @@ impl<F: Format> TdpVm<F> {
             nx_huge_pages: NxHugePages::Off,
             eager_split: EagerSplit::On,
             passes: Passes::default(),
+            prefault_outside: PrefaultOutside::default(),
             out: Sink::default(),
         })
     }
@@ -192,6 +202,7 @@ impl<F: Format> TdpVm<F> {
                 .contains(Quirks::IGNORE_GUEST_PAT);
         Settings {
             nx_huge_pages: self.nx_huge_pages,
+            apicv: Apicv::Active,
             guest_pat: if honoured {
                 GuestPat::Honoured
             } else {
