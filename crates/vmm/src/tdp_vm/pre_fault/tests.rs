@@ -1,5 +1,3 @@
-#![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
-
 use slat_memslot::{Gpa, Profile, Region, SlotKey, VmType};
 use slat_mmu::fault::Endless;
 use slat_mmu::host::Host;
