@@ -17,6 +17,7 @@ pub mod kvm;
 pub mod model;
 mod parse_error;
 pub mod predict;
+pub mod rebuild;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod record;
 pub mod recordings;
