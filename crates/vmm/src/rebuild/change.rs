@@ -42,10 +42,6 @@ impl<F: Format> World<F> {
         self.place(change, choice);
     }
 
-    fn is_frozen(&self, value: u64) -> bool {
-        self.codec.is_frozen(slat_mmu::spte::Spte::from_raw(value))
-    }
-
     /// Whether what does not fit may well be of a VM that was not seen yet: the thread was not.
     fn is_of_a_stranger(&self, told: &Told, choice: &Choice) -> bool {
         self.has_threads && self.vm_of(told.thread).is_none() && {
@@ -67,7 +63,7 @@ impl<F: Format> World<F> {
         match choice.fit {
             Fit::Same => self.counts.confirmed += 1,
             Fit::Marked => self.counts.hardware_marks += 1,
-            Fit::Regained => {}
+            Fit::Regained => self.counts.execution_regained += 1,
             Fit::Unknown => self.counts.from_before += 1,
             Fit::Doubtful => self.counts.after_loss += 1,
             Fit::Differs => {
@@ -123,22 +119,25 @@ impl<F: Format> World<F> {
             old: change.old,
             was,
             new: change.new,
-            removes: removed || freezes,
+            removes: removed.is_some() || freezes,
+            removed,
         });
     }
 
-    /// Replaces an entry, with what hangs on it. Says whether a table went.
+    /// Replaces an entry, with what hangs on it. Gives the table that went.
     pub(super) fn store(
         &mut self,
         thread: u32,
         (table, index): (TableNo, usize),
         (old, new): (u64, u64),
-    ) -> bool {
-        let Some(found) = self.table_mut(table) else {
-            return false;
-        };
+    ) -> Option<TableNo> {
+        let freezes = self.is_frozen(new);
+        let freezes_empty = freezes && self.is_empty_value(old);
+        let found = self.table_mut(table)?;
         let child = found.children.remove(&index);
         found.set(index, new, State::Known);
+        found.freezes_all |= freezes_empty;
+        found.frozen_to = if freezes { Some(index) } else { found.frozen_to };
         let (level, first) = (found.level, found.frame_of(index));
         if let Some(child) = child {
             self.remove(child);
@@ -146,7 +145,7 @@ impl<F: Format> World<F> {
         if self.is_link(new, level) {
             self.link(thread, (table, index), (level, first), (old, new));
         }
-        child.is_some()
+        child
     }
 
     /// Takes over what an entry was before, where that was not known or another.

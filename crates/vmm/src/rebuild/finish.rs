@@ -9,6 +9,7 @@ use slat_mmu::tdp::Tables;
 use slat_mmu::tdp::audit::AuditContext;
 use slat_mmu::tdp::dump::{Detail, Dump, RawTable, Root, RootNumber};
 
+use super::report::Contradiction;
 use super::table::{Standing, State, Table, TableNo, VmNo};
 use super::world::{Vm, World};
 use super::{RebuiltVm, Unknown};
@@ -20,16 +21,39 @@ impl<F: Format> World<F> {
         for thread in &threads {
             self.settle_made(*thread);
         }
-        let under_way = |last: &super::world::LastChange| last.removes;
-        let last = self.threads.values().filter_map(|thread| thread.last.as_ref());
-        if self.loses || last.into_iter().any(under_way) {
+        if self.loses {
             return;
         }
+        let under_way = self.under_way();
         let removed = self.all().filter(|(_, table)| table.standing == Standing::Removed);
         let removed: Vec<TableNo> = removed.map(|(no, _)| no).collect();
         for no in removed {
-            self.retire(no);
+            if !under_way.contains(&no) {
+                self.retire(no);
+            } else if let Some(table) = self.table(no) {
+                let told = table.frozen_to.map_or(0, |last| last + 1);
+                let entries = self.left_behind(table, told);
+                let (vm, gfn, level) = (table.vm, table.first, table.level);
+                if entries > 0 {
+                    self.fail(vm, gfn, level, Contradiction::LeftBehind { entries });
+                }
+            }
         }
+    }
+
+    /// The tables that threads were taking apart when the trace ended.
+    fn under_way(&self) -> Vec<TableNo> {
+        let mut tables = Vec::new();
+        let last = self.threads.values().filter_map(|thread| thread.last.as_ref());
+        for last in last.filter(|last| last.removes) {
+            tables.extend(last.removed);
+            let mut at = Some(last.table);
+            for _ in 0..5 {
+                tables.extend(at);
+                at = at.and_then(|no| self.table(no)?.was_below);
+            }
+        }
+        tables
     }
 
     /// The VMs that are there in the end.

@@ -251,6 +251,9 @@ impl<F: Format> World<F> {
                 fixed: true,
                 ..
             } if old != new => self.fast_fault(thread, gva, (old, new)),
+            Traced::MarkMmio {
+                gfn, generation, ..
+            } => self.mark_mmio(gfn, generation),
             Traced::ZapAllFast { .. } => self.zap_all(thread),
             _ => {}
         }

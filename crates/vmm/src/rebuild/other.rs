@@ -2,7 +2,7 @@
 
 use slat_memslot::{Gfn, Level};
 use slat_mmu::role::PageRole;
-use slat_mmu::spte::Format;
+use slat_mmu::spte::{Format, Spte};
 
 use super::find::{Fit, Told};
 use super::report::Contradiction;
@@ -85,12 +85,45 @@ impl<F: Format> World<F> {
 
     /// `kvm_mmu_prepare_zap_page`: a table of the TDP MMU has lost its link just before.
     pub(super) fn zapping_page(&mut self, thread: u32, page: &TracedPage) {
-        let tables = self.at(page.role.level(), page.gfn.raw()).iter();
-        let mut tables = tables.filter_map(|no| self.table(*no));
-        let ours = page.role.is_direct() && tables.any(|table| table.standing == Standing::Removed);
-        if !ours {
+        let level = page.role.level();
+        let here = self.at(level, page.gfn.raw()).to_vec();
+        if !self.has_tdp || !page.role.is_direct() || here.is_empty() {
             let vm = self.shadow_key(thread);
             self.shadow.zap(vm, page.gfn, page.role);
+            return;
+        }
+        let told = |no: &TableNo| self.table(*no).is_none_or(|table| table.zap_told);
+        let went = here.iter().copied().find(|no| self.is_removed(*no) && !told(no));
+        if let Some(table) = went.and_then(|no| self.table_mut(no)) {
+            table.zap_told = true;
+            return;
+        }
+        let linked = here.first().and_then(|no| self.table(*no)).map(|table| table.vm);
+        if let Some(vm) = linked.filter(|_| !self.shadow.any() && !self.loses) {
+            self.fail(vm, page.gfn.raw(), level, Contradiction::StillLinked);
+        }
+    }
+
+    /// `mark_mmio_spte`: a fault has stored an MMIO entry just before.
+    pub(super) fn mark_mmio(&mut self, gfn: Gfn, generation: u32) {
+        let index = index_of(gfn.raw(), Level::L1);
+        let here = self.at(Level::L1, gfn.raw()).iter();
+        let entries = here.filter_map(|no| Some((self.table(*no)?.vm, self.table(*no)?.get(index))));
+        let mut wrong = None;
+        for (vm, (value, state)) in entries {
+            let mmio = self.codec.decode_mmio(Spte::from_raw(value));
+            let same = mmio.is_some_and(|mmio| mmio.generation.raw() == u64::from(generation));
+            if same || state != State::Known {
+                return;
+            }
+            wrong = Some((vm, value));
+        }
+        if let Some((vm, rebuilt)) = wrong.filter(|_| !self.shadow.any()) {
+            let what = Contradiction::Mmio {
+                rebuilt,
+                generation,
+            };
+            self.fail(vm, gfn.raw(), Level::L1, what);
         }
     }
 

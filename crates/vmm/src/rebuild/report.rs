@@ -24,6 +24,8 @@ pub struct Counts {
     pub split_children: u64,
     /// Of them, those that a later event confirmed.
     pub split_confirmed: u64,
+    /// Inferred: split children that may execute again, which only their size forbade.
+    pub execution_regained: u64,
     /// Inferred: entries from before the trace, learned when they changed.
     pub from_before: u64,
     /// Inferred: entries that changed while events were lost.
@@ -95,6 +97,15 @@ pub enum Contradiction {
         /// How many.
         entries: usize,
     },
+    /// A table is zapped that is linked still.
+    StillLinked,
+    /// A fault says that an MMIO entry of this generation is there.
+    Mmio {
+        /// What was rebuilt.
+        rebuilt: u64,
+        /// What the event says.
+        generation: u32,
+    },
     /// A table has another role than its root.
     Role {
         /// The root's, of the table's level.
@@ -137,6 +148,14 @@ impl fmt::Display for Contradiction {
             Self::LeftBehind { entries } => {
                 write!(f, "the table went, but not {entries} of its entries")
             }
+            Self::StillLinked => f.write_str("the table is zapped and was linked still"),
+            Self::Mmio {
+                rebuilt,
+                generation,
+            } => write!(
+                f,
+                "mark_mmio_spte has generation {generation:#x}, rebuilt was {rebuilt:#x}"
+            ),
             Self::Role { root, table } => write!(f, "role {table} below a root of {root}"),
         }
     }

@@ -61,6 +61,14 @@ pub(super) struct Table {
     pub(super) standing: Standing,
     /// The role, and whether it is the whole word.
     pub(super) role: Option<(PageRole, bool)>,
+    /// Whether entries were frozen that were empty: then all are, one by one.
+    pub(super) freezes_all: bool,
+    /// The last entry that was frozen: that happens in order.
+    pub(super) frozen_to: Option<usize>,
+    /// What it was below before it was removed.
+    pub(super) was_below: Option<TableNo>,
+    /// Whether `kvm_mmu_prepare_zap_page` told that it went.
+    pub(super) zap_told: bool,
     /// The line that told of it first.
     pub(super) since: u32,
     pub(super) children: BTreeMap<usize, TableNo>,
@@ -84,6 +92,10 @@ impl Table {
             parent: None,
             standing: Standing::Linked,
             role: None,
+            freezes_all: false,
+            frozen_to: None,
+            was_below: None,
+            zap_told: false,
             since: 0,
             children: BTreeMap::new(),
             values: vec![value; ENTRIES].into(),

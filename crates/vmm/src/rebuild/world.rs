@@ -46,6 +46,8 @@ pub(super) struct LastChange {
     pub(super) new: u64,
     /// Whether it took apart what is being removed.
     pub(super) removes: bool,
+    /// The table that went with it.
+    pub(super) removed: Option<TableNo>,
 }
 
 /// A thread.
@@ -177,10 +179,7 @@ impl<F: Format> World<F> {
         let Some(table) = self.table(no) else {
             return;
         };
-        let sure = table.entries().filter(|(_, value, state)| {
-            matches!(state, State::Known | State::Split) && self.is_present(*value)
-        });
-        let left = sure.count();
+        let left = self.left_behind(table, ENTRIES);
         if left > 0 && table.standing == Standing::Removed {
             let (vm, gfn, level) = (table.vm, table.first, table.level);
             let what = Contradiction::LeftBehind { entries: left };
@@ -189,11 +188,21 @@ impl<F: Format> World<F> {
         self.forget(no);
     }
 
+    /// How many of the first entries of a table that went were not told to have gone with it.
+    pub(super) fn left_behind(&self, table: &Table, end: usize) -> usize {
+        let left = table.entries().take(end).filter(|(_, value, state)| {
+            let left = self.is_present(*value) || table.freezes_all && !self.is_frozen(*value);
+            matches!(state, State::Known | State::Split) && left
+        });
+        left.count()
+    }
+
     /// The link to a table is gone: what is in it will be told entry by entry.
     pub(super) fn remove(&mut self, no: TableNo) {
         let Some(table) = self.table_mut(no) else {
             return;
         };
+        table.was_below = table.parent.map(|(above, _)| above);
         (table.standing, table.parent) = (Standing::Removed, None);
         let (vm, level, first) = (table.vm, table.level, table.first);
         self.counts.tables_removed += 1;
@@ -203,7 +212,7 @@ impl<F: Format> World<F> {
             .filter(|other| *other != no && self.is_through(*other, vm))
             .collect();
         for other in done {
-            self.forget(other);
+            self.retire(other);
         }
     }
 
@@ -234,6 +243,10 @@ impl<F: Format> World<F> {
 
     pub(super) fn is_link(&self, value: u64, level: Level) -> bool {
         Spte::<F>::from_raw(value).is_link(level)
+    }
+
+    pub(super) fn is_frozen(&self, value: u64) -> bool {
+        self.codec.is_frozen(Spte::from_raw(value))
     }
 
     pub(super) fn is_empty_value(&self, value: u64) -> bool {
