@@ -38,7 +38,7 @@ enum Job {
     Explain(Box<explain::Args>),
     /// Run a VMM and write down the memory calls it makes, as a scenario.
     Record(record::Args),
-    /// Predict what real kernels' MMUs did in recorded scenarios, from the operations alone.
+    /// Rebuild the page tables of real VMs from a kernel trace, and check them; or predict what kernels did in recordings.
     Replay(replay::Args),
     /// Run scenario files on the model, on the local /dev/kvm, or on both.
     Run(run::Args),

@@ -1,6 +1,6 @@
 //! `slat dump`: page tables as text, from a script or from a dump.
 
-mod json;
+pub(crate) mod json;
 
 use std::fmt::Display;
 use std::io::Read as _;

@@ -57,7 +57,9 @@ impl<F: Format> World<F> {
 
     /// Notes how the old entry fits, and takes it over where it does not.
     fn note_fit(&mut self, told: &Told, choice: &Choice) {
-        let was_split = self.entry(choice.table, told.gfn).is_some_and(|(_, s)| s == State::Split);
+        let was_split = self
+            .entry(choice.table, told.gfn)
+            .is_some_and(|(_, s)| s == State::Split);
         self.counts.ambiguous += u64::from(choice.ambiguous && choice.fit.agrees());
         self.counts.split_confirmed += u64::from(was_split && choice.fit.agrees());
         match choice.fit {
@@ -67,7 +69,9 @@ impl<F: Format> World<F> {
             Fit::Unknown => self.counts.from_before += 1,
             Fit::Doubtful => self.counts.after_loss += 1,
             Fit::Differs => {
-                let rebuilt = self.entry(choice.table, told.gfn).map_or(0, |(value, _)| value);
+                let rebuilt = self
+                    .entry(choice.table, told.gfn)
+                    .map_or(0, |(value, _)| value);
                 let what = Contradiction::OldSpte {
                     rebuilt,
                     told: told.old,
@@ -101,7 +105,9 @@ impl<F: Format> World<F> {
     /// Stores what is there after a change.
     fn place(&mut self, change: &Change, choice: Choice) {
         let Choice { table, index, .. } = choice;
-        let was = self.table(table).map_or_else(Default::default, |table| table.get(index));
+        let was = self
+            .table(table)
+            .map_or_else(Default::default, |table| table.get(index));
         let removed = self.store(change.thread, (table, index), (change.old, change.new));
         let freezes = self.is_frozen(change.new);
         let root = self.root_of(table);
@@ -137,7 +143,11 @@ impl<F: Format> World<F> {
         let child = found.children.remove(&index);
         found.set(index, new, State::Known);
         found.freezes_all |= freezes_empty;
-        found.frozen_to = if freezes { Some(index) } else { found.frozen_to };
+        found.frozen_to = if freezes {
+            Some(index)
+        } else {
+            found.frozen_to
+        };
         let (level, first) = (found.level, found.frame_of(index));
         if let Some(child) = child {
             self.remove(child);
@@ -252,7 +262,9 @@ impl<F: Format> World<F> {
         let partly = |role: slat_mmu::role::PageRole| {
             let left_out = [RoleFlag::GuestMode, RoleFlag::Smm, RoleFlag::Cr0Wp];
             let left_out = left_out.into_iter().filter(|_| !(whole && made.whole));
-            let role = role.without(RoleFlag::Invalid).with_level(made.role.level());
+            let role = role
+                .without(RoleFlag::Invalid)
+                .with_level(made.role.level());
             left_out.fold(role, |role, flag| role.without(flag))
         };
         if partly(wanted) == partly(made.role) {
@@ -274,7 +286,10 @@ impl<F: Format> World<F> {
         let vm = match self.vm_of(told.thread) {
             Some(vm) => vm,
             None => {
-                let process = self.threads.get(&told.thread).and_then(|thread| thread.process);
+                let process = self
+                    .threads
+                    .get(&told.thread)
+                    .and_then(|thread| thread.process);
                 let vm = self.new_vm(process);
                 self.bind(told.thread, vm);
                 vm

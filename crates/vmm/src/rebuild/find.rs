@@ -97,7 +97,9 @@ impl<F: Format> World<F> {
                 as_id: table.as_id.is_some(),
                 linked_last: linked == Some(no),
                 root_in_use: in_use.is_some() && in_use == root,
-                valid: root.and_then(|no| self.table(no)).is_some_and(|root| root.is_valid_root()),
+                valid: root
+                    .and_then(|no| self.table(no))
+                    .is_some_and(|root| root.is_valid_root()),
                 newest: table.since,
             };
             let same_rank = |other: &Rank| {
@@ -155,7 +157,8 @@ impl<F: Format> World<F> {
     /// The bits that hardware may set in an entry without an event.
     fn hardware_sets(&self, value: u64) -> u64 {
         let spte = Spte::<F>::from_raw(value);
-        if !spte.is_present() || self.codec.is_ad_disabled(spte) || !self.codec.host().ad_enabled() {
+        if !spte.is_present() || self.codec.is_ad_disabled(spte) || !self.codec.host().ad_enabled()
+        {
             return 0;
         }
         let dirty = if spte.is_writable() { F::DIRTY } else { 0 };

@@ -25,7 +25,9 @@ impl<F: Format> World<F> {
             return;
         }
         let under_way = self.under_way();
-        let removed = self.all().filter(|(_, table)| table.standing == Standing::Removed);
+        let removed = self
+            .all()
+            .filter(|(_, table)| table.standing == Standing::Removed);
         let removed: Vec<TableNo> = removed.map(|(no, _)| no).collect();
         for no in removed {
             if !under_way.contains(&no) {
@@ -44,7 +46,10 @@ impl<F: Format> World<F> {
     /// The tables that threads were taking apart when the trace ended.
     fn under_way(&self) -> Vec<TableNo> {
         let mut tables = Vec::new();
-        let last = self.threads.values().filter_map(|thread| thread.last.as_ref());
+        let last = self
+            .threads
+            .values()
+            .filter_map(|thread| thread.last.as_ref());
         for last in last.filter(|last| last.removes) {
             tables.extend(last.removed);
             let mut at = Some(last.table);
@@ -62,7 +67,8 @@ impl<F: Format> World<F> {
         let mut finished = Vec::new();
         for (no, vm) in vms {
             let roots = vm.roots.iter().copied();
-            let (gone, left): (Vec<TableNo>, Vec<TableNo>) = roots.partition(|no| self.is_gone(*no));
+            let (gone, left): (Vec<TableNo>, Vec<TableNo>) =
+                roots.partition(|no| self.is_gone(*no));
             self.counts.roots_gone += gone.len() as u64;
             finished.push(self.finish(no, &vm, &left));
         }
@@ -181,8 +187,13 @@ impl<F: Format> World<F> {
         self.table(no).is_some_and(|table| {
             let leaf = |value: u64| Spte::<F>::from_raw(value).is_leaf(table.level);
             let of_type = |value: u64| self.codec.ad_type(Spte::from_raw(value)) == wanted;
-            table.entries().any(|(_, value, _)| leaf(value) && of_type(value))
-                || table.children.values().any(|child| self.has_type(*child, wanted))
+            table
+                .entries()
+                .any(|(_, value, _)| leaf(value) && of_type(value))
+                || table
+                    .children
+                    .values()
+                    .any(|child| self.has_type(*child, wanted))
         })
     }
 }
@@ -196,7 +207,10 @@ fn with_ranges(mut raw: Dump, loaded: Dump) -> Dump {
     for root in &mut raw.roots {
         let of_role = ranges.get_mut(&root.role);
         // The newest comes first in both.
-        root.ranges = of_role.filter(|r| !r.is_empty()).map(|r| r.remove(0)).unwrap_or_default();
+        root.ranges = of_role
+            .filter(|r| !r.is_empty())
+            .map(|r| r.remove(0))
+            .unwrap_or_default();
     }
     raw
 }

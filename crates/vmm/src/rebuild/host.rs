@@ -124,7 +124,9 @@ impl Evidence {
         };
         let plain = explains(&host);
         let leaky = (36..=46).map(|bits| host.with_l1tf(bits));
-        let best = leaky.max_by_key(explains).filter(|host| explains(host) > plain);
+        let best = leaky
+            .max_by_key(explains)
+            .filter(|host| explains(host) > plain);
         best.unwrap_or(host)
     }
 
@@ -172,7 +174,11 @@ fn is_good<F: Format>(codec: &Codec<F>, value: u64, level: Level) -> bool {
     }
     let found = codec.ad_type(spte);
     let pml = codec.host().pml() && found == AdType::WriteProtectOnly;
-    let writable = [spte.is_writable(), codec.is_mmu_writable(spte), codec.is_host_writable(spte)];
+    let writable = [
+        spte.is_writable(),
+        codec.is_mmu_writable(spte),
+        codec.is_host_writable(spte),
+    ];
     writable.is_sorted()
         && (found == ad || pml)
         && codec.reserved().violations(spte, level) == 0

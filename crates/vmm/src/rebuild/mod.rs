@@ -180,7 +180,9 @@ fn run<F: Format>(
         failures: world.failures,
         shadow: world.shadow.into_pages(),
         lost,
-        skipped: skipped.map(|(name, count)| ((*name).to_owned(), *count)).collect(),
+        skipped: skipped
+            .map(|(name, count)| ((*name).to_owned(), *count))
+            .collect(),
         markers,
     })
 }
@@ -271,8 +273,6 @@ impl<F: Format> World<F> {
         else {
             return false;
         };
-        level.child() == Some(made.role.level())
-            && *gfn == made.gfn
-            && self.is_link(*new, *level)
+        level.child() == Some(made.role.level()) && *gfn == made.gfn && self.is_link(*new, *level)
     }
 }

@@ -43,7 +43,8 @@ impl<F: Format> World<F> {
             return;
         }
         let vm = self.shadow_key(thread);
-        self.shadow.get((vm, thread), made.gfn, made.role, made.created);
+        self.shadow
+            .get((vm, thread), made.gfn, made.role, made.created);
     }
 
     /// What tells the shadow pages of VMs apart.
@@ -93,12 +94,18 @@ impl<F: Format> World<F> {
             return;
         }
         let told = |no: &TableNo| self.table(*no).is_none_or(|table| table.zap_told);
-        let went = here.iter().copied().find(|no| self.is_removed(*no) && !told(no));
+        let went = here
+            .iter()
+            .copied()
+            .find(|no| self.is_removed(*no) && !told(no));
         if let Some(table) = went.and_then(|no| self.table_mut(no)) {
             table.zap_told = true;
             return;
         }
-        let linked = here.first().and_then(|no| self.table(*no)).map(|table| table.vm);
+        let linked = here
+            .first()
+            .and_then(|no| self.table(*no))
+            .map(|table| table.vm);
         if let Some(vm) = linked.filter(|_| !self.shadow.any() && !self.loses) {
             self.fail(vm, page.gfn.raw(), level, Contradiction::StillLinked);
         }
@@ -108,7 +115,8 @@ impl<F: Format> World<F> {
     pub(super) fn mark_mmio(&mut self, gfn: Gfn, generation: u32) {
         let index = index_of(gfn.raw(), Level::L1);
         let here = self.at(Level::L1, gfn.raw()).iter();
-        let entries = here.filter_map(|no| Some((self.table(*no)?.vm, self.table(*no)?.get(index))));
+        let entries =
+            here.filter_map(|no| Some((self.table(*no)?.vm, self.table(*no)?.get(index))));
         let mut wrong = None;
         for (vm, (value, state)) in entries {
             let mmio = self.codec.decode_mmio(Spte::from_raw(value));
@@ -157,7 +165,9 @@ impl<F: Format> World<F> {
             return;
         };
         self.set_frame(found, frame);
-        let vm = self.table(found).map_or(VmNo(0), |table| self.resolve(table.vm));
+        let vm = self
+            .table(found)
+            .map_or(VmNo(0), |table| self.resolve(table.vm));
         self.settle_vm(thread, vm, true);
         self.check_leaf(found, (gfn, level, index), spte);
         let root = self.root_of(found);
@@ -166,7 +176,8 @@ impl<F: Format> World<F> {
     }
 
     fn is_removed(&self, no: TableNo) -> bool {
-        self.table(no).is_some_and(|table| table.standing == Standing::Removed)
+        self.table(no)
+            .is_some_and(|table| table.standing == Standing::Removed)
     }
 
     /// The table that has this leaf, where its place in memory was not known.
@@ -195,7 +206,9 @@ impl<F: Format> World<F> {
         }) else {
             return;
         };
-        let leaf = self.table(found).is_some_and(|table| !self.is_link(last.new, table.level));
+        let leaf = self
+            .table(found)
+            .is_some_and(|table| !self.is_link(last.new, table.level));
         if !leaf {
             return;
         }

@@ -136,10 +136,16 @@ impl fmt::Display for Contradiction {
                 write!(f, "old_spte is {told:#x}, rebuilt was {rebuilt:#x}")
             }
             Self::SetSpte { rebuilt, told } => {
-                write!(f, "kvm_mmu_set_spte has {told:#x}, rebuilt was {rebuilt:#x}")
+                write!(
+                    f,
+                    "kvm_mmu_set_spte has {told:#x}, rebuilt was {rebuilt:#x}"
+                )
             }
             Self::FastFault { rebuilt, told } => {
-                write!(f, "fast_page_fault found {told:#x}, rebuilt was {rebuilt:#x}")
+                write!(
+                    f,
+                    "fast_page_fault found {told:#x}, rebuilt was {rebuilt:#x}"
+                )
             }
             Self::BelowNothing { rebuilt } => {
                 write!(f, "a change below {rebuilt:#x}, which leads to no table")

@@ -33,7 +33,13 @@ impl ShadowPages {
     }
 
     /// A thread made a page, or found one. `vm` tells VMs apart.
-    pub(super) fn get(&mut self, (vm, thread): (u32, u32), gfn: Gfn, role: PageRole, created: bool) {
+    pub(super) fn get(
+        &mut self,
+        (vm, thread): (u32, u32),
+        gfn: Gfn,
+        role: PageRole,
+        created: bool,
+    ) {
         let key = (vm, gfn, role);
         self.made += u64::from(created);
         let page = ShadowPage {
@@ -73,7 +79,13 @@ impl ShadowPages {
     /// The pages that are left, in order.
     pub(super) fn into_pages(self) -> Vec<ShadowPage> {
         let mut pages: Vec<ShadowPage> = self.pages.into_values().collect();
-        pages.sort_by_key(|page| (std::cmp::Reverse(page.role.level() as u8), page.gfn, page.role));
+        pages.sort_by_key(|page| {
+            (
+                std::cmp::Reverse(page.role.level() as u8),
+                page.gfn,
+                page.role,
+            )
+        });
         pages
     }
 }

@@ -163,7 +163,10 @@ impl<F: Format> World<F> {
         if let Some(place) = self.places.get_mut(&(table.level, table.first)) {
             place.retain(|other| *other != no);
         }
-        if let Some(frame) = table.frame.filter(|frame| self.by_frame(*frame) == Some(no)) {
+        if let Some(frame) = table
+            .frame
+            .filter(|frame| self.by_frame(*frame) == Some(no))
+        {
             self.frames.remove(&frame);
         }
         if let Some(vm) = self.vms.get_mut(table.vm.0) {
@@ -221,7 +224,8 @@ impl<F: Format> World<F> {
             let mut entries = table.entries();
             table.standing == Standing::Removed
                 && table.vm == vm
-                && !entries.any(|(_, value, state)| state != State::Unknown && self.is_present(value))
+                && !entries
+                    .any(|(_, value, state)| state != State::Unknown && self.is_present(value))
         })
     }
 
@@ -376,7 +380,10 @@ impl<F: Format> World<F> {
             return;
         };
         gone.merged = Some(into);
-        let (roots, threads) = (std::mem::take(&mut gone.roots), std::mem::take(&mut gone.threads));
+        let (roots, threads) = (
+            std::mem::take(&mut gone.roots),
+            std::mem::take(&mut gone.threads),
+        );
         for table in self.tables.iter_mut().flatten() {
             if table.vm == from {
                 table.vm = into;
@@ -393,7 +400,9 @@ impl<F: Format> World<F> {
     fn merge_root(&mut self, root: TableNo, into: VmNo) {
         let others = self.vms.get(into.0).map(|vm| vm.roots.clone());
         let others = others.unwrap_or_default();
-        let twin = others.into_iter().find(|other| self.are_twins(*other, root));
+        let twin = others
+            .into_iter()
+            .find(|other| self.are_twins(*other, root));
         match (twin, self.vms.get_mut(into.0)) {
             (Some(twin), _) => self.graft(root, twin),
             (None, Some(vm)) => vm.roots.push(root),
@@ -407,7 +416,10 @@ impl<F: Format> World<F> {
             return false;
         };
         let in_part = |table: &Table| table.entries().any(|(_, _, state)| state == State::Unknown);
-        a.level == b.level && a.as_id == b.as_id && a.standing == b.standing && in_part(a) | in_part(b)
+        a.level == b.level
+            && a.as_id == b.as_id
+            && a.standing == b.standing
+            && in_part(a) | in_part(b)
     }
 
     /// Moves what is known of a table to another that is the same.
@@ -418,9 +430,9 @@ impl<F: Format> World<F> {
             };
             let (value, state) = source.get(index);
             let child = source.children.get(&index).copied();
-            let target = self.table(into).map(|table| {
-                (table.get(index).1, table.children.get(&index).copied())
-            });
+            let target = self
+                .table(into)
+                .map(|table| (table.get(index).1, table.children.get(&index).copied()));
             let Some((known, there)) = target else {
                 return;
             };

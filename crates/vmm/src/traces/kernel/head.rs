@@ -90,13 +90,18 @@ fn without_cpu(text: &str) -> Option<(&str, bool)> {
 }
 
 fn is_cpu(word: &str) -> bool {
-    let number = word.strip_prefix('[').and_then(|word| word.strip_suffix(']'));
+    let number = word
+        .strip_prefix('[')
+        .and_then(|word| word.strip_suffix(']'));
     number.is_some_and(|number| !number.is_empty() && number.bytes().all(|c| c.is_ascii_digit()))
 }
 
 /// `NAME-THREAD`, `NAME-THREAD (PROCESS)`, `NAME THREAD`, `NAME PROCESS/THREAD`.
 fn task(text: &str) -> Option<Task<'_>> {
-    let (text, process) = match text.strip_suffix(')').and_then(|text| text.rsplit_once('(')) {
+    let (text, process) = match text
+        .strip_suffix(')')
+        .and_then(|text| text.rsplit_once('('))
+    {
         Some((task, process)) => (task.trim_end(), process.trim().parse().ok()),
         None => (text, None),
     };

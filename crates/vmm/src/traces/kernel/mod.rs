@@ -176,11 +176,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The event of a line; `None` for one that does not matter, which is counted.
-    fn event(
-        &mut self,
-        line: Line<'a>,
-        head: &Head<'a>,
-    ) -> Result<Option<Traced<'a>>, ParseError> {
+    fn event(&mut self, line: Line<'a>, head: &Head<'a>) -> Result<Option<Traced<'a>>, ParseError> {
         let Head { event, rest, .. } = *head;
         if !matters(event) || is_older_form(event, rest) {
             *self.skipped.entry(event).or_default() += 1;
