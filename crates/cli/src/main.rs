@@ -7,6 +7,7 @@ macro_rules! println {
 }
 
 mod diff;
+mod draw;
 mod dump;
 mod explain;
 mod kernel;
@@ -32,6 +33,8 @@ struct Cli {
 enum Job {
     /// Hold the model against the local /dev/kvm with random calls; without it, replay recorded kernel results.
     Diff(diff::Args),
+    /// Draw page tables as SVG: a tree per root and a map of guest memory, before and after an event.
+    Draw(draw::Args),
     /// Play a script of page-table operations and print roots, roles and mapped ranges; read, check or compare dumps.
     Dump(dump::Args),
     /// Say whether a call is accepted or refused, why, and what would make it succeed.
@@ -47,6 +50,7 @@ enum Job {
 fn main() -> ExitCode {
     let result = match Cli::parse().job {
         Job::Diff(args) => diff::run(&args),
+        Job::Draw(args) => draw::run(&args),
         Job::Dump(args) => dump::run(&args),
         Job::Explain(args) => explain::run(&args),
         Job::Record(args) => record::run(&args),

@@ -331,9 +331,6 @@ fn get_page<'a>(input: &mut Input<'a>) -> ModalResult<Traced<'a>> {
 }
 
 fn prepare_zap_page<'a>(input: &mut Input<'a>) -> ModalResult<Traced<'a>> {
-    if input.starts_with("sp gfn") {
-        return seq!(Traced::PrepareZapPage { page: plugin_page }).parse_next(input);
-    }
     seq!(Traced::PrepareZapPage { page: page }).parse_next(input)
 }
 

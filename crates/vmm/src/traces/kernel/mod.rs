@@ -178,7 +178,7 @@ impl<'a> Reader<'a> {
     /// The event of a line; `None` for one that does not matter, which is counted.
     fn event(&mut self, line: Line<'a>, head: &Head<'a>) -> Result<Option<Traced<'a>>, ParseError> {
         let Head { event, rest, .. } = *head;
-        if !matters(event) || is_older_form(event, rest) {
+        if !matters(event) || lacks_fields(event, rest) {
             *self.skipped.entry(event).or_default() += 1;
             return Ok(None);
         }
@@ -256,9 +256,13 @@ fn matters(event: &str) -> bool {
     )
 }
 
-/// Up to 6.0 this event had neither vCPU nor instruction.
-fn is_older_form(event: &str, rest: &str) -> bool {
-    event == "kvm_page_fault" && rest.starts_with("address ")
+/// Up to 6.0 a page fault had neither vCPU nor instruction; `trace-cmd`'s plugin leaves out which page is zapped.
+fn lacks_fields(event: &str, rest: &str) -> bool {
+    match event {
+        "kvm_page_fault" => rest.starts_with("address "),
+        "kvm_mmu_prepare_zap_page" => rest.starts_with(|c: char| c.is_ascii_digit()),
+        _ => false,
+    }
 }
 
 /// What `trace_marker` and the kernel's `trace_printk` make.
