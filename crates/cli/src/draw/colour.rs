@@ -63,6 +63,19 @@ impl Kind {
         matches!(self, Self::Leaf { private: true, .. })
     }
 
+    /// Where it stands in the legend: small pages first, those that can be written to before others.
+    pub(super) const fn place_in_legend(self) -> (u8, bool) {
+        match self {
+            Self::Leaf {
+                level, writable, ..
+            } => (level as u8, !writable),
+            Self::Mmio => (10, false),
+            Self::Frozen => (11, false),
+            Self::Unknown => (12, false),
+            Self::Link => (13, false),
+        }
+    }
+
     /// What the legend says.
     pub(super) const fn name(self) -> &'static str {
         match self {

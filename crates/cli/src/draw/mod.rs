@@ -124,31 +124,37 @@ fn panels(args: &Args, file: &str, private: &[GfnRange]) -> Result<Vec<Panel>, E
             return Err(format!("--from {from}: not before --at {at}").into());
         }
     }
-    let panel = |at: Option<u32>, side: &str| -> Result<Panel, Error> {
-        let rebuilt =
-            rebuild(&text, &args.read.options(at)?).map_err(|error| format!("{file}: {error}"))?;
-        let title = match at {
-            Some(line) => format!("{side}before line {line}{}", marker(&text, line)),
-            None => format!("{side}at the end"),
-        };
+    let panel = |at: Option<u32>, title: Option<&str>| -> Result<Panel, Error> {
+        let options = args.read.options(at)?;
+        let rebuilt = rebuild(&text, &options).map_err(|error| format!("{file}: {error}"))?;
+        let title = title.map_or_else(|| after(&rebuilt, at), ToOwned::to_owned);
         let state = state_of(args, file, &rebuilt, private)?;
         Ok(Panel { title, state })
     };
     match args.from {
         Some(_) => Ok(vec![
-            panel(args.from, "Before: ")?,
-            panel(args.read.at, "After: ")?,
+            panel(args.from, Some("Before"))?,
+            panel(args.read.at, None)?,
         ]),
-        None => Ok(vec![panel(args.read.at, "")?]),
+        None => Ok(vec![panel(args.read.at, None)?]),
     }
 }
 
-/// The operation at a line of a recording.
-fn marker(text: &str, line: u32) -> String {
-    let line = line.checked_sub(1).and_then(|at| usize::try_from(at).ok());
-    let text = line.and_then(|at| text.lines().nth(at)).unwrap_or_default();
-    let op = text.strip_prefix("OP ").map(|op| format!(": {op}"));
-    op.unwrap_or_default()
+/// The longest title of a panel, in characters.
+const LONGEST: usize = 68;
+
+/// What happened last.
+fn after(rebuilt: &Rebuilt, at: Option<u32>) -> String {
+    let last = rebuilt.markers.last().map(|(_, text)| text.as_str());
+    let title = match (last, at) {
+        (Some(text), _) => format!("After {}", text.strip_prefix("OP ").unwrap_or(text)),
+        (None, Some(line)) => format!("Before line {line}"),
+        (None, None) => "At the end".to_owned(),
+    };
+    match title.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}...", title.get(..end).unwrap_or_default()),
+        None => title,
+    }
 }
 
 fn state_of(

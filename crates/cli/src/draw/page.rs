@@ -205,8 +205,10 @@ impl Page {
         let mut x = MARGIN;
         let kinds = std::mem::take(&mut self.kinds);
         let private = kinds.iter().any(|kind| kind.is_private());
-        let mut named = BTreeSet::new();
-        for kind in kinds.into_iter().filter(|kind| named.insert(kind.name())) {
+        let mut kinds: Vec<Kind> = kinds.into_iter().collect();
+        kinds.sort_by_key(|kind| kind.place_in_legend());
+        kinds.dedup_by_key(|kind| kind.name());
+        for kind in kinds {
             x = self.key(x, kind.name(), kind.fill(), LINE);
         }
         if private {
@@ -234,7 +236,7 @@ impl Page {
 
     /// A colour and its name; gives where the next begins, in the next line if there is no room.
     fn key(&mut self, x: f64, name: &str, fill: &'static str, stroke: &'static str) -> f64 {
-        let wide = 20.0 + name.len() as f64 * 6.3 + 18.0;
+        let wide = 20.0 + name.len() as f64 * 7.0 + 18.0;
         let x = if x + wide > WIDTH - MARGIN + 18.0 {
             self.y += 22.0;
             MARGIN

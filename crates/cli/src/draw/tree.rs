@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use slat_memslot::Level;
-use svg::node::element::{Group, Line, Rectangle, Text, Title};
+use svg::node::element::{Group, Path, Rectangle, Text, Title};
 
 use super::colour::{EMPTY, FAINT, GONE, INK, Kind, LINE, NEW};
 use super::state::Node;
@@ -96,8 +96,8 @@ impl Drawing<'_> {
         let mut next = Vec::new();
         for (number, (table, from)) in tables.iter().take(shown).enumerate() {
             let x = LABELS + number as f64 * (bar + GAP);
-            if let Some((from_x, from_y)) = from {
-                self.connect((*from_x, *from_y), (x + bar / 2.0, y));
+            if let Some(from) = from {
+                self.connect(*from, (x, y), bar);
             }
             self.table(table, (x, y), bar);
             let children = table.children.iter();
@@ -118,15 +118,17 @@ impl Drawing<'_> {
         next
     }
 
-    fn connect(&mut self, (x1, y1): (f64, f64), (x2, y2): (f64, f64)) {
-        let line = Line::new()
-            .set("x1", round(x1))
-            .set("y1", round(y1))
-            .set("x2", round(x2))
-            .set("y2", round(y2))
-            .set("stroke", LINE);
+    /// From a link to both ends of what it leads to.
+    fn connect(&mut self, (from_x, from_y): (f64, f64), (x, y): (f64, f64), bar: f64) {
+        let (left, right, from_x) = (round(x), round(x + bar), round(from_x));
+        let path = Path::new()
+            .set("d", format!("M{from_x},{from_y} L{left},{y} H{right} Z"))
+            .set("fill", LINE)
+            .set("fill-opacity", 0.13)
+            .set("stroke", LINE)
+            .set("stroke-opacity", 0.5);
         let lines = std::mem::replace(&mut self.lines, Group::new());
-        self.lines = lines.add(line);
+        self.lines = lines.add(path);
     }
 
     fn table(&mut self, table: &Node, (x, y): (f64, f64), bar: f64) {

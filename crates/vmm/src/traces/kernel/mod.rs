@@ -270,13 +270,14 @@ fn is_marker(event: &str) -> bool {
     matches!(event, "tracing_mark_write" | "print" | "bprint")
 }
 
-/// What stands between records: headers, comments, call chains.
+/// What stands between records: headers, comments, call chains, and marks where fields are printed by name.
 fn is_decoration(line: &str) -> bool {
     let text = line.trim_start();
     text.starts_with('#')
         || text.starts_with("=>")
         || text.starts_with("cpus=")
         || text.starts_with("version =")
+        || text.contains(": UNKNOWN TYPE ")
         || text.starts_with("CPU ") && text.ends_with(" is empty")
 }
 
