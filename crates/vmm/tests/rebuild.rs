@@ -43,6 +43,38 @@ fn every_recording_is_consistent() {
     assert_eq!(bad, 0);
 }
 
+/// Without the probes that tell whole roles, as a user's trace is.
+#[test]
+fn plain_traces_are_consistent() {
+    let mut bad = 0;
+    for machine in with_tdp() {
+        for one in machine.recordings() {
+            let plain: Vec<&str> = one
+                .text()
+                .lines()
+                .filter(|line| !line.starts_with("  fn "))
+                .collect();
+            let rebuilt = rebuild(&plain.join("\n"), &Options::default()).unwrap();
+            if !rebuilt.is_clean() {
+                bad += 1;
+                println!("== {}/{} {:?}", one.machine, one.scenario, rebuilt.counts);
+                rebuilt
+                    .failures
+                    .iter()
+                    .take(4)
+                    .for_each(|f| println!("  {f}"));
+                for vm in &rebuilt.vms {
+                    vm.audit.iter().take(4).for_each(|v| println!("  {v}"));
+                    if let Some(why) = &vm.not_audited {
+                        println!("  not audited: {why}");
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(bad, 0);
+}
+
 #[test]
 fn every_operation_leaves_sound_tables() {
     let (mut audits, mut bad) = (0, 0);

@@ -50,10 +50,11 @@ struct Rank {
     not_of_another_vm: bool,
     own_vm: bool,
     fit: Fit,
-    as_id: bool,
     linked_last: bool,
-    root_in_use: bool,
-    valid: bool,
+    /// The root is valid, and the one that the thread was at last. Nothing new comes into an invalid one; but what goes
+    /// goes where the thread was.
+    root: (bool, bool),
+    as_id: bool,
     newest: u32,
 }
 
@@ -89,17 +90,22 @@ impl<F: Format> World<F> {
             let fit = self.fit(no, index, told.old);
             let of = self.resolve(table.vm);
             let root = self.root_of(no);
+            let valid = root.and_then(|no| self.table(no));
+            let valid = valid.is_some_and(|root| root.is_valid_root());
+            let at_last = in_use.is_some() && in_use == root;
+            let empty = self.is_empty_value(told.old);
             let rank = Rank {
-                present_and_agrees: fit.agrees() && !self.is_empty_value(told.old),
+                present_and_agrees: fit.agrees() && !empty,
                 not_of_another_vm: vm.is_none_or(|vm| vm == of),
                 own_vm: vm == Some(of),
                 fit,
-                as_id: table.as_id.is_some(),
                 linked_last: linked == Some(no),
-                root_in_use: in_use.is_some() && in_use == root,
-                valid: root
-                    .and_then(|no| self.table(no))
-                    .is_some_and(|root| root.is_valid_root()),
+                root: if empty {
+                    (valid, at_last)
+                } else {
+                    (at_last, valid)
+                },
+                as_id: table.as_id.is_some(),
                 newest: table.since,
             };
             let same_rank = |other: &Rank| {

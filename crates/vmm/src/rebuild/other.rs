@@ -138,7 +138,12 @@ impl<F: Format> World<F> {
     /// `kvm_mmu_zap_all_fast`.
     pub(super) fn zap_all(&mut self, thread: u32) {
         match self.vm_of(thread) {
-            Some(vm) => self.invalidate(vm),
+            Some(vm) => {
+                self.invalidate(vm);
+                // What it zaps next is there.
+                let last = self.vms.get(vm.0).and_then(|vm| vm.roots.last().copied());
+                self.thread(thread).root = last;
+            }
             None => self.thread(thread).zap_all = true,
         }
     }
