@@ -36,7 +36,11 @@ pub(super) fn draw(title: &str, panels: &[Panel]) -> Document {
         let x = MARGIN + number as f64 * (column + 40.0);
         page.text((x, page.y), &panel.title, (15, "bold"), INK);
     }
-    page.y += 14.0;
+    if panels.iter().any(|panel| !panel.title.is_empty()) {
+        page.y += 14.0;
+    } else {
+        page.y -= 20.0;
+    }
     for number in roots_of(panels) {
         page.root(number, panels, column);
     }

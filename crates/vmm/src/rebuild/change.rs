@@ -42,11 +42,15 @@ impl<F: Format> World<F> {
         self.place(change, choice);
     }
 
-    /// Whether what does not fit may well be of a VM that was not seen yet: the thread was not.
+    /// Whether what does not fit may well be of a VM, or a part of one, that was not seen yet.
     fn is_of_a_stranger(&self, told: &Told, choice: &Choice) -> bool {
-        self.has_threads && self.vm_of(told.thread).is_none() && {
-            let weak = self.is_empty_value(told.old) || choice.fit == Fit::Unknown;
-            !choice.fit.agrees() || (weak && self.knows_processes(choice.vm))
+        let weak = !choice.fit.agrees() || self.is_empty_value(told.old);
+        match self.vm_of(told.thread) {
+            Some(own) => own != choice.vm && weak,
+            None => {
+                let known = self.knows_processes(choice.vm);
+                self.has_threads && (!choice.fit.agrees() || weak && known)
+            }
         }
     }
 

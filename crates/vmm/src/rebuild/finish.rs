@@ -87,16 +87,11 @@ impl<F: Format> World<F> {
     }
 
     fn finish(&self, no: VmNo, vm: &Vm, roots: &[TableNo]) -> RebuiltVm {
-        let mut taken = Vec::new();
+        let roles = self.roles_of(roots);
         let mut unknown = Vec::new();
         let mut dumped = Vec::new();
         let mut next = 0;
-        for (place, root) in (0_u32..).zip(roots) {
-            let Some(table) = self.table(*root) else {
-                continue;
-            };
-            let role = self.role_of(*root, table, &taken);
-            taken.push(role);
+        for (place, (root, role)) in (0_u32..).zip(roots.iter().zip(roles)) {
             let mut walk = Walk {
                 world: self,
                 next,
@@ -148,8 +143,37 @@ impl<F: Format> World<F> {
         }
     }
 
+    /// The roles of all roots, no two valid ones the same. Of two that could be, the later is for L2; but where events were
+    /// lost, the earlier has become invalid.
+    fn roles_of(&self, roots: &[TableNo]) -> Vec<PageRole> {
+        let mut numbers: Vec<usize> = (0..roots.len()).collect();
+        if self.loses {
+            numbers.reverse();
+        }
+        let mut taken: Vec<PageRole> = Vec::new();
+        let mut roles = vec![PageRole::new(Level::L4); roots.len()];
+        for number in numbers {
+            let root = roots
+                .get(number)
+                .and_then(|no| Some((*no, self.table(*no)?)));
+            let (Some((no, table)), Some(role)) = (root, roles.get_mut(number)) else {
+                continue;
+            };
+            let plain = self.role_of(no, table);
+            let nested = plain.with(RoleFlag::GuestMode);
+            let free = |role: &PageRole| !taken.contains(role);
+            *role = match [plain, nested].into_iter().find(free) {
+                _ if plain.is_invalid() => plain,
+                Some(role) if role == plain || !self.loses => role,
+                Some(_) | None => plain.with(RoleFlag::Invalid),
+            };
+            taken.push(*role);
+        }
+        roles
+    }
+
     /// A root's role: what its event told, with what the text leaves out inferred.
-    fn role_of(&self, no: TableNo, root: &Table, taken: &[PageRole]) -> PageRole {
+    fn role_of(&self, no: TableNo, root: &Table) -> PageRole {
         let invalid = |role: PageRole| match root.is_valid_root() {
             true => role,
             false => role.with(RoleFlag::Invalid),
@@ -162,11 +186,12 @@ impl<F: Format> World<F> {
             true => plain.with(RoleFlag::Smm),
             false => plain,
         };
-        let nested = plain.with(RoleFlag::GuestMode);
         // Only for L2 are writes found by protection where hardware logs them.
         let logged = self.has_type(no, AdType::WriteProtectOnly);
-        let second = root.is_valid_root() && taken.contains(&plain);
-        invalid(if logged || second { nested } else { plain })
+        invalid(match logged {
+            true => plain.with(RoleFlag::GuestMode),
+            false => plain,
+        })
     }
 
     /// The role of an ordinary root of its level.

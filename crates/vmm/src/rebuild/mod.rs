@@ -42,8 +42,6 @@ mod other;
 mod report;
 mod shadow;
 mod table;
-#[cfg(test)]
-mod tests;
 mod world;
 
 use std::collections::BTreeMap;

@@ -106,9 +106,15 @@ impl<F: Format> World<F> {
             .first()
             .and_then(|no| self.table(*no))
             .map(|table| table.vm);
-        if let Some(vm) = linked.filter(|_| !self.shadow.any() && !self.loses) {
+        if let Some(vm) = linked.filter(|vm| self.knows_all(*vm)) {
             self.fail(vm, page.gfn.raw(), level, Contradiction::StillLinked);
         }
+    }
+
+    /// Whether a VM has no shadow pages, and none from before the trace, which have the same events.
+    fn knows_all(&self, vm: VmNo) -> bool {
+        let vm = self.vms.get(self.resolve(vm).0);
+        !self.shadow.any() && !self.loses && vm.is_some_and(|vm| !vm.partial)
     }
 
     /// `mark_mmio_spte`: a fault has stored an MMIO entry just before.
@@ -126,7 +132,7 @@ impl<F: Format> World<F> {
             }
             wrong = Some((vm, value));
         }
-        if let Some((vm, rebuilt)) = wrong.filter(|_| !self.shadow.any()) {
+        if let Some((vm, rebuilt)) = wrong.filter(|(vm, _)| self.knows_all(*vm)) {
             let what = Contradiction::Mmio {
                 rebuilt,
                 generation,
@@ -295,7 +301,7 @@ impl<F: Format> World<F> {
             missed.get_or_insert((choice, level));
         }
         // Shadow pages have such faults too, and no table here.
-        if let Some((choice, level)) = missed.filter(|_| !self.shadow.any()) {
+        if let Some((choice, level)) = missed.filter(|(choice, _)| self.knows_all(choice.vm)) {
             let rebuilt = self.entry(choice.table, gfn).map_or(0, |(value, _)| value);
             let what = Contradiction::FastFault { rebuilt, told: old };
             self.fail(choice.vm, gfn, level, what);

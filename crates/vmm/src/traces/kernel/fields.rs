@@ -15,17 +15,50 @@ pub(super) fn are_named(text: &str) -> bool {
     })
 }
 
+/// How numbers without `0x` are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Plain {
+    /// In base 10: an event whose format the printing program does not understand.
+    Decimal,
+    /// As the event's format prints them: `trace-cmd report -R`.
+    AsFormatted,
+}
+
+/// The fields that formats print in base 16.
+const HEX: [&str; 12] = [
+    "gfn",
+    "pfn",
+    "spte",
+    "sptep",
+    "old_spte",
+    "new_spte",
+    "access",
+    "gen",
+    "mmu_used_pages",
+    "cr2_or_gpa",
+    "guest_rip",
+    "fault_address",
+];
+
 /// The fields of one event.
 #[derive(Clone, Copy)]
 pub(super) struct Fields<'a> {
     line: Line<'a>,
     event: &'a str,
     text: &'a str,
+    plain: Plain,
 }
 
 impl<'a> Fields<'a> {
-    pub(super) const fn of(line: Line<'a>, event: &'a str, text: &'a str) -> Self {
-        Self { line, event, text }
+    pub(super) fn of(line: Line<'a>, event: &'a str, text: &'a str, plain: Plain) -> Self {
+        // No program understands the formats of these two.
+        let page = matches!(event, "kvm_mmu_get_page" | "kvm_mmu_prepare_zap_page");
+        Self {
+            line,
+            event,
+            text,
+            plain: if page { Plain::Decimal } else { plain },
+        }
     }
 
     /// The event; `None` for one whose text form alone is read.
@@ -161,6 +194,9 @@ impl<'a> Fields<'a> {
         let (place, value) = self.value(name)?;
         let number = match value.strip_prefix("0x") {
             Some(digits) => u64::from_str_radix(digits, 16),
+            None if self.plain == Plain::AsFormatted && HEX.contains(&name) => {
+                u64::from_str_radix(value, 16)
+            }
             None => value.parse(),
         };
         number.map_err(|_| self.line.error(place, &format!("no number for {name}")))

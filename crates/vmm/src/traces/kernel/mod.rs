@@ -40,6 +40,7 @@ use std::str::Lines;
 use slat_memslot::Gfn;
 use slat_mmu::role::{PageRole, RoleLayout};
 
+use self::fields::{Fields, Plain};
 use self::head::Head;
 pub use self::head::Task;
 use super::lex::Input;
@@ -162,7 +163,8 @@ impl<'a> Reader<'a> {
         let task = Some(head.task);
         if is_marker(head.event) {
             let text = head.rest.strip_prefix("tracing_mark_write:");
-            let text = text.unwrap_or(head.rest).trim();
+            let named = head.rest.split_once(" buf=").map(|(_, text)| text);
+            let text = text.or(named).unwrap_or(head.rest).trim();
             return Ok(Some(Record {
                 task,
                 ..about(Said::Marker(text))
@@ -188,7 +190,11 @@ impl<'a> Reader<'a> {
             let parser = |input: &mut Input<'a>| event::fields(event, input);
             return line.all(rest, event, parser).map(Some);
         }
-        let fields = fields::Fields::of(line, event, named);
+        let plain = match unparsed {
+            Some(_) => Plain::Decimal,
+            None => Plain::AsFormatted,
+        };
+        let fields = Fields::of(line, event, named, plain);
         let Some(traced) = fields.traced()? else {
             *self.skipped.entry(event).or_default() += 1;
             return Ok(None);
