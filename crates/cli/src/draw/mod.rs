@@ -119,10 +119,10 @@ fn panels(args: &Args, file: &str, private: &[GfnRange]) -> Result<Vec<Panel>, E
         }
         return Ok(vec![panel_of_dump(file, "", private)?]);
     }
-    if let (Some(from), Some(at)) = (args.from, args.read.at) {
-        if from >= at {
-            return Err(format!("--from {from}: not before --at {at}").into());
-        }
+    if let (Some(from), Some(at)) = (args.from, args.read.at)
+        && from >= at
+    {
+        return Err(format!("--from {from}: not before --at {at}").into());
     }
     let panel = |at: Option<u32>, title: Option<&str>| -> Result<Panel, Error> {
         let options = args.read.options(at)?;
@@ -141,7 +141,7 @@ fn panels(args: &Args, file: &str, private: &[GfnRange]) -> Result<Vec<Panel>, E
 }
 
 /// The longest title of a panel, in characters.
-const LONGEST: usize = 68;
+const LONGEST: usize = 52;
 
 /// What happened last.
 fn after(rebuilt: &Rebuilt, at: Option<u32>) -> String {

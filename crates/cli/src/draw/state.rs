@@ -112,13 +112,13 @@ impl State {
             return from_parts(root.role.level(), 0, 0, &parts);
         }
         let tree = match self.dump.host.second_stage {
-            SecondStage::Ept => self.from_raw::<Ept>(root),
-            SecondStage::Npt | SecondStage::Off => self.from_raw::<Npt>(root),
+            SecondStage::Ept => self.raw_tree::<Ept>(root),
+            SecondStage::Npt | SecondStage::Off => self.raw_tree::<Npt>(root),
         };
         tree.unwrap_or_else(|| from_parts(root.role.level(), 0, 0, &[]))
     }
 
-    fn from_raw<F: Format>(&self, root: &Root) -> Option<Node> {
+    fn raw_tree<F: Format>(&self, root: &Root) -> Option<Node> {
         let codec = Codec::<F>::new(&self.dump.host);
         let tables: HashMap<u32, &RawTable> =
             root.entries.iter().map(|raw| (raw.table, raw)).collect();
