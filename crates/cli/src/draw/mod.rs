@@ -141,7 +141,7 @@ fn panels(args: &Args, file: &str, private: &[GfnRange]) -> Result<Vec<Panel>, E
 }
 
 /// The longest title of a panel, in characters.
-const LONGEST: usize = 52;
+const LONGEST: usize = 66;
 
 /// What happened last.
 fn after(rebuilt: &Rebuilt, at: Option<u32>) -> String {

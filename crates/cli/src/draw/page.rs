@@ -34,7 +34,8 @@ pub(super) fn draw(title: &str, panels: &[Panel]) -> Document {
     let column = (WIDTH - 2.0 * MARGIN + 40.0) / panels.len() as f64 - 40.0;
     for (number, panel) in panels.iter().enumerate() {
         let x = MARGIN + number as f64 * (column + 40.0);
-        page.text((x, page.y), &panel.title, (14, "bold"), INK);
+        let size = if panel.title.len() > 44 { 12 } else { 14 };
+        page.text((x, page.y), &panel.title, (size, "bold"), INK);
     }
     if panels.iter().any(|panel| !panel.title.is_empty()) {
         page.y += 14.0;
