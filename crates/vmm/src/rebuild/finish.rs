@@ -198,7 +198,12 @@ impl<F: Format> World<F> {
     fn plain_role(&self, root: &Table) -> PageRole {
         let told = root.role.map(|(role, _)| role.without(RoleFlag::Invalid));
         if let Some(role) = told {
-            return role.with(RoleFlag::Cr0Wp);
+            // trace-cmd's plugin does not know of A/D bits.
+            let role = role.with(RoleFlag::Cr0Wp).without(RoleFlag::AdDisabled);
+            return match self.codec.host().ad_enabled() {
+                true => role,
+                false => role.with(RoleFlag::AdDisabled),
+            };
         }
         let host = self.codec.host().tdp();
         let mut roots = host.into_iter().flat_map(reachable_tdp_roots);

@@ -38,6 +38,7 @@ mod change;
 mod find;
 mod finish;
 mod host;
+mod merge;
 mod other;
 mod report;
 mod shadow;
