@@ -17,6 +17,9 @@ fn deletions(count: usize) -> String {
 
 /// Runs the deletions while events are captured; `None` where that cannot be.
 fn captured(setup: &Setup, count: usize) -> Option<Captured> {
+    // One at a time, so that what is left afterwards can be looked at.
+    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _alone = ALONE.lock();
     let skip = |why: &dyn std::fmt::Display| println!("skipped: {why}");
     let mut machine = kvm::Machine::open().map_err(|error| skip(&error)).ok()?;
     let mut capture = Capture::start(setup).map_err(|error| skip(&error)).ok()?;
@@ -25,7 +28,23 @@ fn captured(setup: &Setup, count: usize) -> Option<Captured> {
     let report = run(&scenario, &mut machine).unwrap();
     assert_eq!(report.failures().count(), 0);
     capture.mark("OP after").unwrap();
-    Some(capture.stop().unwrap())
+    let captured = capture.stop().unwrap();
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let tracefs = text
+        .lines()
+        .find(|line| line.contains(" tracefs "))
+        .unwrap();
+    let place = tracefs.split(' ').nth(4).unwrap();
+    let left = std::fs::read_dir(format!("{place}/instances")).unwrap();
+    let own = format!("slat-{}-", std::process::id());
+    let is_own = |name: std::ffi::OsString| name.to_string_lossy().starts_with(&own);
+    assert_eq!(
+        left.flatten()
+            .filter(|entry| is_own(entry.file_name()))
+            .count(),
+        0
+    );
+    Some(captured)
 }
 
 #[test]

@@ -123,8 +123,9 @@ pub const EVENTS: &[&str] = &[
 /// Events that are being captured.
 #[derive(Debug)]
 pub struct Capture {
-    instance: Instance,
+    // Closed first: an instance with an open file cannot be removed.
     marker: fs::File,
+    instance: Instance,
     fields: Fields,
 }
 

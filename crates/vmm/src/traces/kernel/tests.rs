@@ -103,7 +103,7 @@ fn fields_by_name_tell_whole_roles() {
         Said::Role { gfn, role } => Some((gfn, role)),
         _ => None,
     });
-    let (gfn, role) = roles.last().expect("a role");
+    let (gfn, role) = roles.collect::<Vec<_>>().pop().expect("a role");
     assert_eq!(gfn, Gfn::new(0x200));
     assert!(role.has(RoleFlag::Cr0Wp) && role.is_direct());
 }
