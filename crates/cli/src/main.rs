@@ -7,6 +7,7 @@ macro_rules! println {
 }
 
 mod diff;
+mod draw;
 mod dump;
 mod explain;
 mod kernel;
@@ -32,13 +33,15 @@ struct Cli {
 enum Job {
     /// Hold the model against the local /dev/kvm with random calls; without it, replay recorded kernel results.
     Diff(diff::Args),
+    /// Draw page tables as SVG: a tree per root and a map of guest memory, before and after an event.
+    Draw(draw::Args),
     /// Play a script of page-table operations and print roots, roles and mapped ranges; read, check or compare dumps.
     Dump(dump::Args),
     /// Say whether a call is accepted or refused, why, and what would make it succeed.
     Explain(Box<explain::Args>),
     /// Run a VMM and write down the memory calls it makes, as a scenario.
     Record(record::Args),
-    /// Predict what real kernels' MMUs did in recorded scenarios, from the operations alone.
+    /// Rebuild the page tables of real VMs from a kernel trace, and check them; or predict what kernels did in recordings.
     Replay(replay::Args),
     /// Run scenario files on the model, on the local /dev/kvm, or on both.
     Run(run::Args),
@@ -47,6 +50,7 @@ enum Job {
 fn main() -> ExitCode {
     let result = match Cli::parse().job {
         Job::Diff(args) => diff::run(&args),
+        Job::Draw(args) => draw::run(&args),
         Job::Dump(args) => dump::run(&args),
         Job::Explain(args) => explain::run(&args),
         Job::Record(args) => record::run(&args),

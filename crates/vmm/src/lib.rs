@@ -10,6 +10,8 @@
 mod api;
 mod areas;
 mod capability;
+#[cfg(target_os = "linux")]
+pub mod capture;
 mod checked;
 pub mod differential;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -19,6 +21,7 @@ pub mod live;
 pub mod model;
 mod parse_error;
 pub mod predict;
+pub mod rebuild;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod record;
 pub mod recordings;

@@ -35,6 +35,7 @@
 mod builtin;
 mod compare;
 mod event;
+pub mod kernel;
 mod lex;
 mod note;
 mod op;
