@@ -23,6 +23,7 @@
 
 mod instance;
 mod lost;
+mod role_probe;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +33,7 @@ use std::path::{Path, PathBuf};
 
 use instance::Instance;
 pub use lost::Lost;
+pub use role_probe::RoleProbe;
 use thiserror::Error;
 
 /// Why nothing can be captured.
@@ -77,9 +79,33 @@ pub enum Fields {
     Raw,
 }
 
+/// Whose events are captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Whose {
+    /// Those of the threads of this process, and of those that they start.
+    #[default]
+    Own,
+    /// All. What the host's memory management does to a VM may happen in another process.
+    Everybodys,
+}
+
+/// What stands before an event in a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Context {
+    /// Task, processor, clock.
+    #[default]
+    Shown,
+    /// Nothing.
+    Hidden,
+}
+
 /// What is captured, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setup {
+    /// Whose events.
+    pub whose: Whose,
+    /// What stands before them.
+    pub context: Context,
     /// The buffer of each CPU, in KiB. An event of the TDP MMU takes some 40 bytes.
     pub buffer_kib: u32,
     /// How fields are printed.
@@ -92,6 +118,8 @@ impl Default for Setup {
     /// 64 MiB for each CPU, fields as text, [`EVENTS`].
     fn default() -> Self {
         Self {
+            whose: Whose::Own,
+            context: Context::Shown,
             buffer_kib: 64 << 10,
             fields: Fields::Text,
             events: EVENTS.iter().map(|event| (*event).to_owned()).collect(),
@@ -149,9 +177,14 @@ impl Capture {
         // One counter for all CPUs: events have one order.
         instance.write("trace_clock", "counter")?;
         instance.write("buffer_size_kb", &setup.buffer_kib.to_string())?;
-        instance.write("options/event-fork", "1")?;
-        instance.write("options/record-tgid", "1")?;
-        instance.write("set_event_pid", &own_threads()?)?;
+        if setup.context == Context::Hidden {
+            instance.write("options/context-info", "0")?;
+        }
+        if setup.whose == Whose::Own {
+            instance.write("options/event-fork", "1")?;
+            instance.write("options/record-tgid", "1")?;
+            instance.write("set_event_pid", &own_threads()?)?;
+        }
         let mut found = 0;
         for event in &setup.events {
             found += usize::from(instance.enable(event)?);
@@ -180,11 +213,26 @@ impl Capture {
         self.marker.write_all(text.as_bytes())
     }
 
+    /// Gives what was captured since this was last asked, and goes on.
+    ///
+    /// # Errors
+    /// A file of tracefs cannot be read or written.
+    pub fn take(&mut self) -> Result<Captured, CaptureError> {
+        let captured = self.pause()?;
+        self.instance.write("trace", "")?;
+        self.instance.write("tracing_on", "1")?;
+        Ok(captured)
+    }
+
     /// Captures nothing more, and gives what there is.
     ///
     /// # Errors
     /// A file of tracefs cannot be read.
     pub fn stop(self) -> Result<Captured, CaptureError> {
+        self.pause()
+    }
+
+    fn pause(&self) -> Result<Captured, CaptureError> {
         self.instance.write("tracing_on", "0")?;
         let lost = Lost::of(&self.instance)?;
         let text = self.text()?;
@@ -196,6 +244,7 @@ impl Capture {
         let lines = raw.lines().zip(text.lines());
         let lines = lines.map(|(raw, text)| if is_unknown(raw) { text } else { raw });
         let text = lines.flat_map(|line| [line, "\n"]).collect();
+        self.instance.write("options/fields", "0")?;
         Ok(Captured { text, lost })
     }
 

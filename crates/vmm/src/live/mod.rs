@@ -18,4 +18,4 @@ mod trace;
 pub use areas::{Area, Areas, Kind};
 pub use driver::{DriveError, Driver, Journal};
 pub use random::{Abilities, Program};
-pub use trace::Trace;
+pub use trace::{Trace, TraceError};
