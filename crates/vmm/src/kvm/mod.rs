@@ -7,9 +7,11 @@ mod ioctl;
 mod machine;
 mod probe;
 mod region;
+mod translate;
 mod vm;
 
 pub use host::HostMemory;
 pub use machine::{Machine, OpenError};
 pub use probe::probe;
+pub use translate::Translator;
 pub use vm::Vm;
