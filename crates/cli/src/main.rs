@@ -15,6 +15,7 @@ mod record;
 mod replay;
 mod run;
 mod table;
+mod walk;
 
 use std::process::ExitCode;
 
@@ -42,6 +43,8 @@ enum Job {
     Replay(replay::Args),
     /// Run scenario files on the model, on the local /dev/kvm, or on both.
     Run(run::Args),
+    /// Walk a guest's page tables in a dump of its memory, reference by reference, and explain a fault.
+    Walk(Box<walk::Args>),
 }
 
 fn main() -> ExitCode {
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Job::Record(args) => record::run(&args),
         Job::Replay(args) => replay::run(&args),
         Job::Run(args) => run::run(&args),
+        Job::Walk(args) => walk::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("slat: {error}");

@@ -21,6 +21,16 @@ pub trait Stage {
     /// # Errors
     /// It does not translate.
     fn translate(&mut self, gpa: Gpa, access: ErrorCode) -> Result<Self::Address, Self::Fault>;
+
+    /// Hears that the entry of a table, which has been translated, is about to be marked.
+    ///
+    /// # Errors
+    /// It does not allow that.
+    #[inline]
+    fn before_mark(&mut self, gpa: Gpa) -> Result<(), Self::Fault> {
+        let _ = gpa;
+        Ok(())
+    }
 }
 
 /// No second stage: guest-physical addresses are where memory is.
@@ -44,5 +54,10 @@ impl<S: Stage + ?Sized> Stage for &mut S {
     #[inline]
     fn translate(&mut self, gpa: Gpa, access: ErrorCode) -> Result<S::Address, S::Fault> {
         (**self).translate(gpa, access)
+    }
+
+    #[inline]
+    fn before_mark(&mut self, gpa: Gpa) -> Result<(), S::Fault> {
+        (**self).before_mark(gpa)
     }
 }

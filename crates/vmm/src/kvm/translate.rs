@@ -34,7 +34,7 @@ const EXTENDED_EDX: u32 = 1 << 20 | 1 << 29;
 #[derive(Debug)]
 pub struct Translator {
     vcpu: VcpuFd,
-    _vm: VmFd,
+    vm: VmFd,
     ram: Mapping,
     rom: Mapping,
     gigabyte_pages: GigabytePages,
@@ -47,17 +47,46 @@ impl Translator {
     /// # Errors
     /// `/dev/kvm` is absent, not permitted, or makes no such VM.
     pub fn open() -> Result<Self, OpenError> {
+        let made = Self::with_ram(RAM_PAGES)?;
+        set_slot(
+            &made.vm,
+            1,
+            ROM_START,
+            ROM_PAGES,
+            &made.rom,
+            KVM_MEM_READONLY,
+        )
+        .map_err(OpenError::Probe)?;
+        Ok(made)
+    }
+
+    /// Makes a VM with one vCPU and a copy of some memory from address 0 on.
+    ///
+    /// # Errors
+    /// `/dev/kvm` is absent, not permitted, or makes no such VM.
+    pub fn over(bytes: &[u8]) -> Result<Self, OpenError> {
+        let pages = (bytes.len() as u64).div_ceil(PAGE_SIZE).max(1);
+        let made = Self::with_ram(pages)?;
+        for (index, chunk) in bytes.chunks(8).enumerate() {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            let word = u64::from_le_bytes(word);
+            made.ram.word(index).store(word, Ordering::Relaxed);
+        }
+        Ok(made)
+    }
+
+    fn with_ram(pages: u64) -> Result<Self, OpenError> {
         let kvm =
             Kvm::new().map_err(|e| OpenError::Device(io::Error::from_raw_os_error(e.errno())))?;
         let made = |e| OpenError::Probe(errno(e));
         let vm = kvm.create_vm().map_err(made)?;
-        let ram = memory(RAM_PAGES).map_err(OpenError::Memory)?;
+        let ram = memory(pages).map_err(OpenError::Memory)?;
         let rom = memory(ROM_PAGES).map_err(OpenError::Memory)?;
-        set_slot(&vm, 0, 0, RAM_PAGES, &ram, 0).map_err(OpenError::Probe)?;
-        set_slot(&vm, 1, ROM_START, ROM_PAGES, &rom, KVM_MEM_READONLY).map_err(OpenError::Probe)?;
+        set_slot(&vm, 0, 0, pages, &ram, 0).map_err(OpenError::Probe)?;
         Ok(Self {
             vcpu: vm.create_vcpu(0).map_err(made)?,
-            _vm: vm,
+            vm,
             ram,
             rom,
             gigabyte_pages: gigabyte_pages(&kvm).map_err(OpenError::Probe)?,
@@ -227,8 +256,7 @@ impl Walker for Translator {
     }
 
     fn words(&self) -> Vec<u64> {
-        let words = usize::try_from(RAM_PAGES * PAGE_SIZE / 8).unwrap_or(0);
-        (0..words)
+        (0..self.ram.len() / 8)
             .map(|index| self.ram.word(index).load(Ordering::Relaxed))
             .collect()
     }
