@@ -1,5 +1,7 @@
 //! `slat diff`: the model against a real kernel.
 
+mod walk;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -20,7 +22,8 @@ pub(crate) struct Args {
     /// How many calls to compare.
     #[arg(long, default_value_t = 100_000)]
     ops: u64,
-    /// Parts of the interface, separated by commas. Default: all.
+    /// Parts of the interface, separated by commas; `walk` is the walk of guest page tables, held against KVM_TRANSLATE.
+    /// Default: all calls, and walks.
     #[arg(long, value_delimiter = ',')]
     area: Vec<AreaName>,
     /// Put one of so many refusals to the repair oracle.
@@ -39,31 +42,67 @@ pub(crate) struct Args {
 
 /// An area by its name.
 #[derive(Clone, Copy, Debug)]
-struct AreaName(Area);
+enum AreaName {
+    Calls(Area),
+    Walk,
+}
+
+impl Args {
+    /// The areas of calls.
+    fn calls(&self) -> Vec<Area> {
+        let calls = |area: &AreaName| match area {
+            AreaName::Calls(area) => Some(*area),
+            AreaName::Walk => None,
+        };
+        match self.area.as_slice() {
+            [] => Area::ALL.to_vec(),
+            some => some.iter().filter_map(calls).collect(),
+        }
+    }
+
+    /// Whether walks are compared.
+    fn walks(&self) -> bool {
+        self.area.is_empty() || self.area.iter().any(|area| matches!(area, AreaName::Walk))
+    }
+}
 
 impl ValueEnum for AreaName {
     fn value_variants<'a>() -> &'a [Self] {
-        const ALL: [AreaName; 8] = [
-            AreaName(Area::Slots),
-            AreaName(Area::Gmem),
-            AreaName(Area::Attributes),
-            AreaName(Area::DirtyLog),
-            AreaName(Area::DirtyRing),
-            AreaName(Area::Caps),
-            AreaName(Area::PreFault),
-            AreaName(Area::Layout),
+        const ALL: [AreaName; 9] = [
+            AreaName::Calls(Area::Slots),
+            AreaName::Calls(Area::Gmem),
+            AreaName::Calls(Area::Attributes),
+            AreaName::Calls(Area::DirtyLog),
+            AreaName::Calls(Area::DirtyRing),
+            AreaName::Calls(Area::Caps),
+            AreaName::Calls(Area::PreFault),
+            AreaName::Calls(Area::Layout),
+            AreaName::Walk,
         ];
         &ALL
     }
 
     fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
-        Some(clap::builder::PossibleValue::new(self.0.name()))
+        Some(clap::builder::PossibleValue::new(match self {
+            Self::Calls(area) => area.name(),
+            Self::Walk => "walk",
+        }))
     }
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     match kernel::open() {
-        Ok(machine) => live(args, machine),
+        Ok(machine) => {
+            let seed = args.seed.unwrap_or_else(clock_seed);
+            let calls = match args.calls().is_empty() {
+                true => ExitCode::SUCCESS,
+                false => live(args, seed, machine)?,
+            };
+            match args.walks() {
+                true if calls == ExitCode::SUCCESS => walk::run(args, seed),
+                _ => Ok(calls),
+            }
+        }
         Err(why) => {
             eprintln!("live comparison skipped: {why}");
             let replayed = replay_recordings()?;
@@ -77,12 +116,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
 }
 
 /// Random calls on the kernel and on the model of its profile.
-fn live<K: Machine>(args: &Args, mut machine: K) -> Result<ExitCode, Error> {
-    let seed = args.seed.unwrap_or_else(clock_seed);
-    let areas: Vec<Area> = match args.area.as_slice() {
-        [] => Area::ALL.to_vec(),
-        some => some.iter().map(|a| a.0).collect(),
-    };
+fn live<K: Machine>(args: &Args, seed: u64, mut machine: K) -> Result<ExitCode, Error> {
+    let areas = args.calls();
     eprintln!("kernel: {}, seed {seed}", machine.profile().name);
     let mut skipped = false;
     for area in &areas {

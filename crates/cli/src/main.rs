@@ -16,6 +16,7 @@ mod record;
 mod replay;
 mod run;
 mod table;
+mod walk;
 
 use std::process::ExitCode;
 
@@ -45,6 +46,8 @@ enum Job {
     Replay(replay::Args),
     /// Run scenario files on the model, on the local /dev/kvm, or on both.
     Run(run::Args),
+    /// Walk a guest's page tables in a dump of its memory, reference by reference, and explain a fault.
+    Walk(Box<walk::Args>),
 }
 
 fn main() -> ExitCode {
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Job::Record(args) => record::run(&args),
         Job::Replay(args) => replay::run(&args),
         Job::Run(args) => run::run(&args),
+        Job::Walk(args) => walk::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("slat: {error}");

@@ -119,6 +119,14 @@ unit!(
     Hva, "hva"
 );
 unit!(
+    /// A guest-virtual address, in bytes: what a guest's instructions use, a linear address.
+    Gva, "gva"
+);
+unit!(
+    /// A host-physical address, in bytes: what second-stage tables translate to.
+    Hpa, "hpa"
+);
+unit!(
     /// A guest frame number: a guest-physical address divided by 4096.
     Gfn, "gfn"
 );
@@ -128,6 +136,8 @@ unit!(
 );
 byte_address!(Gpa);
 byte_address!(Hva);
+byte_address!(Gva);
+byte_address!(Hpa);
 frame!(Gfn);
 
 impl Gpa {

@@ -52,7 +52,7 @@ mod space;
 mod vm;
 mod vm_type;
 
-pub use addr::{Gfn, GfnRange, Gpa, Hva, PAGE_SHIFT, PAGE_SIZE, Pages};
+pub use addr::{Gfn, GfnRange, Gpa, Gva, Hpa, Hva, PAGE_SHIFT, PAGE_SIZE, Pages};
 pub use attributes::{AttributeMap, AttributeRanges};
 pub use call::{
     Access, AccessKind, Buffer, Call, ClearBits, FileCall, FileRef, GuestAccess, MapCall, MapId,

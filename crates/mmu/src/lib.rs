@@ -4,10 +4,10 @@
 //! - [`role`]: what a page table depends on, packed as KVM packs it; [`roots`]: which page tables a vCPU starts from,
 //!   and the cache of those it had before.
 //! - [`table`]: where page tables live, and when a removed one may be used again.
+//! - [`walk`]: how a guest's own page tables are walked, with the fault that each access gets.
 //! - [`Access`]: what an entry or a table allows.
+//! - [`tdp`]: the tables of the TDP MMU; [`fault`]: what becomes of an access that they do not allow.
 //! - [`ShadowPageLimit`]: how many shadow pages KVM allows itself; deleting a slot lowers it.
-//!
-//! Faults, zaps and walks are not here yet.
 #![forbid(unsafe_code)]
 
 mod access;
@@ -20,6 +20,7 @@ pub mod spte;
 mod sync;
 pub mod table;
 pub mod tdp;
+pub mod walk;
 
 pub use access::Access;
 pub use limits::{Eviction, ShadowPageLimit, Tuning};

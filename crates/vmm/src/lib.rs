@@ -5,7 +5,7 @@
 //! a kernel and shrunk when they differ ([`differential`]), the logs of real VMMs ([`strace`], `record`), and what
 //! real kernels answered ([`recordings`]) and what their MMUs did ([`traces`]). [`predict`] puts what a real VMM did to the model,
 //! [`tables`] runs scripts of operations on page tables, [`tdp_vm`] is a whole VM with them, and [`replay`] holds it
-//! against what the MMUs did.
+//! against what the MMUs did. [`walks`] holds walks of guest page tables against `KVM_TRANSLATE`.
 
 mod api;
 mod areas;
@@ -32,6 +32,7 @@ pub mod strace;
 pub mod tables;
 pub mod tdp_vm;
 pub mod traces;
+pub mod walks;
 
 pub use api::{CallError, CallResult, Machine, MemoryVm};
 pub use areas::Areas;

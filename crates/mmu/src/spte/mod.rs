@@ -58,6 +58,7 @@ pub use make::{
 };
 pub use mmio::MmioGeneration;
 pub use pfn::Pfn;
+pub(crate) use reserved::bad_mt_xwr;
 pub use reserved::{NestedEpt, NoExecute, ReservedBits, ShadowPaging};
 
 use crate::host::{AdBits, Host};

@@ -176,7 +176,7 @@ fn ept_reserved(host: &Host, nested: NestedEpt) -> ReservedBits {
 }
 
 /// Memory types 2, 3 and 7, writing without reading, and executing without reading where the CPU cannot.
-fn bad_mt_xwr(execute_only: ExecuteOnly) -> u64 {
+pub(crate) fn bad_mt_xwr(execute_only: ExecuteOnly) -> u64 {
     const EVERY_TYPE: u64 = 0x0101_0101_0101_0101;
     const BAD_TYPES: u64 = 0xff << (2 * 8) | 0xff << (3 * 8) | 0xff << (7 * 8);
     let no_read = match execute_only {

@@ -26,6 +26,7 @@ pub mod dump;
 mod events;
 mod fast;
 mod hardware;
+mod hardware_walk;
 mod hooks;
 mod lock;
 mod log;
@@ -58,6 +59,7 @@ pub use events::{
 };
 pub use fast::{Fast, SlotLog};
 pub use hardware::HardwareAccess;
+pub use hardware_walk::{SecondCause, SecondFault, SecondObserver, SecondPage, SecondStep};
 pub use hooks::{AccessCheck, Busy, External, NoCheck, NoExternal, Translated};
 pub use lock::{Exclusive, HeldForWriting, Locked, Shared, Side};
 pub use log::{ByWhat, ClearDirty, Weaken};

@@ -5,7 +5,7 @@
 //! `EINVAL`; so for a sample of refusals the model's repairs are applied on the live kernel, which must then accept
 //! (the repair oracle). The first difference is shrunk to a few calls and written as a scenario.
 
-mod dice;
+pub(crate) mod dice;
 mod generate;
 mod oracle;
 mod pair;

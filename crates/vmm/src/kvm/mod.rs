@@ -7,6 +7,7 @@ pub(crate) mod ioctl;
 mod machine;
 mod probe;
 mod region;
+mod translate;
 mod vm;
 
 pub(crate) use file::create as create_gmem;
@@ -14,4 +15,5 @@ pub use host::HostMemory;
 pub(crate) use ioctl::errno;
 pub use machine::{Machine, OpenError};
 pub use probe::probe;
+pub use translate::Translator;
 pub use vm::Vm;

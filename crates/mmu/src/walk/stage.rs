@@ -1,0 +1,63 @@
+//! What stands behind a guest's physical addresses: nothing, or a second stage.
+
+use core::convert::Infallible;
+
+use slat_memslot::Gpa;
+
+use super::ErrorCode;
+use super::memory::TableAddress;
+
+/// Translates the guest-physical addresses that a walk comes to (`kvm_translate_gpa`).
+pub trait Stage {
+    /// What it translates to: where the memory behind is.
+    type Address: TableAddress;
+    /// What it says if it does not translate.
+    type Fault;
+
+    /// Translates an address for an access. [`ErrorCode::GUEST_PAGE`] is set for entries of the guest's tables, which count
+    /// as written if the walk marks entries, [`ErrorCode::GUEST_FINAL`] for the page at the end; both are user accesses or
+    /// not, as the caller of the walk says.
+    ///
+    /// # Errors
+    /// It does not translate.
+    fn translate(&mut self, gpa: Gpa, access: ErrorCode) -> Result<Self::Address, Self::Fault>;
+
+    /// Hears that the entry of a table, which has been translated, is about to be marked.
+    ///
+    /// # Errors
+    /// It does not allow that.
+    #[inline]
+    fn before_mark(&mut self, gpa: Gpa) -> Result<(), Self::Fault> {
+        let _ = gpa;
+        Ok(())
+    }
+}
+
+/// No second stage: guest-physical addresses are where memory is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unnested;
+
+impl Stage for Unnested {
+    type Address = Gpa;
+    type Fault = Infallible;
+
+    #[inline]
+    fn translate(&mut self, gpa: Gpa, _: ErrorCode) -> Result<Gpa, Infallible> {
+        Ok(gpa)
+    }
+}
+
+impl<S: Stage + ?Sized> Stage for &mut S {
+    type Address = S::Address;
+    type Fault = S::Fault;
+
+    #[inline]
+    fn translate(&mut self, gpa: Gpa, access: ErrorCode) -> Result<S::Address, S::Fault> {
+        (**self).translate(gpa, access)
+    }
+
+    #[inline]
+    fn before_mark(&mut self, gpa: Gpa) -> Result<(), S::Fault> {
+        (**self).before_mark(gpa)
+    }
+}

@@ -1,0 +1,10 @@
+//! Tests of walks of a guest's tables.
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "fields of entries and addresses are small numbers here"
+)]
+
+mod golden;
+mod random;
+mod reference;
