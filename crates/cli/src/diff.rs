@@ -1,5 +1,6 @@
 //! `slat diff`: the model against a real kernel.
 
+mod tables;
 mod walk;
 
 use std::path::PathBuf;
@@ -19,11 +20,11 @@ pub(crate) struct Args {
     /// Seed of the random calls; equal seeds give equal calls on equal kernels. Default: from the clock.
     #[arg(long)]
     seed: Option<u64>,
-    /// How many calls to compare.
+    /// How many calls, translations, and events of tables to compare.
     #[arg(long, default_value_t = 100_000)]
     ops: u64,
-    /// Parts of the interface, separated by commas; `walk` is the walk of guest page tables, held against KVM_TRANSLATE.
-    /// Default: all calls, and walks.
+    /// Parts of the interface, separated by commas; `walk` is the walk of guest page tables, held against KVM_TRANSLATE,
+    /// and `tables` what a VM's own tables become, event by event. Default: all that the kernel has.
     #[arg(long, value_delimiter = ',')]
     area: Vec<AreaName>,
     /// Put one of so many refusals to the repair oracle.
@@ -45,6 +46,7 @@ pub(crate) struct Args {
 enum AreaName {
     Calls(Area),
     Walk,
+    Tables,
 }
 
 impl Args {
@@ -52,7 +54,7 @@ impl Args {
     fn calls(&self) -> Vec<Area> {
         let calls = |area: &AreaName| match area {
             AreaName::Calls(area) => Some(*area),
-            AreaName::Walk => None,
+            AreaName::Walk | AreaName::Tables => None,
         };
         match self.area.as_slice() {
             [] => Area::ALL.to_vec(),
@@ -60,15 +62,26 @@ impl Args {
         }
     }
 
-    /// Whether walks are compared.
-    fn walks(&self) -> bool {
-        self.area.is_empty() || self.area.iter().any(|area| matches!(area, AreaName::Walk))
+    /// Whether an area that is no calls is compared.
+    fn wants(&self, wanted: AreaName) -> bool {
+        self.area.is_empty() || self.area.iter().any(|area| area.name() == wanted.name())
+    }
+}
+
+impl AreaName {
+    /// The word on the command line.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Calls(area) => area.name(),
+            Self::Walk => "walk",
+            Self::Tables => "tables",
+        }
     }
 }
 
 impl ValueEnum for AreaName {
     fn value_variants<'a>() -> &'a [Self] {
-        const ALL: [AreaName; 9] = [
+        const ALL: [AreaName; 10] = [
             AreaName::Calls(Area::Slots),
             AreaName::Calls(Area::Gmem),
             AreaName::Calls(Area::Attributes),
@@ -78,15 +91,13 @@ impl ValueEnum for AreaName {
             AreaName::Calls(Area::PreFault),
             AreaName::Calls(Area::Layout),
             AreaName::Walk,
+            AreaName::Tables,
         ];
         &ALL
     }
 
     fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
-        Some(clap::builder::PossibleValue::new(match self {
-            Self::Calls(area) => area.name(),
-            Self::Walk => "walk",
-        }))
+        Some(clap::builder::PossibleValue::new(self.name()))
     }
 }
 
@@ -98,10 +109,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
                 true => ExitCode::SUCCESS,
                 false => live(args, seed, machine)?,
             };
-            match args.walks() {
-                true if calls == ExitCode::SUCCESS => walk::run(args, seed),
-                _ => Ok(calls),
+            let mut result = calls;
+            if result == ExitCode::SUCCESS && args.wants(AreaName::Walk) {
+                result = walk::run(args, seed)?;
             }
+            if result == ExitCode::SUCCESS && args.wants(AreaName::Tables) {
+                result = tables::run(args, seed)?;
+            }
+            Ok(result)
         }
         Err(why) => {
             eprintln!("live comparison skipped: {why}");

@@ -20,7 +20,7 @@ use super::areas::Areas;
 use super::guest;
 use super::pagemap::{Page, Pagemap};
 use crate::kvm::{create_gmem, errno, ioctl};
-use crate::traces::{GuestAct, Note, Op, Ret, SetRegion, Sregs};
+use crate::traces::{GuestAct, Leaves, Note, Op, Ret, SetRegion, Sregs};
 
 /// Where a driver writes what it does.
 pub trait Journal {
@@ -171,8 +171,13 @@ impl<J: Journal> Driver<J> {
         if let Op::Madvise { .. } | Op::Mprotect { .. } = op {
             return self.host_call(op);
         }
-        if let Op::SetRegion(region) = op {
-            self.huge_pages(region)?;
+        match op {
+            Op::SetRegion(region) => {
+                self.statistics()?;
+                self.huge_pages(region)?;
+            }
+            Op::CloseVm => self.statistics()?,
+            _ => {}
         }
         self.say(&format!("OP {op}"))?;
         match op {
@@ -250,6 +255,26 @@ impl<J: Journal> Driver<J> {
                 pfn: page.pfn,
                 level: Some(page.level),
             })?;
+        }
+        Ok(())
+    }
+
+    /// Tells how many leaves there are, where debugfs shows it.
+    fn statistics(&mut self) -> Done {
+        let vm = self.machine.as_ref().map(|machine| machine.vm.as_raw_fd());
+        let Some(vm) = vm else { return Ok(()) };
+        let place = format!("/sys/kernel/debug/kvm/{}-{vm}", std::process::id());
+        let read = |name| -> Option<u64> {
+            let text = std::fs::read_to_string(format!("{place}/{name}")).ok()?;
+            text.trim().parse().ok()
+        };
+        let leaves = (read("pages_4k"), read("pages_2m"), read("pages_1g"));
+        if let (Some(pages_4k), Some(pages_2m), Some(pages_1g)) = leaves {
+            self.note(&Note::Leaves(Leaves {
+                pages_4k,
+                pages_2m,
+                pages_1g,
+            }))?;
         }
         Ok(())
     }

@@ -9,13 +9,17 @@
 //! A recording made so is predicted like any other ([`crate::replay`]).
 
 mod areas;
+mod compare;
 mod driver;
 mod guest;
+mod machine;
 mod pagemap;
 mod random;
 mod trace;
 
 pub use areas::{Area, Areas, Kind};
+pub use compare::{Config, Finding, Live, LiveError, Outcome};
 pub use driver::{DriveError, Driver, Journal};
+pub use machine::{abilities, here};
 pub use random::{Abilities, Program};
 pub use trace::{Trace, TraceError};

@@ -10,8 +10,8 @@ use super::addresses::{Addresses, key_of, unmapped, until_exit};
 use super::{Machine, Verdict, inputs};
 use crate::tdp_vm::{Activity, EagerSplit, Ending, HvaRange, Paging, Supplied, TdpVm};
 use crate::traces::{
-    self, Comparer, GuestAct, Item, Note, Op, Predicted, Recording, Ret, SetRegion, Sregs, Traced,
-    What,
+    self, Comparer, GuestAct, Item, Leaves, Note, Op, Predicted, Recording, Ret, SetRegion, Sregs,
+    Traced, What,
 };
 
 /// Where the recorded program puts its guest's instructions: they halt, read, write, and jump.
@@ -373,10 +373,22 @@ impl<F: Format> Run<'_, F> {
                         size,
                     });
                 }
+                What::Note(Note::Leaves(_)) => self.leaves(),
                 What::Note(Note::Remark("backing never touched by the host")) => self.untouched(),
                 _ => {}
             }
         }
+    }
+
+    /// The VM's statistics were read.
+    fn leaves(&mut self) {
+        let Some(vm) = &mut self.vm else { return };
+        let totals = vm.tables().totals();
+        vm.tell(Predicted::Leaves(Leaves {
+            pages_4k: totals.pages_4k,
+            pages_2m: totals.pages_2m,
+            pages_1g: totals.pages_1g,
+        }));
     }
 
     fn backing(&mut self, page: Supplied) {

@@ -9,7 +9,9 @@ use slat_mmu::spte::{Codec, Ept, Format, Npt, Spte, bits};
 
 use super::event::frame;
 use super::{Comparer, Difference, Kind, Kinds, Mismatch, Predicted};
-use crate::traces::{Builtin, Exit, Item, Machine, Note, Probe, Recording, Ret, Traced, What};
+use crate::traces::{
+    Builtin, Exit, Item, Leaves, Machine, Note, Probe, Recording, Ret, Traced, What,
+};
 
 const EMPTY: u64 = 1 << 63;
 const FROZEN: u64 = 1 << 63 | 0x5a0;
@@ -409,6 +411,7 @@ impl Perfect {
                     pages: *pages,
                 }),
                 What::Note(Note::Idle(idle)) => Some(Predicted::Idle(*idle)),
+                What::Note(Note::Leaves(leaves)) => Some(Predicted::Leaves(*leaves)),
                 _ => None,
             });
         }
@@ -532,6 +535,10 @@ fn wrong(one: &Predicted) -> Vec<Predicted> {
                     }
                 }
                 Predicted::Idle(idle) => wrong.push(Predicted::Idle(!idle)),
+                Predicted::Leaves(leaves) => wrong.push(Predicted::Leaves(Leaves {
+                    pages_2m: leaves.pages_2m + 1,
+                    ..*leaves
+                })),
             }
         };
     }

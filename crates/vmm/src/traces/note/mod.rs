@@ -49,6 +49,17 @@ pub enum Exit {
     },
 }
 
+/// How many leaves the tables of a VM have (`pages_4k`, `pages_2m`, `pages_1g`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Leaves {
+    /// Of 4 KiB.
+    pub pages_4k: u64,
+    /// Of 2 MiB.
+    pub pages_2m: u64,
+    /// Of 1 GiB.
+    pub pages_1g: u64,
+}
+
 /// Something that the recorded program saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -89,6 +100,8 @@ pub enum Note<'a> {
     },
     /// Whether the page is still idle.
     Idle(bool),
+    /// The VM's statistics, where they are read.
+    Leaves(Leaves),
     /// The guest's registers.
     Registers {
         /// RIP.
@@ -161,6 +174,7 @@ pub(super) fn note<'a>(input: &mut Input<'a>) -> ModalResult<Note<'a>> {
         "backing" if second.starts_with("gfn=") => backing(input),
         "dirty" => dirty(input),
         "pre_fault" => pre_fault_left(input),
+        "pages" => leaves.map(Note::Leaves).parse_next(input),
         "idle" => preceded("idle=", bit).map(Note::Idle).parse_next(input),
         "KVM_RUN" => run_failed(input),
         "nested" => nested_state(input),
@@ -214,6 +228,15 @@ fn pre_fault_left<'a>(input: &mut Input<'a>) -> ModalResult<Note<'a>> {
     seq!(Note::PreFaultLeft {
         _: "pre_fault left gfn=", gfn: gfn,
         _: " npages=", pages: pages,
+    })
+    .parse_next(input)
+}
+
+fn leaves(input: &mut Input<'_>) -> ModalResult<Leaves> {
+    seq!(Leaves {
+        _: "pages 4k=", pages_4k: dec,
+        _: " 2m=", pages_2m: dec,
+        _: " 1g=", pages_1g: dec,
     })
     .parse_next(input)
 }

@@ -2,7 +2,7 @@
 
 use core::fmt::{Display, Formatter, Result};
 
-use super::{Exit, Note, Ret};
+use super::{Exit, Leaves, Note, Ret};
 
 impl Display for Ret {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
@@ -38,10 +38,22 @@ impl Display for Note<'_> {
                 )
             }
             Self::Idle(idle) => write!(f, "idle={}", u8::from(*idle)),
+            Self::Leaves(leaves) => leaves.fmt(f),
             Self::Fatal(text) => write!(f, "FATAL {text}"),
             Self::Remark(text) => write!(f, "{text}"),
             _ => self.fmt_machine(f),
         }
+    }
+}
+
+impl Display for Leaves {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        let Self {
+            pages_4k,
+            pages_2m,
+            pages_1g,
+        } = self;
+        write!(f, "pages 4k={pages_4k} 2m={pages_2m} 1g={pages_1g}")
     }
 }
 
