@@ -1,0 +1,21 @@
+//! Locks and atomics: the standard library's, or under `--cfg shuttle` those of the model checker.
+
+#[cfg(shuttle)]
+use shuttle as threads;
+#[cfg(not(shuttle))]
+use std as threads;
+
+pub(crate) use threads::sync::{Mutex, MutexGuard};
+
+/// Locks; a thread that panicked with the lock held leaves consistent data behind, since what can fail is checked before
+/// anything is changed.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Lets other threads run.
+pub(crate) fn pause() {
+    threads::thread::yield_now();
+}

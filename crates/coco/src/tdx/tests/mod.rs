@@ -1,0 +1,7 @@
+//! Tests of the module.
+
+mod audit;
+mod calls;
+mod guest;
+mod lifecycle;
+mod world;
