@@ -40,7 +40,7 @@ const PAGES: usize = 512;
 const BLOCK: u64 = PAGES as u64;
 
 /// A block of 2 MiB, as one page or as 512.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 enum Block {
     #[default]
     Empty,
@@ -54,7 +54,7 @@ enum Block {
 }
 
 /// The metadata of all pages that the host can give to the module.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pamt {
     blocks: Vec<Block>,
     end: Pfn,

@@ -35,6 +35,8 @@ pub use faults::BusyPlan;
 pub use guest::{Accept, GuestAccess, GuestFault, Interrupt, Violation, ViolationCause};
 #[doc(hidden)]
 pub use plant::HeldLock;
+#[cfg(test)]
+pub(crate) use plant::Snapshot;
 pub use run::Entry;
 pub use teardown::Reclaimed;
 

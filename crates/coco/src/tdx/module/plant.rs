@@ -25,6 +25,50 @@ pub enum HeldLock {
     Entry(GpaMapping),
 }
 
+/// Everything that a call about memory can change.
+#[cfg(test)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    pamt: crate::tdx::pamt::Pamt,
+    sept: Option<crate::tdx::sept::Sept>,
+    children: u64,
+    op_state: OpState,
+    epochs: crate::tdx::Epochs,
+    locks: crate::tdx::locks::Locks,
+    contents: rustc_hash::FxHashMap<Pfn, crate::tdx::Content>,
+    measured: u64,
+}
+
+#[cfg(test)]
+impl Module {
+    pub(crate) fn snapshot(&self, td: Tdr) -> Snapshot {
+        let guard = self.state();
+        let td = guard.td_ref(td);
+        Snapshot {
+            pamt: guard.pamt.clone(),
+            sept: td.sept.clone(),
+            children: td.children,
+            op_state: td.op_state,
+            epochs: td.epochs,
+            locks: td.locks,
+            contents: guard.contents.clone(),
+            measured: td.measurement.operations(),
+        }
+    }
+
+    /// Whether nothing has changed since.
+    pub(crate) fn is_as(&self, td: Tdr, before: &Snapshot) -> bool {
+        let guard = self.state();
+        let td = guard.td_ref(td);
+        (td.children, td.op_state) == (before.children, before.op_state)
+            && (td.epochs, td.locks) == (before.epochs, before.locks)
+            && td.measurement.operations() == before.measured
+            && td.sept == before.sept
+            && guard.contents == before.contents
+            && guard.pamt == before.pamt
+    }
+}
+
 #[doc(hidden)]
 impl Module {
     /// Says what a TD does.

@@ -25,7 +25,7 @@ pub(crate) struct Walked {
 }
 
 /// The secure EPT of a TD. Its root is a page of the TD's control structure, and lives as long as the TD.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sept {
     root: Pfn,
     root_level: Level,

@@ -3,5 +3,6 @@
 mod audit;
 mod calls;
 mod guest;
+mod legality;
 mod lifecycle;
 mod world;
