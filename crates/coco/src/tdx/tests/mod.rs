@@ -2,6 +2,7 @@
 
 mod audit;
 mod calls;
+mod epochs;
 mod guest;
 mod legality;
 mod lifecycle;
