@@ -5,13 +5,25 @@ use shuttle as threads;
 #[cfg(not(shuttle))]
 use std as threads;
 
-pub(crate) use threads::sync::{Mutex, MutexGuard};
+pub(crate) use threads::sync::atomic::{AtomicBool, Ordering};
+pub(crate) use threads::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Locks; a thread that panicked with the lock held leaves consistent data behind, since what can fail is checked before
 /// anything is changed.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// The same for reading.
+pub(crate) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// The same for writing.
+pub(crate) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write()
         .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 

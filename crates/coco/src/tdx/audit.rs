@@ -7,6 +7,7 @@ use slat_memslot::{Gpa, PageSize};
 use slat_mmu::spte::Pfn;
 
 use super::module::{Module, State};
+use super::op_state::Lifecycle;
 use super::pamt::{PageType, size_at};
 use super::sept::{Place, SeptEntry, SeptState};
 use super::td::{Td, Tdr};
@@ -89,8 +90,12 @@ impl Module {
                 seen: FxHashMap::default(),
                 violations: &mut violations,
             };
-            audit.entries();
-            audit.pages();
+            // Once the key is free nobody reads the tables any more.
+            let alive = td.lifecycle != Lifecycle::Teardown;
+            if alive {
+                audit.entries();
+            }
+            audit.pages(alive);
             audit.vcpus();
         }
         violations
@@ -156,7 +161,7 @@ impl Audit<'_> {
         self.check(!entry.is_locked(), TdxCode::LockLeftBehind, at, Some(page));
     }
 
-    fn pages(&mut self) {
+    fn pages(&mut self, alive: bool) {
         let mut children = 0;
         let pamt = &self.state.pamt;
         for (page, size, known) in pamt.pages() {
@@ -165,7 +170,7 @@ impl Audit<'_> {
             }
             children += size.pages().raw();
             let mapped = matches!(known.page_type, PageType::Regular | PageType::Ept);
-            let seen = !mapped || self.seen.contains_key(&page);
+            let seen = !alive || !mapped || self.seen.contains_key(&page);
             self.check(seen, TdxCode::OrphanPage, None, Some(page));
         }
         self.check(children == self.td.children, TdxCode::Children, None, None);

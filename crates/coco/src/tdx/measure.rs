@@ -5,6 +5,9 @@ use core::fmt;
 use sha2::{Digest, Sha384};
 use slat_memslot::Gpa;
 
+/// How many times a page of 4 KiB has to be extended: 256 bytes at a time (`TDX_EXTENDMR_CHUNKSIZE`).
+pub const PAGE_CHUNKS: u64 = 16;
+
 /// MRTD while it grows: SHA-384 over the operations that built the TD, in their order.
 ///
 /// Adding a page contributes its address, extending contributes the address and 256 bytes of content. A page that was

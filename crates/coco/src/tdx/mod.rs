@@ -15,6 +15,7 @@ mod epoch;
 mod leaf;
 mod locks;
 mod measure;
+pub mod mirror;
 mod module;
 mod op_state;
 mod pamt;
@@ -22,7 +23,7 @@ mod sept;
 mod status;
 mod stepping;
 mod td;
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 mod tests;
 mod vp;
 
@@ -31,7 +32,7 @@ pub use content::Content;
 pub use epoch::Epochs;
 pub use leaf::{Seamcall, Tdcall};
 pub use locks::Hold;
-pub use measure::Mrtd;
+pub use measure::{Mrtd, PAGE_CHUNKS};
 #[doc(hidden)]
 pub use module::HeldLock;
 pub use module::{

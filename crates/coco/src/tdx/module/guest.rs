@@ -203,7 +203,10 @@ impl State {
         let page = gpa.gfn().gpa();
         let state = &mut self.td_mut(td).vps[usize::from(vp.0)];
         let rip = state.rip;
-        state.stepping.violation(rip, page);
+        // An accept says itself that it wants the page.
+        if !matches!(cause, ViolationCause::Accept(_)) {
+            state.stepping.violation(rip, page);
+        }
         self.leave_guest(td, vp);
         Violation { gpa, cause }
     }

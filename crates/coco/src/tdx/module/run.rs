@@ -20,12 +20,12 @@ pub enum Entry {
 }
 
 impl Module {
-    /// Runs a vCPU (`TDH.VP.ENTER`); `rip` is where it goes on. If it entered last in another epoch, it flushes its TLB.
+    /// Runs a vCPU (`TDH.VP.ENTER`), from where it was. If it entered last in another epoch, it flushes its TLB.
     ///
     /// # Errors
     /// `OP_STATE_INCORRECT`, `VCPU_STATE_INCORRECT`, `VCPU_NOT_ASSOCIATED`; `OPERAND_BUSY` with TD_EPOCH while an epoch
     /// begins, with SEPT_TREE if the vCPU is suspected to be stepped and the tree is in use.
-    pub fn tdh_vp_enter(&self, td: Tdr, vp: VpId, rip: u64) -> Answer<Entry> {
+    pub fn tdh_vp_enter(&self, td: Tdr, vp: VpId) -> Answer<Entry> {
         let mut state = self.state();
         state.begin(Seamcall::VpEnter)?;
         state.hold_td(td, Hold::Shared, Operand::Tdr)?;
@@ -36,7 +36,7 @@ impl Module {
         }
         // What takes time: flushing, and looking at the addresses that were noted.
         let mut state = self.paused(state);
-        let entry = state.finish_entry(td, vp, rip);
+        let entry = state.finish_entry(td, vp);
         state.td_mut(td).locks.tdr.release(Hold::Shared);
         entry.map_err(Refusal::from)
     }
@@ -119,7 +119,7 @@ impl State {
         Ok(())
     }
 
-    fn finish_entry(&mut self, td: Tdr, vp: VpId, rip: u64) -> Result<Entry, Status> {
+    fn finish_entry(&mut self, td: Tdr, vp: VpId) -> Result<Entry, Status> {
         let td_state = self.td_mut(td);
         let index = usize::from(vp.0);
         let noted = td_state.vps[index].stepping.noted().to_vec();
@@ -139,8 +139,7 @@ impl State {
             return Ok(Entry::StillUnmapped(gpa));
         }
         let vp = &mut td_state.vps[index];
-        vp.rip = rip;
-        vp.stepping.entered_at(rip);
+        vp.stepping.entered_at(vp.rip);
         vp.place = Where::Inside;
         Ok(Entry::Inside)
     }

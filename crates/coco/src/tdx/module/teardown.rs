@@ -111,6 +111,26 @@ impl Module {
         })
     }
 
+    /// Reclaims what a TD is made of itself, its vCPUs, its control structure and its root page.
+    ///
+    /// # Errors
+    /// What reclaiming says: `TD_ASSOCIATED_PAGES_EXIST` if it still has memory or tables.
+    pub fn reclaim_own(&self, td: Tdr) -> Answer {
+        let own = |page_type| matches!(page_type, PageType::Tdcx | PageType::Tdvpr);
+        let pages: Vec<Pfn> = {
+            let state = self.state();
+            let of_td = state
+                .pamt
+                .pages()
+                .filter(|(_, _, known)| known.owner == Some(td) && own(known.page_type));
+            of_td.map(|(page, _, _)| page).collect()
+        };
+        for page in pages {
+            self.tdh_phymem_page_reclaim(page)?;
+        }
+        self.tdh_phymem_page_reclaim(td.page()).map(drop)
+    }
+
     /// Writes a page back and drops its cache lines (`TDH.PHYMEM.PAGE.WBINVD`).
     ///
     /// # Errors

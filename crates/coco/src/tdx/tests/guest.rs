@@ -194,7 +194,7 @@ fn a_vcpu_that_does_not_get_on_is_guarded() {
     // Six violations at one instruction are endured, the seventh is noted.
     world.enter(VP);
     fault(0x1000);
-    let enter = || world.module.tdh_vp_enter(world.td, VP, 0x1000);
+    let enter = || world.module.tdh_vp_enter(world.td, VP);
     let still = Entry::StillUnmapped(Gpa::new(0x1000));
     assert_eq!(enter(), Ok(still));
     // It needs the tree for that, alone.

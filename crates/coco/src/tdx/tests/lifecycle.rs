@@ -27,7 +27,7 @@ fn a_td_is_made_and_unmade() {
     let flushed = module.tdh_vp_flush(td, VP);
     assert_eq!(status(flushed), Status::new(Code::VcpuNotAssociated));
     module.tdh_mng_vpflushdone(td).unwrap();
-    let enter = module.tdh_vp_enter(td, VP, 0);
+    let enter = module.tdh_vp_enter(td, VP);
     assert_eq!(status(enter), Status::new(Code::TdKeysNotConfigured));
     let unwritten = module.tdh_mng_key_freeid(td);
     assert_eq!(status(unwritten), Status::new(Code::WbcacheNotComplete));

@@ -87,7 +87,7 @@ impl World {
     }
 
     pub(super) fn enter(&self, vp: VpId) {
-        let entry = self.module.tdh_vp_enter(self.td, vp, 0x1000);
+        let entry = self.module.tdh_vp_enter(self.td, vp);
         assert_eq!(entry, Ok(Entry::Inside));
     }
 

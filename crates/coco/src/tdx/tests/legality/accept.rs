@@ -34,7 +34,7 @@ fn accepting_in_every_state() {
 fn accept(case: &Case, asked: Level) -> Seen {
     let (module, td) = case.module();
     let vp = VpId(0);
-    module.tdh_vp_enter(td, vp, 0).unwrap();
+    module.tdh_vp_enter(td, vp).unwrap();
     let before = module.snapshot(td);
     let answer = module.tdg_mem_page_accept(td, vp, at(0, asked), Interrupt::Never);
     let seen = match answer {
