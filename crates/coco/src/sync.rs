@@ -5,7 +5,7 @@ use shuttle as threads;
 #[cfg(not(shuttle))]
 use std as threads;
 
-pub(crate) use threads::sync::atomic::{AtomicBool, Ordering};
+pub(crate) use threads::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub(crate) use threads::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Locks; a thread that panicked with the lock held leaves consistent data behind, since what can fail is checked before

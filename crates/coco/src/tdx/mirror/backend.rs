@@ -9,7 +9,7 @@ use slat_mmu::table::TableId;
 use thiserror::Error;
 
 use super::pages::FreePages;
-use crate::sync::{AtomicBool, Mutex, MutexGuard, lock};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, lock};
 use crate::tdx::{Content, Module, Refusal, Seamcall, Tdr};
 
 /// How KVM tells its TDX code of changes.
@@ -83,6 +83,8 @@ pub struct Backend {
     pub(super) hooks: HookGen,
     /// vCPUs wait before they enter while it is set (`wait_for_sept_zap`).
     pub(super) wait_for_zap: AtomicBool,
+    /// By vCPU: odd while it is in guest mode or about to be, another number each time (`vcpu->mode`).
+    pub(super) modes: Box<[AtomicU64]>,
     state: Mutex<State>,
 }
 
@@ -105,7 +107,9 @@ pub(super) struct Owner(pub(super) Arc<Backend>);
 
 impl Backend {
     pub(super) fn new(module: Arc<Module>, td: Tdr, hooks: HookGen, pages: FreePages) -> Self {
+        let modes = (0..module.vcpus(td)).map(|_| AtomicU64::new(0)).collect();
         Self {
+            modes,
             module,
             td,
             hooks,

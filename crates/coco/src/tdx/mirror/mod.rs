@@ -24,8 +24,10 @@ mod fault;
 mod hooks;
 mod pages;
 #[cfg(all(test, shuttle))]
+#[expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 mod schedules;
 #[cfg(all(test, not(shuttle)))]
+#[expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 mod tests;
 mod vcpu;
 mod vm;

@@ -5,7 +5,7 @@ use slat_mmu::table::Reader;
 
 use super::fault::PrivateFault;
 use super::vm::TdxMmu;
-use crate::sync::{Ordering, pause, read};
+use crate::sync::read;
 use crate::tdx::{
     Accept, Entry, GpaMapping, GuestAccess, GuestFault, Interrupt, Refusal, Violation,
     ViolationCause, VpId,
@@ -52,10 +52,10 @@ impl TdxMmu {
         if self.module().is_inside(self.td(), vcpu.id) {
             return Ok(Entry::Inside);
         }
-        while self.backend.wait_for_zap.load(Ordering::SeqCst) {
-            pause();
-        }
-        self.module().tdh_vp_enter(self.td(), vcpu.id)
+        self.backend.is_entering(vcpu.id);
+        let entry = self.module().tdh_vp_enter(self.td(), vcpu.id);
+        self.backend.has_left(vcpu.id);
+        entry
     }
 
     /// The same, and the guest gets on to an instruction.
@@ -75,10 +75,11 @@ impl TdxMmu {
             }
             Err(refusal) => return Touch::NotEntered(refusal),
         }
-        match self
+        let accessed = self
             .module()
-            .vp_access(self.td(), vcpu.id, gfn.gpa(), access)
-        {
+            .vp_access(self.td(), vcpu.id, gfn.gpa(), access);
+        self.backend.has_left(vcpu.id);
+        match accessed {
             Ok(value) => Touch::Value(value),
             Err(GuestFault::Ve(_)) => Touch::Ve,
             Err(GuestFault::Exit(Violation {
@@ -106,9 +107,11 @@ impl TdxMmu {
             return Ok(Accept::Exit(Violation { gpa, cause }));
         }
         let at = GpaMapping::new(Gpa::new(gfn.gpa().raw()), level);
-        let accepted =
-            self.module()
-                .tdg_mem_page_accept(self.td(), vcpu.id, at, Interrupt::Never)?;
+        let accepted = self
+            .module()
+            .tdg_mem_page_accept(self.td(), vcpu.id, at, Interrupt::Never);
+        self.backend.has_left(vcpu.id);
+        let accepted = accepted?;
         if let Accept::Exit(violation) = accepted {
             let _fault = self.fault_private(vcpu, violation.gpa.gfn());
         }
@@ -118,6 +121,7 @@ impl TdxMmu {
     /// The vCPU leaves, if it is inside.
     pub fn leave(&self, vcpu: &Vcpu) {
         let _outside = self.module().vp_exit(self.td(), vcpu.id);
+        self.backend.has_left(vcpu.id);
     }
 }
 

@@ -228,7 +228,9 @@ impl State {
     /// Counts a call, and finds something busy if that is planned.
     pub(super) fn begin(&mut self, leaf: Seamcall) -> Result<(), Refusal> {
         self.calls += 1;
-        match self.busy.strikes(leaf) {
+        let inside = |td: &Td| td.epochs.inside() != [0, 0];
+        let inside = self.tds.values().any(inside);
+        match self.busy.strikes(leaf, inside) {
             Some(operand) => Err(Status::of(Code::OperandBusy, operand).into()),
             None => Ok(()),
         }

@@ -42,7 +42,7 @@ impl BusyPlan {
         };
         Self {
             strikes: vec![strike],
-            random: None,
+            ..Self::default()
         }
     }
 
@@ -56,11 +56,12 @@ impl BusyPlan {
         };
         Self {
             strikes: vec![strike],
-            random: None,
+            ..Self::default()
         }
     }
 
-    /// One in `calls` calls, by a generator that begins with `seed`. Never two in a row: KVM tries a removal twice.
+    /// One in `calls` calls, by a generator that begins with `seed`. Calls that take something away are disturbed by vCPUs
+    /// alone: they are busy only while one is inside.
     pub const fn random(calls: u32, seed: u64) -> Self {
         Self {
             strikes: Vec::new(),
@@ -81,8 +82,8 @@ impl BusyPlan {
         self.random.is_none() && self.strikes.iter().all(|strike| strike.times == 0)
     }
 
-    /// Whether this call finds something busy, and what.
-    pub(super) fn strikes(&mut self, leaf: Seamcall) -> Option<Operand> {
+    /// Whether this call finds something busy, and what; `inside` says whether any vCPU runs.
+    pub(super) fn strikes(&mut self, leaf: Seamcall, inside: bool) -> Option<Operand> {
         let concerned =
             |strike: &&mut Strike| strike.times > 0 && strike.leaf.is_none_or(|of| of == leaf);
         for strike in self.strikes.iter_mut().filter(concerned) {
@@ -94,15 +95,22 @@ impl BusyPlan {
             }
         }
         let (calls, state) = self.random.as_mut()?;
-        // An odd state says that the call before was struck.
-        let struck = *state & 1 == 1;
-        *state = next(*state) & !1;
-        if !struck && *state >> 33 & 0xffff < 0xffff / u64::from(*calls).max(1) {
-            *state |= 1;
-            return Some(Operand::Rcx);
-        }
-        None
+        *state = next(*state);
+        let struck = (*state >> 33) % u64::from(*calls).max(1) == 0;
+        let disturbed = inside || !takes_away(leaf);
+        (struck && disturbed).then_some(Operand::Rcx)
     }
+}
+
+/// Whether a call is one that KVM makes with the lock held for writing, and that must not fail.
+const fn takes_away(leaf: Seamcall) -> bool {
+    matches!(
+        leaf,
+        Seamcall::MemRangeBlock
+            | Seamcall::MemTrack
+            | Seamcall::MemPageRemove
+            | Seamcall::PhymemPageWbinvd
+    )
 }
 
 /// The next state of a linear congruential generator (Knuth's MMIX).

@@ -35,7 +35,7 @@ pub use faults::BusyPlan;
 pub use guest::{Accept, GuestAccess, GuestFault, Interrupt, Violation, ViolationCause};
 #[doc(hidden)]
 pub use plant::HeldLock;
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 pub(crate) use plant::Snapshot;
 pub use run::Entry;
 pub use teardown::Reclaimed;

@@ -26,7 +26,7 @@ pub enum HeldLock {
 }
 
 /// Everything that a call about memory can change.
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Snapshot {
     pamt: crate::tdx::pamt::Pamt,
@@ -39,7 +39,7 @@ pub(crate) struct Snapshot {
     measured: u64,
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 impl Module {
     pub(crate) fn snapshot(&self, td: Tdr) -> Snapshot {
         let guard = self.state();
