@@ -27,6 +27,13 @@ pub(crate) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
         .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
+/// Where another thread may come in between; a model checker's only.
+#[inline]
+pub(crate) fn interleave() {
+    #[cfg(shuttle)]
+    threads::thread::yield_now();
+}
+
 /// Lets other threads run.
 pub(crate) fn pause() {
     threads::thread::yield_now();

@@ -14,6 +14,7 @@ mod content;
 mod epoch;
 mod leaf;
 mod locks;
+pub mod mapgpa;
 mod measure;
 pub mod mirror;
 mod module;
@@ -24,6 +25,7 @@ mod status;
 mod stepping;
 mod td;
 #[cfg(all(test, not(shuttle)))]
+#[expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 mod tests;
 mod vp;
 

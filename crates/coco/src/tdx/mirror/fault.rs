@@ -7,7 +7,7 @@ use slat_mmu::tdp::{MapRequest, Resolution, Retry, Unobserved};
 
 use super::vcpu::Vcpu;
 use super::vm::{TdxMmu, TdxTables};
-use crate::sync::{lock, pause, read};
+use crate::sync::{interleave, lock, pause, read};
 use crate::tdx::Refusal;
 
 /// `KVM_EXIT_MEMORY_FAULT`: the access is of another kind than the attribute.
@@ -84,7 +84,7 @@ impl TdxMmu {
             Err(fault) => return fault,
         };
         // Between here and the lock anything can happen.
-        pause();
+        interleave();
         let tables = read(&self.tables);
         if self.is_outdated(gfn, sequence) {
             return PrivateFault::Invalidated;

@@ -23,6 +23,7 @@ mod busy;
 mod fault;
 mod hooks;
 mod pages;
+mod region;
 #[cfg(all(test, shuttle))]
 #[expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 mod schedules;
@@ -36,6 +37,7 @@ mod zap;
 pub use audit::{MirrorCode, MirrorViolation};
 pub use backend::{Backend, Bug, HookGen, Stage};
 pub use fault::{MemoryFault, PrivateFault, Stop, StoppedFault};
+pub use region::{InitMemError, Measure, MemRegion};
 pub use vcpu::{Touch, Vcpu};
 pub use vm::{Config, Slot, TdxMmu};
 pub use zap::SlotZap;

@@ -203,6 +203,11 @@ impl TdxMmu {
         self.backend.state().pages.used(self.first_page)
     }
 
+    /// Memory that KVM's own tables take, both roots', in bytes, whether in use or not.
+    pub fn table_bytes(&self) -> usize {
+        read(&self.tables).bytes()
+    }
+
     /// Leaves a rule of the protocol out.
     #[doc(hidden)]
     pub fn omit(&self, omit: super::backend::Omit) {

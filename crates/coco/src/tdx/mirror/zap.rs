@@ -137,9 +137,9 @@ impl TdxMmu {
         kvm.invalidating = None;
     }
 
-    /// Zaps the leaves of a range in roots of one kind, and gives their number. Direct roots are indexed with the SHARED
-    /// bit.
-    pub(super) fn zap_leafs(&self, range: GfnRange, types: RootTypes) -> u64 {
+    /// Zaps the leaves of a range in roots of one kind, and gives their number; attributes and pages stay. Direct roots are
+    /// indexed with the SHARED bit.
+    pub fn zap_leafs(&self, range: GfnRange, types: RootTypes) -> u64 {
         let range = if types == RootTypes::Direct {
             let (start, last) = (
                 self.shared_gfn(range.start()),

@@ -1,6 +1,7 @@
 //! Tests of the mirror. Oracle: the fact sheet's transitions, and the audit after each step.
 
 mod audit;
+mod bugs;
 mod busy;
 mod policies;
 mod protocol;
