@@ -12,6 +12,7 @@
 mod audit;
 mod content;
 mod epoch;
+pub mod ioctl;
 mod leaf;
 mod locks;
 pub mod mapgpa;

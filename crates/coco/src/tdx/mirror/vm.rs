@@ -203,9 +203,9 @@ impl TdxMmu {
         self.backend.state().pages.used(self.first_page)
     }
 
-    /// Memory that KVM's own tables take, both roots', in bytes, whether in use or not.
-    pub fn table_bytes(&self) -> usize {
-        read(&self.tables).bytes()
+    /// How many tables KVM's own two roots link, a page of the host each.
+    pub fn linked_tables(&self) -> u64 {
+        read(&self.tables).totals().tables
     }
 
     /// Leaves a rule of the protocol out.

@@ -4,6 +4,7 @@ mod audit;
 mod calls;
 mod epochs;
 mod guest;
+mod ioctl;
 mod legality;
 mod lifecycle;
 mod world;
