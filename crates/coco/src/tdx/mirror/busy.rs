@@ -1,6 +1,6 @@
 //! What KVM does when the module is busy and a call must not fail (`tdx.c:tdh_do_no_vcpus`).
 
-use super::backend::{Backend, Bug, Omit};
+use super::backend::{Backend, Bug, Omit, Stage};
 use crate::sync::{Ordering, pause};
 use crate::tdx::{Answer, Module, Seamcall, VpId};
 
@@ -77,8 +77,12 @@ impl Backend {
         }
     }
 
-    /// Sees to it that no TLB holds a translation of what has been blocked (`tdx.c:tdx_track`).
+    /// Sees to it that no TLB holds a translation of what has been blocked (`tdx.c:tdx_track`). While the TD is built there
+    /// is none.
     pub(super) fn track(&self) -> Result<(), Bug> {
+        if self.stage() != Stage::Runnable {
+            return Ok(());
+        }
         if !self.omits(Omit::Track) {
             self.without_vcpus(Seamcall::MemTrack, |module| module.tdh_mem_track(self.td))?;
         }

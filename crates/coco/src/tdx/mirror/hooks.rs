@@ -162,12 +162,10 @@ impl Backend {
     /// Takes a page away from a TD that lives: nobody can reach it any more when it comes back to the host.
     fn remove(&self, at: GpaMapping, page: Pfn) -> Result<(), Bug> {
         let td = self.td;
-        if self.stage() == Stage::Runnable {
-            self.without_vcpus(Seamcall::MemRangeBlock, |module| {
-                module.tdh_mem_range_block(td, at)
-            })?;
-            self.track()?;
-        }
+        self.without_vcpus(Seamcall::MemRangeBlock, |module| {
+            module.tdh_mem_range_block(td, at)
+        })?;
+        self.track()?;
         self.without_vcpus(Seamcall::MemPageRemove, |module| {
             module.tdh_mem_page_remove(td, at)
         })?;
