@@ -22,6 +22,8 @@ mod backend;
 mod busy;
 mod fault;
 mod hooks;
+#[cfg(test)]
+mod operations;
 mod pages;
 mod region;
 #[cfg(all(test, shuttle))]

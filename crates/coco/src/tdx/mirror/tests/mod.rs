@@ -6,6 +6,7 @@ mod busy;
 mod policies;
 mod protocol;
 mod random;
+mod threads;
 
 use slat_memslot::{Gfn, GfnRange, Pages};
 
