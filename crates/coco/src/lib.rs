@@ -5,3 +5,6 @@
 //! of that is needed for what slat does so far, so the crate holds nothing yet. What KVM itself decides by VM type
 //! (flags of a slot, guest_memfd, memory attributes) is in [`slat_memslot`].
 #![forbid(unsafe_code)]
+
+mod sync;
+pub mod tdx;

@@ -60,13 +60,14 @@ pub use events::{
 pub use fast::{Fast, SlotLog};
 pub use hardware::HardwareAccess;
 pub use hardware_walk::{SecondCause, SecondFault, SecondObserver, SecondPage, SecondStep};
-pub use hooks::{AccessCheck, Busy, External, NoCheck, NoExternal, Translated};
+pub use hooks::{AccessCheck, Busy, EntryChange, External, NoCheck, NoExternal, Translated};
 pub use lock::{Exclusive, HeldForWriting, Locked, Shared, Side};
 pub use log::{ByWhat, ClearDirty, Weaken};
 pub use map::{MapError, MapRequest, Mapped, NxFault, Resolution, Retry, Target};
 pub use page::Parent;
 pub use resched::{Every, Progress, Resched, Uninterrupted};
 pub use root::OutOfTables;
+pub use rootwalk::RootTypes;
 pub use split::SplitHugePages;
 pub use store::Store;
 pub use tables::{ExistingLeaf, Limits, Tables};
