@@ -1,9 +1,11 @@
 //! What confidential hardware allows on top of KVM's own rules.
 //!
+//! - [`psc`]: page-state changes, as an engine that a VMM can use on any machine.
 //! - [`rmp`]: the reverse map of SEV-SNP, with every instruction that changes or asks it.
 //!
 //! What KVM itself decides by VM type (flags of a slot, guest_memfd, memory attributes) is in [`slat_memslot`].
 #![forbid(unsafe_code)]
 
+pub mod psc;
 pub mod rmp;
 mod sync;

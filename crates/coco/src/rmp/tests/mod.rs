@@ -1,5 +1,8 @@
 //! The reverse map against the vectors of the manuals' rules, and every instruction in every state against a naive table.
-#![expect(clippy::cast_possible_truncation, reason = "tests run on hosts with 64 bits")]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "tests run on hosts with 64 bits"
+)]
 
 mod access;
 mod codec;
