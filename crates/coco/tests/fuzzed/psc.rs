@@ -6,8 +6,8 @@
 use std::cell::{Cell, RefCell};
 
 use slat_coco::psc::{
-    Answer, MapGpaRange, Psc, PscBuffer, PscEntry, PscOperation, PscQuirks, PscResult, PscSettings,
-    PscStep, Resize, Scratch,
+    Answer, MapGpaRange, Psc, PscBuffer, PscEntry, PscHeader, PscOperation, PscQuirks, PscResult,
+    PscSettings, PscStep, Resize, Scratch,
 };
 use slat_coco::rmp::RmpSize;
 use slat_memslot::{Gfn, GfnRange, Gpa, Pages};
@@ -100,8 +100,8 @@ struct Run {
 /// Runs one event. The input's next bytes are the buffer, and what the guest and the VMM do.
 fn run(input: &Input<'_>, settings: PscSettings) -> (Run, Vec<(usize, u64)>, u16) {
     let room = 1 + usize::from(input.byte()) % WORDS;
-    let scratch = Gpa::new(0x7000 + 0xff0 - 8 * u64::try_from(room).unwrap());
-    let scratch = Scratch::in_ghcb(Gpa::new(0x7000), scratch).unwrap();
+    let scratch = Gpa::new(0x7ff0 - 8 * room as u64);
+    let scratch = Scratch::in_ghcb(Gpa::new(0x7000), scratch).expect("it is inside");
     let entries = usize::from(input.byte()) % room;
     let guest = Guest {
         input,
@@ -177,14 +177,15 @@ pub(crate) fn check(bytes: &[u8]) {
 
 /// The header first, then entries in order, each at most once, none behind the end.
 fn once(reads: &[(usize, u64)], capacity: u16) {
-    let (first, rest) = reads.split_first().unwrap();
+    let (first, rest) = reads.split_first().expect("the header is read");
     assert_eq!(first.0, 0);
-    let start = usize::from(first.1 as u16) + 1;
+    let header = PscHeader::from_word(first.1);
+    let start = usize::from(header.cur_entry) + 1;
     assert!(rest.len() <= 253);
     for (expected, (at, _)) in (start..).zip(rest) {
         assert_eq!(*at, expected, "an entry is read out of order or again");
         assert!(*at <= usize::from(capacity));
-        assert!(*at <= usize::from((first.1 >> 16) as u16) + 1);
+        assert!(*at <= usize::from(header.end_entry) + 1);
     }
 }
 
