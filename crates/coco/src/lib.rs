@@ -2,10 +2,12 @@
 //!
 //! - [`psc`]: page-state changes, as an engine that a VMM can use on any machine.
 //! - [`rmp`]: the reverse map of SEV-SNP, with every instruction that changes or asks it.
+//! - [`snp`]: a guest on a host, with faults, conversions, and an audit.
 //!
 //! What KVM itself decides by VM type (flags of a slot, guest_memfd, memory attributes) is in [`slat_memslot`].
 #![forbid(unsafe_code)]
 
 pub mod psc;
 pub mod rmp;
+pub mod snp;
 mod sync;

@@ -6,6 +6,7 @@ use shuttle as threads;
 use std as threads;
 
 pub(crate) use threads::sync::atomic::{AtomicU64, Ordering};
+pub(crate) use threads::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Lets another thread run, which has to act before this one can go on.
 pub(crate) fn spin() {
@@ -13,4 +14,22 @@ pub(crate) fn spin() {
     threads::thread::yield_now();
     #[cfg(not(shuttle))]
     core::hint::spin_loop();
+}
+
+/// Locks. A panic of another holder is that holder's; what is behind the lock stays whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Locks for reading.
+pub(crate) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Locks for writing.
+pub(crate) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }

@@ -359,7 +359,7 @@ impl Rmp {
     }
 
     /// Whether any of the 512 frames around one is assigned.
-    pub(super) fn any_assigned(&self, pfn: Pfn) -> bool {
+    pub fn any_assigned(&self, pfn: Pfn) -> bool {
         self.region(pfn).is_some_and(|region| {
             let assigned = |cell: &Cell| cell.peek() & raw::ASSIGNED != 0;
             assigned(&region.head) || region.tails().iter().any(assigned)
