@@ -3,6 +3,7 @@
 //! - [`SnpVm`]: the VM. vCPUs ([`SnpVcpu`]) access its memory, the VMM converts it ([`SnpVm::convert`]).
 //! - [`RmpFaultPolicy`]: what becomes of an access that does not fit, as three proposals of one discussion.
 //! - [`gmem_prepare`], [`gmem_invalidate`], [`private_max_mapping_level`]: what SNP adds to guest_memfd.
+//! - [`SnpVm::launch_update`], [`ApCreation`]: the initial image, and vCPUs that the guest starts.
 //! - [`GuestOp`]: a guest that does what it is told, right or wrong, and a [`Vmm`] that answers.
 //! - [`SnpVm::audit`]: whether reverse map, tables, attributes and file agree.
 //!
@@ -31,16 +32,19 @@
 //! KVM counterparts: `svm.c:npf_interception`, `sev.c:sev_handle_rmp_fault`, `sev_gmem_prepare`, `sev_gmem_invalidate`,
 //! `kvm_main.c:kvm_vm_set_mem_attributes`, `guest_memfd.c:kvm_gmem_punch_hole`; kernel 6.12.117.
 
+mod ap;
 mod audit;
 mod fault;
 mod frames;
 mod gmem;
 mod guest;
+mod launch;
 mod policy;
 #[cfg(test)]
 mod tests;
 mod vm;
 
+pub use ap::{ApCreation, ApError, ApRequest, INJECTION_MODES};
 pub use audit::SnpViolation;
 pub use fault::{Raised, RmpFault, SnpExit};
 pub use frames::{Found, Key, Value};
@@ -48,5 +52,6 @@ pub use gmem::{
     Invalidated, PrepareError, Prepared, gmem_invalidate, gmem_prepare, private_max_mapping_level,
 };
 pub use guest::{GuestOp, GuestReply, SharedBuffer, Vmm};
+pub use launch::{LaunchError, Launched};
 pub use policy::RmpFaultPolicy;
 pub use vm::{Hole, SnpSettings, SnpVcpu, SnpVm, SnpVmError};

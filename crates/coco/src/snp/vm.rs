@@ -119,7 +119,7 @@ pub enum Hole {
 pub struct SnpVm {
     pub(super) settings: SnpSettings,
     pub(super) rmp: Arc<Rmp>,
-    slots_lock: Mutex<()>,
+    pub(super) slots_lock: Mutex<()>,
     pub(super) memory: RwLock<Memory>,
     pub(super) file: Mutex<File>,
     /// References of the file's pages, all in one: held for reading by who uses a page, for writing by who frees some.

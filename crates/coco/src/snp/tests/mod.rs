@@ -7,6 +7,8 @@ mod fault_policies;
 #[cfg(not(shuttle))]
 mod gmem;
 #[cfg(not(shuttle))]
+mod launch;
+#[cfg(not(shuttle))]
 mod patterns;
 #[cfg(not(shuttle))]
 mod races;
