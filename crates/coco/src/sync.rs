@@ -5,7 +5,7 @@ use shuttle as threads;
 #[cfg(not(shuttle))]
 use std as threads;
 
-pub(crate) use threads::sync::atomic::{AtomicU64, Ordering};
+pub(crate) use threads::sync::atomic::{AtomicU64, Ordering, fence};
 pub(crate) use threads::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Lets another thread run, which has to act before this one can go on.

@@ -107,6 +107,11 @@ pub struct PscEntry {
 }
 
 impl PscEntry {
+    /// The first frame that no entry can name.
+    pub(super) const END_GFN: u64 = 1 << 40;
+    /// The reserved bits.
+    pub(super) const RESERVED: u64 = 0x7f << 57;
+
     /// An entry of which nothing is done yet.
     pub const fn new(gfn: Gfn, operation: PscOperation, size: RmpSize) -> Self {
         Self {

@@ -108,8 +108,8 @@ pub struct Psc {
     header: PscHeader,
     /// Entries that may still be looked at.
     budget: u16,
-    /// The entry at the header's cursor, if it was read already.
-    ahead: Option<PscEntry>,
+    /// The entry at the header's cursor, as it was read, if it was read already.
+    ahead: Option<u64>,
     batch: Option<Batch>,
 }
 
@@ -245,10 +245,11 @@ impl Psc {
         while self.header.cur_entry <= self.header.end_entry && self.budget > 0 {
             self.budget -= 1;
             let index = self.header.cur_entry;
-            let entry = match self.ahead.take() {
-                Some(entry) => entry,
-                None => PscEntry::from_word(buffer.load_u64(offset_of(index))),
+            let word = match self.ahead.take() {
+                Some(word) => word,
+                None => buffer.load_u64(offset_of(index)),
             };
+            let entry = PscEntry::from_word(word);
             self.check_entry(&entry)?;
             if left_of(&entry) > 0 {
                 return Ok(Some(entry));
@@ -293,10 +294,13 @@ impl Psc {
             },
             pages: left_of(&head),
         };
+        let counted = match quirks.reserved {
+            Reserved::Refused => u64::MAX,
+            Reserved::Ignored => !PscEntry::RESERVED,
+        };
         while self.budget > 0 && batch.first + batch.entries <= self.header.end_entry {
-            let offset = offset_of(batch.first + batch.entries);
-            let next = PscEntry::from_word(buffer.load_u64(offset));
-            if !self.follows(&batch, &next) {
+            let next = buffer.load_u64(offset_of(batch.first + batch.entries));
+            if self.neighbour(&batch) != Some(next & counted) {
                 if quirks.header == HeaderReads::Once {
                     self.ahead = Some(next);
                 }
@@ -309,12 +313,13 @@ impl Psc {
         batch
     }
 
-    fn follows(&self, batch: &Batch, next: &PscEntry) -> bool {
-        next.operation == batch.head.operation
-            && next.gfn.raw() == batch.base.raw() + batch.pages
-            && next.cur_page == 0
-            && next.size == batch.size
-            && self.check_entry(next).is_ok()
+    /// The only entry that can go into the same exit; `None` if the guest can have no frame there.
+    #[inline]
+    fn neighbour(&self, batch: &Batch) -> Option<u64> {
+        let gfn = batch.base.raw() + batch.pages;
+        let end = self.settings.end_gfn.raw().min(PscEntry::END_GFN);
+        let entry = PscEntry::new(Gfn::new(gfn), batch.head.operation, batch.size);
+        (gfn + batch.size.pages() <= end).then(|| entry.to_word())
     }
 
     fn step_for(&self, batch: &Batch) -> Option<PscStep> {
@@ -345,26 +350,24 @@ impl Psc {
 
     /// Tells the guest that so many pages of a range are done.
     fn mark(&mut self, buffer: &impl PscBuffer, batch: &Batch, done: u64) {
-        let (mut cursor, mut before) = (batch.first, 0);
-        for index in batch.first..batch.first + batch.entries {
-            let is_head = index == batch.first;
-            let (gfn, cur_page, left) = if is_head {
-                (batch.head.gfn, batch.head.cur_page, left_of(&batch.head))
-            } else {
-                (Gfn::new(batch.base.raw() + before), 0, batch.size.pages())
-            };
-            let taken = left.min(done - before);
-            let [low, high, ..] = taken.to_le_bytes();
-            let now = cur_page + u16::from_le_bytes([low, high]);
-            buffer.store_u16(offset_of(index), low_bits(gfn, now));
-            before += taken;
-            if taken < left {
+        let head = &batch.head;
+        let of_head = left_of(head).min(done);
+        let offset = offset_of(batch.first);
+        buffer.store_u16(offset, low_bits(head.gfn, head.cur_page + small(of_head)));
+        let (mut cursor, mut before) = (batch.first, of_head);
+        if of_head == left_of(head) {
+            cursor += 1;
+        }
+        let whole = batch.size.pages();
+        while before < done {
+            let now = whole.min(done - before);
+            let gfn = Gfn::new(batch.base.raw() + before);
+            buffer.store_u16(offset_of(cursor), low_bits(gfn, small(now)));
+            before += now;
+            if now < whole {
                 break;
             }
-            cursor = index + 1;
-            if before == done {
-                break;
-            }
+            cursor += 1;
         }
         self.move_cursor(buffer, cursor);
     }
@@ -379,6 +382,13 @@ impl Psc {
 #[inline]
 fn left_of(entry: &PscEntry) -> u64 {
     entry.size.pages() - u64::from(entry.cur_page)
+}
+
+/// Pages of one entry: 512 at most.
+#[inline]
+const fn small(pages: u64) -> u16 {
+    let [low, high, ..] = pages.to_le_bytes();
+    u16::from_le_bytes([low, high])
 }
 
 /// As userspace writes it into `hypercall.ret`.

@@ -17,7 +17,7 @@ use slat_mmu::spte::Pfn;
 use super::entry::{RmpEntry, RmpSize};
 use super::raw;
 use super::rules::Rules;
-use crate::sync::{AtomicU64, Ordering, spin};
+use crate::sync::{AtomicU64, Ordering, fence, spin};
 
 /// Pages of a region.
 pub(super) const REGION: u64 = 512;
@@ -76,8 +76,9 @@ impl Cell {
         loop {
             let low = self.low.load(Ordering::SeqCst) & !raw::LOCK;
             if !raw::is_writing(low) {
-                let high = self.high.load(Ordering::SeqCst);
-                if self.low.load(Ordering::SeqCst) & !raw::LOCK == low {
+                let high = self.high.load(Ordering::Relaxed);
+                fence(Ordering::Acquire);
+                if self.low.load(Ordering::Relaxed) & !raw::LOCK == low {
                     return Seen { low, high };
                 }
             }
@@ -133,13 +134,15 @@ impl Drop for Held<'_> {
     fn drop(&mut self) {
         let (cell, before) = (self.cell, self.seen.low);
         let Some(after) = &self.after else {
-            cell.low.store(before, Ordering::SeqCst);
+            cell.low.store(before, Ordering::Release);
             return;
         };
-        cell.low.store(raw::writing(before), Ordering::SeqCst);
-        cell.high.store(after.high(), Ordering::SeqCst);
+        cell.low.store(raw::writing(before), Ordering::Relaxed);
+        // Nobody sees the upper word change who does not see that it is being written.
+        fence(Ordering::Release);
+        cell.high.store(after.high(), Ordering::Relaxed);
         cell.low
-            .store(raw::written(before, after.raw()), Ordering::SeqCst);
+            .store(raw::written(before, after.raw()), Ordering::Release);
     }
 }
 

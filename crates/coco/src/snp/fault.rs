@@ -319,7 +319,7 @@ impl SnpVm {
             if gmem_prepare(&self.rmp, asid, gfn, pfn, folio.size).is_err() {
                 return none;
             }
-            file.is_prepared(first);
+            file.set_prepared(first);
         }
         let size = folio
             .size

@@ -150,7 +150,7 @@ pub fn private_max_mapping_level(rmp: &Rmp, pfn: Pfn) -> PageSize {
 pub(super) struct Folio {
     pub(super) pfn: Pfn,
     pub(super) size: RmpSize,
-    /// Whether it was prepared. Only preparing clears this in KVM, and only freeing sets it back.
+    /// Whether it was prepared. It stays so until the folio is freed, whatever the attributes say.
     pub(super) prepared: bool,
 }
 
@@ -188,7 +188,8 @@ impl File {
                 .is_none()
     }
 
-    pub(super) fn is_prepared(&mut self, first: Gfn) {
+    /// The folio that begins at a frame is prepared now.
+    pub(super) fn set_prepared(&mut self, first: Gfn) {
         if let Some(folio) = self.folios.get_mut(&first) {
             folio.prepared = true;
         }
