@@ -298,28 +298,25 @@ impl Psc {
             Reserved::Refused => u64::MAX,
             Reserved::Ignored => !PscEntry::RESERVED,
         };
-        while self.budget > 0 && batch.first + batch.entries <= self.header.end_entry {
+        let most = self.budget.min(self.header.end_entry - batch.first);
+        let (mut gfn, pages) = (batch.base.raw() + batch.pages, batch.size.pages());
+        let end = self.settings.end_gfn.raw().min(PscEntry::END_GFN);
+        // The only entry that can follow, but for its frame.
+        let like = PscEntry::new(Gfn::new(0), head.operation, batch.size).to_word();
+        for _ in 0..most {
             let next = buffer.load_u64(offset_of(batch.first + batch.entries));
-            if self.neighbour(&batch) != Some(next & counted) {
+            if next & counted != like | gfn << 12 || gfn + pages > end {
                 if quirks.header == HeaderReads::Once {
                     self.ahead = Some(next);
                 }
                 break;
             }
-            self.budget -= 1;
             batch.entries += 1;
-            batch.pages += batch.size.pages();
+            gfn += pages;
         }
+        self.budget -= batch.entries - 1;
+        batch.pages += u64::from(batch.entries - 1) * pages;
         batch
-    }
-
-    /// The only entry that can go into the same exit; `None` if the guest can have no frame there.
-    #[inline]
-    fn neighbour(&self, batch: &Batch) -> Option<u64> {
-        let gfn = batch.base.raw() + batch.pages;
-        let end = self.settings.end_gfn.raw().min(PscEntry::END_GFN);
-        let entry = PscEntry::new(Gfn::new(gfn), batch.head.operation, batch.size);
-        (gfn + batch.size.pages() <= end).then(|| entry.to_word())
     }
 
     fn step_for(&self, batch: &Batch) -> Option<PscStep> {

@@ -168,7 +168,7 @@ impl Rmp {
         let entry = self
             .check_operand(pfn, state)
             .map_err(RmpupdateError::Input)?;
-        permitted(&self.peek_own(pfn)).map_err(RmpupdateError::Permission)?;
+        permitted(&self.own_entry(pfn)).map_err(RmpupdateError::Permission)?;
         let mut held = self.lock_own(pfn).map_err(update_conflict)?;
         permitted(&held.entry()).map_err(RmpupdateError::Permission)?;
         self.check_sizes(pfn, state.size, &held)?;
@@ -243,7 +243,7 @@ impl Rmp {
         if pfn.raw() % REGION != 0 {
             return Err(PsmashError::Input(BadInput::UnalignedPfn(pfn)));
         }
-        self.smashable(pfn, &self.peek_own(pfn))?;
+        self.smashable(pfn, &self.own_entry(pfn))?;
         let mut head = self.lock_own(pfn).map_err(|_| PsmashError::InUse)?;
         let entry = head.entry();
         self.smashable(pfn, &entry)?;

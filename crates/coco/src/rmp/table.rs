@@ -376,14 +376,6 @@ impl Rmp {
             .is_some_and(|region| region.tails().iter().any(assigned))
     }
 
-    /// A frame's own entry without waiting for whoever changes it.
-    pub(super) fn peek_own(&self, pfn: Pfn) -> RmpEntry {
-        self.own(pfn).map_or(RmpEntry::HYPERVISOR, |cell| {
-            let high = cell.high.load(Ordering::SeqCst);
-            RmpEntry::from_words(cell.peek(), high)
-        })
-    }
-
     /// Locks a frame's own entry.
     pub(super) fn lock_own(&self, pfn: Pfn) -> Result<Held<'_>, Conflict> {
         let cell = self.make_region(pfn).make(index_of(pfn));
