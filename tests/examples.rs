@@ -33,6 +33,9 @@ mod slot_zap;
 #[path = "../examples/slots_on.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod slots_on;
+#[path = "../examples/snp_page_state.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod snp_page_state;
 #[path = "../examples/tdp_roots.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod tdp_roots;
@@ -329,4 +332,22 @@ fn on_kernel_walks(run: Run, parts: &[&str]) {
         }
         Err(why) => println!("skipped beside the kernel: {why}"),
     }
+}
+fn snp_page_state_tells_the_policies_apart() {
+    let text = output(|_, out| snp_page_state::run(out), &[]);
+    assert_tells(
+        &text,
+        &[
+            "private write: done",
+            "the host reads Some(Scrambled)",
+            "violations: 0",
+            "Upstream: exit to userspace, the access was Shared; its owner: reads Value(Tag(1))",
+            "Rfc2021: done; its owner: #VC 0x404",
+            "Strict: an error for the guest; its owner: reads Value(Tag(1))",
+            "Punched: reads Scrambled",
+            "Kept: reads Value(Tag(1))",
+            "KVM: Success, stops at entry 3",
+            "strict: InvalidEntry, stops at entry 1",
+        ],
+    );
 }

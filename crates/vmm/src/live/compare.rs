@@ -194,15 +194,31 @@ impl Live {
     ) -> Result<Finding, LiveError> {
         let original = best.ops.len();
         let (mut tries, mut size) = (0, original / 2);
+        // What makes the VM and its vCPUs stays.
+        let is_setup = |op: &Op<'_>| {
+            matches!(
+                op,
+                Op::CreateVm { .. }
+                    | Op::CreateVcpu { .. }
+                    | Op::SetCpuid { .. }
+                    | Op::SetSregs { .. }
+                    | Op::CloseVm
+            )
+        };
         while size > 0 && tries < config.tries {
             let mut from = 0;
             while from < best.ops.len() && tries < config.tries {
                 let mut shorter = best.clone();
                 let to = shorter.ops.len().min(from + size);
-                shorter.ops.drain(from..to);
+                let kept: Vec<_> = shorter.ops.drain(from..to).filter(is_setup).collect();
+                if kept.len() == to - from {
+                    from += size;
+                    continue;
+                }
+                shorter.ops.splice(from..from, kept);
                 tries += 1;
                 match self.run(&shorter) {
-                    Ok(ran) if ran.difference.is_some() && needs_nothing(&shorter) => {
+                    Ok(ran) if ran.difference.is_some() => {
                         (best, least) = (shorter, ran);
                     }
                     // Nothing can be made of what is left.
@@ -219,12 +235,6 @@ impl Live {
             difference: least.difference.unwrap_or_default(),
         })
     }
-}
-
-/// Whether a program begins and ends its VM, so that a recording of it stands by itself.
-fn needs_nothing(program: &Program) -> bool {
-    let has = |wanted: fn(&Op<'_>) -> bool| program.ops.iter().any(wanted);
-    has(|op| matches!(op, Op::CreateVm { .. })) && has(|op| matches!(op, Op::CloseVm))
 }
 
 /// Keeps the host from changing memory by itself, as far as it can be asked to. What cannot be set is as well: a change

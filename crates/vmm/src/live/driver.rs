@@ -171,6 +171,7 @@ impl<J: Journal> Driver<J> {
         if let Op::Madvise { .. } | Op::Mprotect { .. } = op {
             return self.host_call(op);
         }
+        self.look_for(op)?;
         match op {
             Op::SetRegion(region) => {
                 self.statistics()?;
@@ -196,6 +197,25 @@ impl<J: Journal> Driver<J> {
             | Op::SetSmm(_)
             | Op::PreFault { .. } => self.vcpu_call(op),
             _ => self.vm_call(op),
+        }
+    }
+
+    /// Whether there is what an operation needs: it is told only then.
+    fn look_for(&self, op: &Op<'_>) -> Done {
+        let vcpu = match op {
+            Op::CreateVm { .. } | Op::ModuleParameter { .. } => return Ok(()),
+            Op::CloseVcpu { id } => Some(*id),
+            Op::SetCpuid { vcpu, .. } | Op::PreFault { vcpu, .. } | Op::Guest { vcpu, .. } => {
+                Some(*vcpu)
+            }
+            Op::SetSregs { vcpu, .. } => Some(vcpu.unwrap_or(0)),
+            Op::SetSmm(_) | Op::Smi => Some(0),
+            _ => None,
+        };
+        let machine = self.machine.as_ref().ok_or_else(|| missing(op, "VM"))?;
+        match vcpu {
+            Some(id) if !machine.vcpus.contains_key(&id) => Err(missing(op, "vCPU")),
+            _ => Ok(()),
         }
     }
 
