@@ -37,10 +37,11 @@ pub(super) fn run(args: &Args, seed: u64) -> Result<ExitCode, Error> {
             .join(format!("slat-tables-{}.txt", finding.seed));
         std::fs::write(&path, &finding.recording)?;
         eprintln!(
-            "1 difference, shrunk from {} operations: {}\n{}",
+            "1 difference, shrunk from {} operations: {}\n{}\nfirst seen as: {}",
             finding.original,
             path.display(),
-            finding.difference
+            finding.difference,
+            finding.first
         );
     }
     let seconds = outcome.elapsed.as_secs_f64();

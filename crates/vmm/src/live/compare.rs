@@ -60,6 +60,8 @@ pub struct Finding {
     pub seed: u64,
     /// How many operations it had before it was shrunk.
     pub original: usize,
+    /// What was not as predicted then.
+    pub first: String,
     /// What happened, as a recording.
     pub recording: String,
     /// What is not as predicted.
@@ -193,12 +195,14 @@ impl Live {
         (mut best, mut least): (Program, Ran),
     ) -> Result<Finding, LiveError> {
         let original = best.ops.len();
+        let first = least.difference.clone().unwrap_or_default();
         let (mut tries, mut size) = (0, original / 2);
-        // What makes the VM and its vCPUs stays.
+        // What makes the VM and its vCPUs stays, and the parameters, which outlive a program.
         let is_setup = |op: &Op<'_>| {
             matches!(
                 op,
-                Op::CreateVm { .. }
+                Op::ModuleParameter { .. }
+                    | Op::CreateVm { .. }
                     | Op::CreateVcpu { .. }
                     | Op::SetCpuid { .. }
                     | Op::SetSregs { .. }
@@ -231,6 +235,7 @@ impl Live {
         Ok(Finding {
             seed,
             original,
+            first,
             recording: least.recording,
             difference: least.difference.unwrap_or_default(),
         })
