@@ -1,5 +1,6 @@
 //! `slat diff`: the model against a real kernel.
 
+mod access;
 mod walk;
 
 use std::path::PathBuf;
@@ -22,8 +23,8 @@ pub(crate) struct Args {
     /// How many calls to compare.
     #[arg(long, default_value_t = 100_000)]
     ops: u64,
-    /// Parts of the interface, separated by commas; `walk` is the walk of guest page tables, held against KVM_TRANSLATE.
-    /// Default: all calls, and walks.
+    /// Parts of the interface, separated by commas; `walk` is the walk of guest page tables, held against KVM_TRANSLATE;
+    /// `access` has a guest execute accesses. Default: all but `access`.
     #[arg(long, value_delimiter = ',')]
     area: Vec<AreaName>,
     /// Put one of so many refusals to the repair oracle.
@@ -45,6 +46,7 @@ pub(crate) struct Args {
 enum AreaName {
     Calls(Area),
     Walk,
+    Access,
 }
 
 impl Args {
@@ -52,12 +54,19 @@ impl Args {
     fn calls(&self) -> Vec<Area> {
         let calls = |area: &AreaName| match area {
             AreaName::Calls(area) => Some(*area),
-            AreaName::Walk => None,
+            AreaName::Walk | AreaName::Access => None,
         };
         match self.area.as_slice() {
             [] => Area::ALL.to_vec(),
             some => some.iter().filter_map(calls).collect(),
         }
+    }
+
+    /// Whether accesses of a guest are compared: only when asked for, since each takes as long as ten walks.
+    fn accesses(&self) -> bool {
+        self.area
+            .iter()
+            .any(|area| matches!(area, AreaName::Access))
     }
 
     /// Whether walks are compared.
@@ -68,7 +77,7 @@ impl Args {
 
 impl ValueEnum for AreaName {
     fn value_variants<'a>() -> &'a [Self] {
-        const ALL: [AreaName; 9] = [
+        const ALL: [AreaName; 10] = [
             AreaName::Calls(Area::Slots),
             AreaName::Calls(Area::Gmem),
             AreaName::Calls(Area::Attributes),
@@ -78,6 +87,7 @@ impl ValueEnum for AreaName {
             AreaName::Calls(Area::PreFault),
             AreaName::Calls(Area::Layout),
             AreaName::Walk,
+            AreaName::Access,
         ];
         &ALL
     }
@@ -86,6 +96,7 @@ impl ValueEnum for AreaName {
         Some(clap::builder::PossibleValue::new(match self {
             Self::Calls(area) => area.name(),
             Self::Walk => "walk",
+            Self::Access => "access",
         }))
     }
 }
@@ -98,9 +109,16 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
                 true => ExitCode::SUCCESS,
                 false => live(args, seed, machine)?,
             };
-            match args.walks() {
-                true if calls == ExitCode::SUCCESS => walk::run(args, seed),
-                _ => Ok(calls),
+            if calls != ExitCode::SUCCESS {
+                return Ok(calls);
+            }
+            let walks = match args.walks() {
+                true => walk::run(args, seed)?,
+                false => ExitCode::SUCCESS,
+            };
+            match args.accesses() {
+                true if walks == ExitCode::SUCCESS => access::run(args, seed),
+                _ => Ok(walks),
             }
         }
         Err(why) => {

@@ -1,5 +1,6 @@
 //! The real `/dev/kvm` as a machine. Linux on x86-64 only.
 
+mod executor;
 mod file;
 mod guest;
 mod host;
@@ -10,6 +11,7 @@ mod region;
 mod translate;
 mod vm;
 
+pub use executor::AccessGuest;
 pub use host::HostMemory;
 pub use machine::{Machine, OpenError};
 pub use probe::probe;
