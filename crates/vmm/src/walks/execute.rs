@@ -283,16 +283,21 @@ fn moved(entry: u64, table: Option<u64>, dice: &mut Dice) -> u64 {
 }
 
 fn tried(dice: &mut Dice) -> Tried {
-    let bits = dice.bits();
-    let top = 1 + dice.below(511);
-    let address = top << 39 | bits & 0x7f_ffff_ffff;
+    let privilege = dice.pick(&[Privilege::User, Privilege::Supervisor]);
+    // A paravirtual backend keeps parts of the upper half for itself: user mode gets a fault there (the first top-level
+    // entry of that half showed it) without a walk of the guest's tables.
+    let top = match privilege {
+        Privilege::User => 1 + dice.below(255),
+        Privilege::Supervisor | Privilege::Implicit => 1 + dice.below(511),
+    };
+    let address = top << 39 | dice.bits() & 0x7f_ffff_ffff;
     let address = match top {
         256.. => address | 0xffff << 48,
         _ => address,
     };
     Tried {
         kind: dice.pick(&[Kind::Read, Kind::Write, Kind::Execute]),
-        privilege: dice.pick(&[Privilege::User, Privilege::Supervisor]),
+        privilege,
         address: Gva::new(address),
     }
 }
