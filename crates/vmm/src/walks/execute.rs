@@ -295,8 +295,15 @@ fn tried(dice: &mut Dice) -> Tried {
         256.. => address | 0xffff << 48,
         _ => address,
     };
+    let kind = dice.pick(&[Kind::Read, Kind::Write, Kind::Execute]);
+    // The halt behind a fetch is emulated, and the emulator reads up to 15 bytes of it: they must be in the same page, or
+    // the next one is marked as accessed too.
+    let address = match kind {
+        Kind::Execute => address & !0xfff | (address & 0xfff) % 0xff0,
+        Kind::Read | Kind::Write => address,
+    };
     Tried {
-        kind: dice.pick(&[Kind::Read, Kind::Write, Kind::Execute]),
+        kind,
         privilege,
         address: Gva::new(address),
     }
