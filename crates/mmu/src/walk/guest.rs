@@ -178,20 +178,14 @@ impl GuestPaging {
             }
             walk.observer.restart();
         }
-        match self.mode {
-            PagingMode::Level4 => match walk.smooth::<3>() {
-                Some(found) => Ok(found),
-                None => walk.through_root::<Paging64>(Level::L4),
-            },
-            PagingMode::Level5 => match walk.smooth::<4>() {
-                Some(found) => Ok(found),
-                None => walk.through_root::<Paging64>(Level::L5),
-            },
-            PagingMode::Pae => walk.through_pointers(),
-            PagingMode::Bits32 | PagingMode::Bits32Pse => walk.through_root::<Paging32>(Level::L2),
-            PagingMode::Ept4 => walk.through_root::<PagingEpt>(Level::L4),
-            PagingMode::Ept5 => walk.through_root::<PagingEpt>(Level::L5),
-            PagingMode::Unpaged => walk.unpaged(),
+        let smooth = match self.mode {
+            PagingMode::Level4 => walk.smooth::<3>(),
+            PagingMode::Level5 => walk.smooth::<4>(),
+            _ => None,
+        };
+        match smooth {
+            Some(found) => Ok(found),
+            None => walk.careful(),
         }
     }
 }
@@ -300,6 +294,20 @@ where
     S: Stage,
     O: WalkObserver,
 {
+    /// The walk that looks at everything, from the top.
+    #[inline(never)]
+    fn careful(&mut self) -> Result<Translation<S::Address>, WalkFault<S::Fault>> {
+        match self.paging.mode {
+            PagingMode::Level4 => self.through_root::<Paging64>(Level::L4),
+            PagingMode::Level5 => self.through_root::<Paging64>(Level::L5),
+            PagingMode::Pae => self.through_pointers(),
+            PagingMode::Bits32 | PagingMode::Bits32Pse => self.through_root::<Paging32>(Level::L2),
+            PagingMode::Ept4 => self.through_root::<PagingEpt>(Level::L4),
+            PagingMode::Ept5 => self.through_root::<PagingEpt>(Level::L5),
+            PagingMode::Unpaged => self.unpaged(),
+        }
+    }
+
     fn unpaged(&mut self) -> Result<Translation<S::Address>, WalkFault<S::Fault>> {
         let gpa = Gpa::new(self.address.raw());
         Ok(Translation {
