@@ -62,10 +62,12 @@ pub(crate) fn kernel(memory: &Memory, address: Gva) -> Result<Option<Gpa>, Box<d
     let mut state = mode_state(PagingMode::Level4);
     state.cr0 |= Cr0::WP;
     state.efer |= Efer::NX;
-    if !translator.set(&state)? {
+    if !translator.set(&state).map_err(|errno| errno.to_string())? {
         return Err("the kernel does not run long mode".into());
     }
-    Ok(translator.translate(address)?)
+    Ok(translator
+        .translate(address)
+        .map_err(|errno| errno.to_string())?)
 }
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]

@@ -1,5 +1,6 @@
 //! `slat diff`: the model against a real kernel.
 
+mod access;
 mod tables;
 mod walk;
 
@@ -24,7 +25,8 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 100_000)]
     ops: u64,
     /// Parts of the interface, separated by commas; `walk` is the walk of guest page tables, held against KVM_TRANSLATE,
-    /// and `tables` what a VM's own tables become, event by event. Default: all that the kernel has.
+    /// `tables` what a VM's own tables become, event by event, and `access` has a guest execute accesses. Default: all
+    /// that the kernel has, but for `access`.
     #[arg(long, value_delimiter = ',')]
     area: Vec<AreaName>,
     /// Put one of so many refusals to the repair oracle.
@@ -46,6 +48,7 @@ pub(crate) struct Args {
 enum AreaName {
     Calls(Area),
     Walk,
+    Access,
     Tables,
 }
 
@@ -54,7 +57,7 @@ impl Args {
     fn calls(&self) -> Vec<Area> {
         let calls = |area: &AreaName| match area {
             AreaName::Calls(area) => Some(*area),
-            AreaName::Walk | AreaName::Tables => None,
+            AreaName::Walk | AreaName::Access | AreaName::Tables => None,
         };
         match self.area.as_slice() {
             [] => Area::ALL.to_vec(),
@@ -62,9 +65,11 @@ impl Args {
         }
     }
 
-    /// Whether an area that is no calls is compared.
+    /// Whether an area that is no calls is compared. Accesses only when they are asked for, since each takes as long as
+    /// ten walks.
     fn wants(&self, wanted: AreaName) -> bool {
-        self.area.is_empty() || self.area.iter().any(|area| area.name() == wanted.name())
+        let by_default = self.area.is_empty() && !matches!(wanted, AreaName::Access);
+        by_default || self.area.iter().any(|area| area.name() == wanted.name())
     }
 }
 
@@ -74,6 +79,7 @@ impl AreaName {
         match self {
             Self::Calls(area) => area.name(),
             Self::Walk => "walk",
+            Self::Access => "access",
             Self::Tables => "tables",
         }
     }
@@ -81,7 +87,7 @@ impl AreaName {
 
 impl ValueEnum for AreaName {
     fn value_variants<'a>() -> &'a [Self] {
-        const ALL: [AreaName; 10] = [
+        const ALL: [AreaName; 11] = [
             AreaName::Calls(Area::Slots),
             AreaName::Calls(Area::Gmem),
             AreaName::Calls(Area::Attributes),
@@ -91,6 +97,7 @@ impl ValueEnum for AreaName {
             AreaName::Calls(Area::PreFault),
             AreaName::Calls(Area::Layout),
             AreaName::Walk,
+            AreaName::Access,
             AreaName::Tables,
         ];
         &ALL
@@ -112,6 +119,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
             let mut result = calls;
             if result == ExitCode::SUCCESS && args.wants(AreaName::Walk) {
                 result = walk::run(args, seed)?;
+            }
+            if result == ExitCode::SUCCESS && args.wants(AreaName::Access) {
+                result = access::run(args, seed)?;
             }
             if result == ExitCode::SUCCESS && args.wants(AreaName::Tables) {
                 result = tables::run(args, seed)?;

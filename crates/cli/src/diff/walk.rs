@@ -48,7 +48,7 @@ fn open() -> Result<slat_vmm::kvm::Translator, Error> {
 }
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
-fn open() -> Result<slat_vmm::walks::Absent, Error> {
+fn open() -> Result<std::convert::Infallible, Error> {
     Err("KVM for x86-64 needs Linux on x86-64".into())
 }
 

@@ -31,6 +31,9 @@ pub struct SecondStep {
 
 /// Hears of each entry that hardware reads. `()` hears nothing and costs nothing.
 pub trait SecondObserver {
+    /// Whether it hears anything.
+    const OBSERVES: bool = true;
+
     /// An entry was read. It has not been checked yet.
     #[inline]
     fn step(&mut self, step: &SecondStep) {
@@ -38,7 +41,9 @@ pub trait SecondObserver {
     }
 }
 
-impl SecondObserver for () {}
+impl SecondObserver for () {
+    const OBSERVES: bool = false;
+}
 
 impl SecondObserver for Vec<SecondStep> {
     fn step(&mut self, step: &SecondStep) {
@@ -47,6 +52,8 @@ impl SecondObserver for Vec<SecondStep> {
 }
 
 impl<O: SecondObserver + ?Sized> SecondObserver for &mut O {
+    const OBSERVES: bool = O::OBSERVES;
+
     #[inline]
     fn step(&mut self, step: &SecondStep) {
         (**self).step(step);

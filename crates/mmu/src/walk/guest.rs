@@ -178,14 +178,14 @@ impl GuestPaging {
             }
             walk.observer.restart();
         }
-        match self.mode {
-            PagingMode::Level4 => walk.through_root::<Paging64>(Level::L4),
-            PagingMode::Level5 => walk.through_root::<Paging64>(Level::L5),
-            PagingMode::Pae => walk.through_pointers(),
-            PagingMode::Bits32 | PagingMode::Bits32Pse => walk.through_root::<Paging32>(Level::L2),
-            PagingMode::Ept4 => walk.through_root::<PagingEpt>(Level::L4),
-            PagingMode::Ept5 => walk.through_root::<PagingEpt>(Level::L5),
-            PagingMode::Unpaged => walk.unpaged(),
+        let smooth = match self.mode {
+            PagingMode::Level4 => walk.smooth::<3>(),
+            PagingMode::Level5 => walk.smooth::<4>(),
+            _ => None,
+        };
+        match smooth {
+            Some(found) => Ok(found),
+            None => walk.careful(),
         }
     }
 }
@@ -294,6 +294,20 @@ where
     S: Stage,
     O: WalkObserver,
 {
+    /// The walk that looks at everything, from the top.
+    #[inline(never)]
+    fn careful(&mut self) -> Result<Translation<S::Address>, WalkFault<S::Fault>> {
+        match self.paging.mode {
+            PagingMode::Level4 => self.through_root::<Paging64>(Level::L4),
+            PagingMode::Level5 => self.through_root::<Paging64>(Level::L5),
+            PagingMode::Pae => self.through_pointers(),
+            PagingMode::Bits32 | PagingMode::Bits32Pse => self.through_root::<Paging32>(Level::L2),
+            PagingMode::Ept4 => self.through_root::<PagingEpt>(Level::L4),
+            PagingMode::Ept5 => self.through_root::<PagingEpt>(Level::L5),
+            PagingMode::Unpaged => self.unpaged(),
+        }
+    }
+
     fn unpaged(&mut self) -> Result<Translation<S::Address>, WalkFault<S::Fault>> {
         let gpa = Gpa::new(self.address.raw());
         Ok(Translation {
@@ -304,6 +318,66 @@ where
             leaf: 0,
             key: 0,
             dirty: true,
+        })
+    }
+
+    /// The walk of most accesses, in long mode from a table of level `TOP` (from 0): nothing faults, nothing has to be
+    /// marked, and nobody watches. Whatever is otherwise is left to the walk that looks at everything.
+    #[inline]
+    fn smooth<const TOP: u32>(&mut self) -> Option<Translation<S::Address>> {
+        if O::OBSERVES || !S::QUIET {
+            return None;
+        }
+        let address = self.address.raw();
+        let wanted = ErrorCode::USER | ErrorCode::GUEST_PAGE | ErrorCode::WRITE;
+        let mut entry = self.paging.root;
+        let mut bits = u64::MAX;
+        let mut level = TOP;
+        loop {
+            let index = address >> (12 + 9 * level) & 511;
+            let place = Gpa::new(entry & Paging64::ADDRESS | index << 3);
+            let real = self.stage.translate(place, wanted).ok()?;
+            entry = self.memory.read_u64(real)?;
+            bits &= entry ^ Paging64::INVERTED;
+            if !self.paging.reserved.is_good_link(entry, level) {
+                // A leaf, or something is wrong with it.
+                break;
+            }
+            level = level.checked_sub(1)?;
+        }
+        self.smooth_leaf(entry, bits, level)
+    }
+
+    /// The end of a smooth walk, if it is a leaf that allows the access and has its marks.
+    #[inline]
+    fn smooth_leaf(&mut self, leaf: u64, bits: u64, level: u32) -> Option<Translation<S::Address>> {
+        let [number, ..] = level.to_le_bytes();
+        let mut marks = Paging64::ACCESSED;
+        if self.access.contains(ErrorCode::WRITE) {
+            marks |= Paging64::DIRTY;
+        }
+        // All entries have the accessed bit, and the leaf what a write needs.
+        let marked = bits & Paging64::ACCESSED != 0 && leaf & marks == marks;
+        let good = marked
+            && leaf & Paging64::PRESENT != 0
+            && self.paging.reserved.violations(leaf, number) == 0
+            && is_leaf(PagingMode::Level4, leaf, number);
+        if !good {
+            return None;
+        }
+        let (rights, key) = (Paging64::rights(bits), Paging64::key(leaf));
+        if !self.paging.allows(self.access, rights, key) {
+            return None;
+        }
+        let gpa = page_address::<Paging64>(leaf, number, self.address);
+        Some(Translation {
+            address: self.final_page(gpa).ok()?,
+            gpa,
+            size: leaf_size::<Paging64>(number),
+            rights,
+            leaf,
+            key,
+            dirty: leaf & Paging64::DIRTY != 0,
         })
     }
 

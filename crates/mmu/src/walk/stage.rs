@@ -9,6 +9,9 @@ use super::memory::TableAddress;
 
 /// Translates the guest-physical addresses that a walk comes to (`kvm_translate_gpa`).
 pub trait Stage {
+    /// Whether nobody notices if it is asked for the same twice: walks may then try the short way first.
+    const QUIET: bool = false;
+
     /// What it translates to: where the memory behind is.
     type Address: TableAddress;
     /// What it says if it does not translate.
@@ -38,6 +41,8 @@ pub trait Stage {
 pub struct Unnested;
 
 impl Stage for Unnested {
+    const QUIET: bool = true;
+
     type Address = Gpa;
     type Fault = Infallible;
 
@@ -48,6 +53,8 @@ impl Stage for Unnested {
 }
 
 impl<S: Stage + ?Sized> Stage for &mut S {
+    const QUIET: bool = S::QUIET;
+
     type Address = S::Address;
     type Fault = S::Fault;
 

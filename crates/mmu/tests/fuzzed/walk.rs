@@ -39,7 +39,7 @@ impl Input<'_> {
 
 /// CR0, CR3, CR4, EFER, flags, address, pointer to EPT; then a place of two bytes and an entry of eight, as often as there
 /// are.
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
     let vcpu = VcpuState {
         cr0: Cr0::from_bits_retain(input.word()),

@@ -1,5 +1,6 @@
 //! The real `/dev/kvm` as a machine. Linux on x86-64 only.
 
+mod executor;
 mod file;
 mod guest;
 mod host;
@@ -10,6 +11,7 @@ mod region;
 mod translate;
 mod vm;
 
+pub use executor::AccessGuest;
 pub(crate) use file::create as create_gmem;
 pub use host::HostMemory;
 pub(crate) use ioctl::errno;

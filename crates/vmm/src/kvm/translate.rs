@@ -99,14 +99,13 @@ impl Translator {
         if self.cpuid == Some(wanted) {
             return Ok(());
         }
-        let entries = CpuId::from_entries(&leaves(state)).map_err(|_| Errno::E2BIG)?;
-        self.vcpu.set_cpuid2(&entries).map_err(errno)?;
+        self.vcpu.set_cpuid2(&cpuid(state)?).map_err(errno)?;
         self.cpuid = Some(wanted);
         Ok(())
     }
 }
 
-fn memory(pages: u64) -> io::Result<Mapping> {
+pub(super) fn memory(pages: u64) -> io::Result<Mapping> {
     let bytes = usize::try_from(pages * PAGE_SIZE).map_err(io::Error::other)?;
     Mapping::new(bytes, libc::PROT_READ | libc::PROT_WRITE)
 }
@@ -132,7 +131,7 @@ fn set_slot(
 }
 
 /// Without TDP a guest has what its CPUID says, out of what KVM supports; with TDP what the host has.
-fn gigabyte_pages(kvm: &Kvm) -> Result<GigabytePages, Errno> {
+pub(super) fn gigabyte_pages(kvm: &Kvm) -> Result<GigabytePages, Errno> {
     let supported = kvm
         .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
         .map_err(errno)?;
@@ -147,6 +146,11 @@ fn gigabyte_pages(kvm: &Kvm) -> Result<GigabytePages, Errno> {
         (true, false) => GigabytePages::ByCpuid,
         (true, true) => GigabytePages::Always,
     })
+}
+
+/// A CPUID with all that walks want.
+pub(super) fn cpuid(state: &CpuState) -> Result<CpuId, Errno> {
+    CpuId::from_entries(&leaves(state)).map_err(|_| Errno::E2BIG)
 }
 
 fn leaves(state: &CpuState) -> Vec<kvm_cpuid_entry2> {
@@ -264,7 +268,7 @@ impl Walker for Translator {
 
 impl Mapping {
     /// A word of the memory, which the kernel may change at any time.
-    fn word(&self, index: usize) -> &AtomicU64 {
+    pub(super) fn word(&self, index: usize) -> &AtomicU64 {
         assert!(index < self.len() / 8, "inside the mapping");
         // SAFETY: the index is inside the mapping, which is aligned to pages, readable and writable, lives as long as
         // `self`, and is only ever accessed as atomic words or by the kernel.

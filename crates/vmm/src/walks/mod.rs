@@ -4,6 +4,7 @@
 //! why. All three are compared. [`compare`] takes anything that translates ([`Walker`]), so that a kernel that is wrong can
 //! be played, to see that it is found out.
 
+mod execute;
 mod generate;
 mod state;
 mod stats;
@@ -17,6 +18,10 @@ use slat_memslot::{Errno, Gpa, Gva};
 use slat_mmu::role::{Cr0, Cr4, Efer};
 use slat_mmu::walk::{AlignmentCheck, GuestPaging, GuestVendor, PagingMode};
 
+pub use execute::{
+    AccessConfig, AccessDifference, AccessOutcome, DATA, Ended, Executor, MEMORY_PAGES,
+    TEST_TABLES, Tried, compare_accesses,
+};
 pub use state::{CpuState, GigabytePages, Memory, RAM_PAGES, ROM_PAGES, ROM_START};
 pub use stats::{End, Stats};
 
@@ -44,6 +49,29 @@ pub trait Walker {
 
     /// What its memory from address 0 on holds.
     fn words(&self) -> Vec<u64>;
+}
+
+/// No vCPU, where there is no KVM.
+impl Walker for std::convert::Infallible {
+    fn gigabyte_pages(&self) -> GigabytePages {
+        match *self {}
+    }
+
+    fn load(&mut self, _: &Memory) {
+        match *self {}
+    }
+
+    fn set(&mut self, _: &CpuState) -> Result<bool, Errno> {
+        match *self {}
+    }
+
+    fn translate(&mut self, _: Gva) -> Result<Option<Gpa>, Errno> {
+        match *self {}
+    }
+
+    fn words(&self) -> Vec<u64> {
+        match *self {}
+    }
 }
 
 /// The modes that a vCPU's own paging can have.

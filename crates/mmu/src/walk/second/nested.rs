@@ -73,6 +73,8 @@ where
     S: Stage,
     O: WalkObserver,
 {
+    const QUIET: bool = !O::OBSERVES && S::QUIET;
+
     type Address = S::Address;
     type Fault = WalkFault<S::Fault>;
 

@@ -82,6 +82,8 @@ where
     C: AccessCheck,
     W: SecondObserver,
 {
+    const QUIET: bool = !W::OBSERVES;
+
     type Address = Hpa;
     type Fault = SecondFault<C::Denied>;
 

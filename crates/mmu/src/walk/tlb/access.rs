@@ -49,6 +49,8 @@ where
     X: External<F>,
     C: AccessCheck,
 {
+    const QUIET: bool = true;
+
     type Address = Hpa;
     type Fault = SecondFault<C::Denied>;
 
