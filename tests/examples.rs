@@ -333,6 +333,7 @@ fn on_kernel_walks(run: Run, parts: &[&str]) {
         Err(why) => println!("skipped beside the kernel: {why}"),
     }
 }
+
 #[test]
 fn snp_page_state_tells_the_policies_apart() {
     let text = output(|_, out| snp_page_state::run(out), &[]);
