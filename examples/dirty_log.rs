@@ -27,7 +27,7 @@ pub(crate) fn run(out: &mut impl Write) -> Result<(), Box<dyn Error>> {
 
     writeln!(out, "# Round 1: the connection breaks on the way")?;
     for page in [3, 4, 5, 8, 100] {
-        memory.mark_dirty(AsId::NORMAL, Gfn::new(page));
+        let _ = memory.mark_dirty(0, AsId::NORMAL, Gfn::new(page));
     }
     // What the VMM itself wrote, and what a vhost-user device reports, in words as they come.
     let harvested = harvest(&mut memory, &[1 << 9, 0, 0, 0], &[0, 0, 0, 1 << 63], out)?;
@@ -46,7 +46,7 @@ pub(crate) fn run(out: &mut impl Write) -> Result<(), Box<dyn Error>> {
         out,
         "\n# Round 2: the log is empty for KVM, not for the backlog"
     )?;
-    memory.mark_dirty(AsId::NORMAL, Gfn::new(101));
+    let _ = memory.mark_dirty(0, AsId::NORMAL, Gfn::new(101));
     let harvested = harvest(&mut memory, &[0; 4], &[0; 4], out)?;
     let epoch = backlog.begin(&harvested)?;
     transfer(epoch, &mut Wire { breaks_at: None }, out)?;

@@ -2,17 +2,20 @@
 //! help; then the call itself, on the model, on `/dev/kvm`, or on both with every answer compared.
 //!
 //! The thread in which the call was argued about names six roots and three ways to treat a vCPU in SMM or L2; the plans
-//! show all of it.
+//! show all of it, and the model's page tables show what becomes of each way, and where kernels before 6.15 never return.
 //!
 //! `cargo run --example prefault -- --on both`
 
 use std::error::Error;
 use std::io::{self, Write};
 
-use slat::memslot::{Call, Gfn, GfnRange, PageSize, Pages, Region, SlotKey, VmType};
-use slat::mmu::fault::{PrefaultOutside, Prefaulter};
+use slat::memslot::{Call, Gfn, GfnRange, Gpa, PageSize, Pages, Profile, Region, SlotKey, VmType};
+use slat::mmu::fault::{Apicv, PrefaultOutside, Prefaulter};
 use slat::mmu::host::Host;
 use slat::mmu::role::{PhysBits, VcpuMode, VcpuState};
+use slat::mmu::spte::Npt;
+use slat::vmm::tdp_vm::{Activity, TdpVm};
+use slat::vmm::traces::Predicted;
 
 mod on;
 
@@ -38,7 +41,71 @@ pub(crate) fn run(arguments: &[&str], out: &mut impl Write) -> Result<(), Box<dy
     }
 
     plans(&chosen, out)?;
+    policies(out)?;
+    endless(out)?;
     calls(&mut chosen, out)
+}
+
+/// Four pages.
+const FEW: Pages = Pages::new(4);
+
+/// A VM of the model with page tables, on an AMD host: two slots, and a vCPU that has run.
+fn with_tables(kernel: &str) -> Result<TdpVm<Npt>, Box<dyn Error>> {
+    let profile = Profile::named(kernel).ok_or("a profile of this name")?;
+    let vm = TdpVm::new(profile, VmType::Default, &Host::npt(48));
+    let mut vm = vm.ok_or("a host with a second stage")?;
+    vm.create_vcpu(0);
+    for id in [0, 1] {
+        let gpa = u64::from(id) * MIB;
+        vm.set_region(&Region::new(
+            SlotKey::normal(id),
+            gpa,
+            MIB,
+            0x4000_0000 + gpa,
+        ));
+    }
+    run_at(&mut vm, 0x8000);
+    Ok(vm)
+}
+
+/// The guest runs at an address until it halts; gives how many faults that took.
+fn run_at(vm: &mut TdpVm<Npt>, address: u64) -> usize {
+    let _earlier = vm.take();
+    vm.run_guest(0, &Activity::halt(Gpa::new(address)));
+    let is_fault = |event: &&Predicted| matches!(event, Predicted::SpteRequested { .. });
+    vm.take().iter().filter(is_fault).count()
+}
+
+/// What becomes of a vCPU in SMM, on the model's page tables.
+fn policies(out: &mut impl Write) -> Result<(), Box<dyn Error>> {
+    writeln!(out, "# Four pages by a vCPU in SMM, which then leaves it")?;
+    for (title, outside) in [
+        ("as merged", PrefaultOutside::CurrentRoot),
+        ("always for the base mode", PrefaultOutside::BaseRoot),
+        ("an error outside it", PrefaultOutside::Refused),
+    ] {
+        let mut vm = with_tables("debian-6.12.117")?;
+        vm.set_prefault_outside(outside);
+        vm.set_mode(0, VcpuMode::Smm);
+        let ended = vm.pre_fault(0, Gfn::new(0), FEW, 0);
+        vm.set_mode(0, VcpuMode::Normal);
+        let faults = run_at(&mut vm, 0);
+        writeln!(out, "{title}: {ended}; {faults} faults at the first page")?;
+    }
+    Ok(())
+}
+
+/// The call right after another slot was deleted, which throws the root away.
+fn endless(out: &mut impl Write) -> Result<(), Box<dyn Error>> {
+    writeln!(out, "\n# Four pages after another slot was deleted")?;
+    for kernel in ["debian-6.12.117", "linux-6.18"] {
+        let mut vm = with_tables(kernel)?;
+        vm.set_region(&Region::new(SlotKey::normal(1), MIB, 0, 0));
+        let ended = vm.pre_fault(0, Gfn::new(0), FEW, 0);
+        writeln!(out, "{kernel}: {ended}")?;
+    }
+    writeln!(out)?;
+    Ok(())
 }
 
 /// What several vCPUs would do with 96 MiB, of which the slot has 64.
@@ -97,6 +164,7 @@ fn plans(chosen: &on::Chosen, out: &mut impl Write) -> Result<(), Box<dyn Error>
             host,
             vcpu: &vcpu,
             outside,
+            apicv: Apicv::Active,
         };
         // As if the host had made all of it huge.
         let plan = who.plan(&chosen.memory, range, |_, _| PageSize::Size2M);

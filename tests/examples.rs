@@ -12,6 +12,9 @@ mod dirty_log;
 #[path = "../examples/dump_tables.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod dump_tables;
+#[path = "../examples/explain_fault.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod explain_fault;
 #[path = "../examples/explain_region.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod explain_region;
@@ -30,9 +33,15 @@ mod slot_zap;
 #[path = "../examples/slots_on.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod slots_on;
+#[path = "../examples/snp_page_state.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod snp_page_state;
 #[path = "../examples/tdp_roots.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod tdp_roots;
+#[path = "../examples/translate.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod translate;
 #[path = "../examples/zap_cost.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod zap_cost;
@@ -238,6 +247,11 @@ fn prefault_shows_the_roots_and_the_policies() {
         "stops: no slot holds 0x0",
         "# in SMM, an error outside it",
         "refused: ",
+        "as merged: 4 pages are left: no slot is there; 1 faults",
+        "always for the base mode: everything is mapped; 0 faults",
+        "an error outside it: refused: ",
+        "debian-6.12.117: 4 pages are left: the kernel would try for ever: the root was thrown away",
+        "linux-6.18: everything is mapped",
         "# KVM_PRE_FAULT_MEMORY",
     ];
     on_each_machine(prefault::run, &plans, &["0x3c00000, 0x800000 bytes: "]);
@@ -258,5 +272,84 @@ fn slot_zap_tells_leaves_from_roots() {
         slot_zap::run,
         &costs,
         &["all roots of the VM", "leaves of guest frames"],
+    );
+}
+
+#[test]
+fn translate_says_where_any_access_goes_and_the_kernel_where_a_read_goes() {
+    let model = output(translate::run, &[]);
+    assert_tells(
+        &model,
+        &[
+            "Supervisor Read 0x1234: 0x4234, 4K page",
+            "Supervisor Write 0x1234: #PF(0x3 PRESENT|WRITE) at 0x1234, level 1: the page is read-only",
+            "User Read 0x2234: #PF(0x5 PRESENT|USER)",
+            "Supervisor Read 0x5234: #PF(0x0 -)",
+            "User Execute 0x200234: #PF(0x15 PRESENT|USER|FETCH)",
+        ],
+    );
+    on_kernel_walks(
+        translate::run,
+        &[
+            "KVM_TRANSLATE 0x1234: 0x4234",
+            "KVM_TRANSLATE 0x2234: 0x5234",
+            "KVM_TRANSLATE 0x5234: not valid",
+            "KVM_TRANSLATE 0x200234: 0x200234",
+        ],
+    );
+}
+
+#[test]
+fn explain_fault_names_the_first_check_and_the_dimension() {
+    let model = output(explain_fault::run, &[]);
+    assert_tells(
+        &model,
+        &[
+            "guest level 4: 0x1007, rights wux",
+            "the page is read-only",
+            "user mode may not use the page",
+            "the entry is not present",
+            "reserved bits: 0x4000000000000",
+            "the page is not executable",
+            "second stage at 0x0, a table of level 4: #PF(",
+        ],
+    );
+    on_kernel_walks(
+        explain_fault::run,
+        &[
+            "KVM_TRANSLATE 0x3000: valid false",
+            "KVM_TRANSLATE 0x4000: valid false",
+        ],
+    );
+}
+
+/// Runs an example beside the kernel where there is one.
+fn on_kernel_walks(run: Run, parts: &[&str]) {
+    match kernel() {
+        Ok(()) => {
+            assert_tells(&output(run, &["--on", "both"]), parts);
+            assert_tells(&output(run, &["--on", "kvm"]), parts);
+        }
+        Err(why) => println!("skipped beside the kernel: {why}"),
+    }
+}
+
+#[test]
+fn snp_page_state_tells_the_policies_apart() {
+    let text = output(|_, out| snp_page_state::run(out), &[]);
+    assert_tells(
+        &text,
+        &[
+            "private write: done",
+            "the host reads Some(Scrambled)",
+            "violations: 0",
+            "Upstream: exit to userspace, the access was Shared; its owner: reads Value(Tag(1))",
+            "Rfc2021: done; its owner: #VC 0x404",
+            "Strict: an error for the guest; its owner: reads Value(Tag(1))",
+            "Punched: reads Scrambled",
+            "Kept: reads Value(Tag(1))",
+            "KVM: Success, stops at entry 3",
+            "strict: InvalidEntry, stops at entry 1",
+        ],
     );
 }

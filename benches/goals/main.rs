@@ -6,6 +6,7 @@
 
 mod fault;
 mod floor;
+mod guest_walk;
 mod map;
 mod memory;
 #[path = "../paired/mod.rs"]
@@ -36,7 +37,7 @@ fn main() {
         return;
     }
     let most = side::GIB * if has("--tib") { 1024 } else { 64 };
-    let targets: [(&str, &dyn Fn()); 10] = [
+    let targets: [(&str, &dyn Fn()); 13] = [
         ("1", &zap::leaves),
         ("2", &zap::harvest),
         ("3", &zap::shared),
@@ -47,6 +48,9 @@ fn main() {
         ("6", &map::one_gib),
         ("7", &fault::one_gib),
         ("8", &protect::one_gib),
+        ("9", &guest_walk::one_dimension),
+        ("10", &guest_walk::two_dimensions),
+        ("11", &guest_walk::batch),
         ("12", &|| map::most(most)),
         ("13", &walk::audit),
     ];

@@ -178,9 +178,9 @@ impl Own {
             }
             Protection::ByWord => {
                 let mut locked = tables.exclusive(Unobserved);
+                let mut log = locked.clear_dirty(AsId::NORMAL, ByWhat::WriteProtection);
                 for first in (0..self.vm.pages).step_by(64) {
-                    let (first, by) = (Gfn::new(first), ByWhat::WriteProtection);
-                    locked.clear_dirty_masked(AsId::NORMAL, first, u64::MAX, by);
+                    log.word(Gfn::new(first), u64::MAX);
                 }
             }
         }

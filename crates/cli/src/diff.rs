@@ -1,5 +1,9 @@
 //! `slat diff`: the model against a real kernel.
 
+mod access;
+mod tables;
+mod walk;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -17,10 +21,12 @@ pub(crate) struct Args {
     /// Seed of the random calls; equal seeds give equal calls on equal kernels. Default: from the clock.
     #[arg(long)]
     seed: Option<u64>,
-    /// How many calls to compare.
+    /// How many calls, translations, and events of tables to compare.
     #[arg(long, default_value_t = 100_000)]
     ops: u64,
-    /// Parts of the interface, separated by commas. Default: all.
+    /// Parts of the interface, separated by commas; `walk` is the walk of guest page tables, held against KVM_TRANSLATE,
+    /// `tables` what a VM's own tables become, event by event, and `access` has a guest execute accesses. Default: all
+    /// that the kernel has, but for `access`.
     #[arg(long, value_delimiter = ',')]
     area: Vec<AreaName>,
     /// Put one of so many refusals to the repair oracle.
@@ -39,31 +45,89 @@ pub(crate) struct Args {
 
 /// An area by its name.
 #[derive(Clone, Copy, Debug)]
-struct AreaName(Area);
+enum AreaName {
+    Calls(Area),
+    Walk,
+    Access,
+    Tables,
+}
+
+impl Args {
+    /// The areas of calls.
+    fn calls(&self) -> Vec<Area> {
+        let calls = |area: &AreaName| match area {
+            AreaName::Calls(area) => Some(*area),
+            AreaName::Walk | AreaName::Access | AreaName::Tables => None,
+        };
+        match self.area.as_slice() {
+            [] => Area::ALL.to_vec(),
+            some => some.iter().filter_map(calls).collect(),
+        }
+    }
+
+    /// Whether an area that is no calls is compared. Accesses only when they are asked for, since each takes as long as
+    /// ten walks.
+    fn wants(&self, wanted: AreaName) -> bool {
+        let by_default = self.area.is_empty() && !matches!(wanted, AreaName::Access);
+        by_default || self.area.iter().any(|area| area.name() == wanted.name())
+    }
+}
+
+impl AreaName {
+    /// The word on the command line.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Calls(area) => area.name(),
+            Self::Walk => "walk",
+            Self::Access => "access",
+            Self::Tables => "tables",
+        }
+    }
+}
 
 impl ValueEnum for AreaName {
     fn value_variants<'a>() -> &'a [Self] {
-        const ALL: [AreaName; 8] = [
-            AreaName(Area::Slots),
-            AreaName(Area::Gmem),
-            AreaName(Area::Attributes),
-            AreaName(Area::DirtyLog),
-            AreaName(Area::DirtyRing),
-            AreaName(Area::Caps),
-            AreaName(Area::PreFault),
-            AreaName(Area::Layout),
+        const ALL: [AreaName; 11] = [
+            AreaName::Calls(Area::Slots),
+            AreaName::Calls(Area::Gmem),
+            AreaName::Calls(Area::Attributes),
+            AreaName::Calls(Area::DirtyLog),
+            AreaName::Calls(Area::DirtyRing),
+            AreaName::Calls(Area::Caps),
+            AreaName::Calls(Area::PreFault),
+            AreaName::Calls(Area::Layout),
+            AreaName::Walk,
+            AreaName::Access,
+            AreaName::Tables,
         ];
         &ALL
     }
 
     fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
-        Some(clap::builder::PossibleValue::new(self.0.name()))
+        Some(clap::builder::PossibleValue::new(self.name()))
     }
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     match kernel::open() {
-        Ok(machine) => live(args, machine),
+        Ok(machine) => {
+            let seed = args.seed.unwrap_or_else(clock_seed);
+            let calls = match args.calls().is_empty() {
+                true => ExitCode::SUCCESS,
+                false => live(args, seed, machine)?,
+            };
+            let mut result = calls;
+            if result == ExitCode::SUCCESS && args.wants(AreaName::Walk) {
+                result = walk::run(args, seed)?;
+            }
+            if result == ExitCode::SUCCESS && args.wants(AreaName::Access) {
+                result = access::run(args, seed)?;
+            }
+            if result == ExitCode::SUCCESS && args.wants(AreaName::Tables) {
+                result = tables::run(args, seed)?;
+            }
+            Ok(result)
+        }
         Err(why) => {
             eprintln!("live comparison skipped: {why}");
             let replayed = replay_recordings()?;
@@ -77,12 +141,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
 }
 
 /// Random calls on the kernel and on the model of its profile.
-fn live<K: Machine>(args: &Args, mut machine: K) -> Result<ExitCode, Error> {
-    let seed = args.seed.unwrap_or_else(clock_seed);
-    let areas: Vec<Area> = match args.area.as_slice() {
-        [] => Area::ALL.to_vec(),
-        some => some.iter().map(|a| a.0).collect(),
-    };
+fn live<K: Machine>(args: &Args, seed: u64, mut machine: K) -> Result<ExitCode, Error> {
+    let areas = args.calls();
     eprintln!("kernel: {}, seed {seed}", machine.profile().name);
     let mut skipped = false;
     for area in &areas {

@@ -7,6 +7,7 @@ macro_rules! println {
 }
 
 mod diff;
+mod draw;
 mod dump;
 mod explain;
 mod kernel;
@@ -15,6 +16,7 @@ mod record;
 mod replay;
 mod run;
 mod table;
+mod walk;
 
 use std::process::ExitCode;
 
@@ -32,26 +34,32 @@ struct Cli {
 enum Job {
     /// Hold the model against the local /dev/kvm with random calls; without it, replay recorded kernel results.
     Diff(diff::Args),
+    /// Draw page tables as SVG: a tree per root and a map of guest memory, before and after an event.
+    Draw(draw::Args),
     /// Play a script of page-table operations and print roots, roles and mapped ranges; read, check or compare dumps.
     Dump(dump::Args),
     /// Say whether a call is accepted or refused, why, and what would make it succeed.
     Explain(Box<explain::Args>),
     /// Run a VMM and write down the memory calls it makes, as a scenario.
     Record(record::Args),
-    /// Predict what real kernels' MMUs did in recorded scenarios, from the operations alone.
+    /// Rebuild the page tables of real VMs from a kernel trace, and check them; or predict what kernels did in recordings.
     Replay(replay::Args),
     /// Run scenario files on the model, on the local /dev/kvm, or on both.
     Run(run::Args),
+    /// Walk a guest's page tables in a dump of its memory, reference by reference, and explain a fault.
+    Walk(Box<walk::Args>),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().job {
         Job::Diff(args) => diff::run(&args),
+        Job::Draw(args) => draw::run(&args),
         Job::Dump(args) => dump::run(&args),
         Job::Explain(args) => explain::run(&args),
         Job::Record(args) => record::run(&args),
         Job::Replay(args) => replay::run(&args),
         Job::Run(args) => run::run(&args),
+        Job::Walk(args) => walk::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("slat: {error}");

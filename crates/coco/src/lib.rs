@@ -1,7 +1,15 @@
 //! What confidential hardware allows on top of KVM's own rules.
 //!
-//! This crate will own the models of the TDX module with its secure EPT and KVM's mirror of it, of the SEV-SNP reverse
-//! map table, of page-state change requests, and of the rules under which a confidential guest can be migrated. None
-//! of that is needed for what slat does so far, so the crate holds nothing yet. What KVM itself decides by VM type
-//! (flags of a slot, guest_memfd, memory attributes) is in [`slat_memslot`].
+//! - [`psc`]: page-state changes, as an engine that a VMM can use on any machine.
+//! - [`rmp`]: the reverse map of SEV-SNP, with every instruction that changes or asks it.
+//! - [`snp`]: a guest on a host, with faults, conversions, and an audit.
+//! - [`tdx`]: the memory half of the TDX module, and KVM's mirror of its tables.
+//!
+//! What KVM itself decides by VM type (flags of a slot, guest_memfd, memory attributes) is in [`slat_memslot`].
 #![forbid(unsafe_code)]
+
+pub mod psc;
+pub mod rmp;
+pub mod snp;
+mod sync;
+pub mod tdx;

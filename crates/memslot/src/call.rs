@@ -336,11 +336,108 @@ pub enum Call {
     },
     /// `KVM_CREATE_IRQCHIP`.
     CreateIrqchip,
-    /// A guest write of four bytes, by vCPU 0, at CPL 0.
-    GuestWrite {
-        /// Guest-physical address of the write; its page also holds the instruction.
-        gpa: u64,
-    },
+    /// A vCPU runs until one access of its guest is done, or cannot be.
+    Guest(GuestAccess),
+}
+
+/// What a guest's instruction does with memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum AccessKind {
+    /// It reads four bytes.
+    Read,
+    /// It writes four bytes.
+    #[default]
+    Write,
+    /// It is fetched from there itself, and halts.
+    Execute,
+}
+
+/// One access of a guest, at CPL 0 and without paging: its addresses are guest-physical.
+///
+/// ```
+/// use slat_memslot::{Access, Call, GuestAccess, Memory, Outcome, Profile, Region, SlotKey, VmType};
+/// let mut memory = Memory::new(Profile::latest(), VmType::Default);
+/// memory.create_vcpu().unwrap();
+/// memory.set_region(&Region::new(SlotKey::normal(0), 0, 0x10000, 0x7f00_0000_0000)).unwrap();
+/// let read = GuestAccess::read(0x20_0000).by_code_at(0x1000);
+/// assert_eq!(memory.call(&Call::Guest(read)), Ok(Outcome::Access(Access::Mmio)));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct GuestAccess {
+    /// Index of the vCPU.
+    pub vcpu: u32,
+    /// The address space: the vCPU is put into SMM for 1, and out of it for 0. KVM takes no other.
+    pub as_id: crate::AsId,
+    /// What is done.
+    pub kind: AccessKind,
+    /// Where, in bytes.
+    pub gpa: u64,
+    /// Where the instruction lies that reads or writes; `None` if in the same page.
+    pub code: Option<u64>,
+}
+
+impl GuestAccess {
+    /// vCPU 0 reads, by an instruction in the same page.
+    pub fn read(gpa: u64) -> Self {
+        Self {
+            kind: AccessKind::Read,
+            gpa,
+            ..Self::default()
+        }
+    }
+
+    /// vCPU 0 writes, by an instruction in the same page.
+    pub fn write(gpa: u64) -> Self {
+        Self {
+            kind: AccessKind::Write,
+            ..Self::read(gpa)
+        }
+    }
+
+    /// vCPU 0 halts there.
+    pub fn execute(gpa: u64) -> Self {
+        Self {
+            kind: AccessKind::Execute,
+            ..Self::read(gpa)
+        }
+    }
+
+    /// The same by an instruction that lies at `code`.
+    #[must_use]
+    pub fn by_code_at(self, code: u64) -> Self {
+        Self {
+            code: Some(code),
+            ..self
+        }
+    }
+
+    /// The same by another vCPU.
+    #[must_use]
+    pub fn by_vcpu(self, vcpu: u32) -> Self {
+        Self { vcpu, ..self }
+    }
+
+    /// The same in SMM.
+    #[must_use]
+    pub fn in_smm(self) -> Self {
+        Self {
+            as_id: crate::AsId::SMM,
+            ..self
+        }
+    }
+
+    /// Where the instruction is fetched: in the other half of the page, if nothing is said.
+    pub fn instruction(&self) -> u64 {
+        const HALF: u64 = crate::PAGE_SIZE / 2;
+        match (self.kind, self.code) {
+            (AccessKind::Execute, _) => self.gpa,
+            (_, Some(code)) => code,
+            (_, None) if self.gpa & HALF == 0 => (self.gpa & !(crate::PAGE_SIZE - 1)) + HALF,
+            (_, None) => self.gpa & !(crate::PAGE_SIZE - 1),
+        }
+    }
 }
 
 /// What a guest's access came to.
@@ -353,8 +450,17 @@ pub enum Access {
     Mmio,
     /// No memory to fetch the instruction from: `KVM_EXIT_INTERNAL_ERROR`.
     NoMemory,
-    /// `KVM_EXIT_DIRTY_RING_FULL`: the guest did not run.
+    /// `KVM_EXIT_DIRTY_RING_FULL`: the guest does not run on.
     RingFull,
+    /// `KVM_EXIT_MEMORY_FAULT`, with `EFAULT`: userspace is asked to convert the page, or has no file for it.
+    MemoryFault {
+        /// `KVM_MEMORY_EXIT_FLAG_*`: [`crate::Attributes::PRIVATE`]'s bit if the access was to private memory.
+        flags: u64,
+        /// The page.
+        gpa: u64,
+        /// Its size in bytes.
+        size: u64,
+    },
 }
 
 /// What a call that succeeded gave back.

@@ -55,13 +55,13 @@ mod vm_type;
 pub use addr::{Gfn, GfnRange, Gpa, Gva, Hpa, Hva, PAGE_SHIFT, PAGE_SIZE, Pages};
 pub use attributes::{AttributeMap, AttributeRanges};
 pub use call::{
-    Access, Buffer, Call, ClearBits, FileCall, FileRef, MapCall, MapId, OtherFile, Outcome, Region,
-    RegionVersion,
+    Access, AccessKind, Buffer, Call, ClearBits, FileCall, FileRef, GuestAccess, MapCall, MapId,
+    OtherFile, Outcome, Region, RegionVersion,
 };
 pub use dirty::{
     ClearMask, DirtyBacklog, DirtyBitmap, DirtyEpoch, DirtyPages, DirtyRing, DirtySource,
-    DirtyWindow, InitialBits, MergeError, Rearm, RingEntry, RingFill, RingReset, coalesce_dirty,
-    merge_dirty,
+    DirtyWindow, FreedRings, InitialBits, MergeError, Rearm, RingEntry, RingFill, RingReset,
+    coalesce_dirty, merge_dirty,
 };
 pub use errno::{Errno, UnknownErrno};
 pub use flags::{Attributes, GmemFlags, ManualProtect, SlotFlags};
@@ -70,7 +70,7 @@ pub use id::{AsId, Generation, GmemId, SlotId, SlotKey, USER_SLOTS};
 pub use level::{Level, PageSize};
 pub use lpage::LpageInfo;
 pub use memory::{CallResult, Gate, Memory, Refusal};
-pub use profile::{Capabilities, Evidence, Fact, LogOff, Profile, SlotZap, Vendor};
+pub use profile::{Capabilities, Evidence, Fact, LogOff, PmlOrder, Profile, SlotZap, Vendor};
 pub use quirks::{QuirkUpdate, Quirks};
 pub use reason::{
     AttributeError, CapError, DirtyLogError, DirtyRingError, FileError, GateError, GmemError,

@@ -5,7 +5,7 @@
 //! array of the chunks' first keys says which chunk, and a search in the chunk says where in it. Two short
 //! searches touch fewer cache lines than one over all entries, and an insertion moves at most one chunk.
 //!
-//! Invariants: no chunk is empty; entries ascend by `(start, value)` within and across chunks, each pair once;
+//! Invariants: no chunk is empty; entries ascend by `(start, order)` within and across chunks, each pair once;
 //! `firsts` and `max_ends` hold each chunk's lowest start and highest end.
 
 #[cfg(test)]
@@ -26,11 +26,13 @@ pub(crate) struct Entry {
     pub(crate) start: u64,
     /// The position behind the last one.
     pub(crate) end: u64,
+    /// The place among those with the same start.
+    pub(crate) order: u32,
     /// What the owner of the list wants to find.
     pub(crate) value: u32,
 }
 
-/// Ranges sorted by `(start, value)`; they may overlap.
+/// Ranges sorted by `(start, order)`; they may overlap.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ordered {
     firsts: Vec<u64>,
@@ -63,9 +65,9 @@ impl Chunk {
         &self.entries[..count]
     }
 
-    /// The lowest start, with its lowest value.
+    /// The lowest start, with its lowest order.
     fn first(&self) -> Option<(u64, u32)> {
-        self.entries.first().map(|entry| (entry.start, entry.value))
+        self.entries.first().map(|entry| (entry.start, entry.order))
     }
 
     fn max_end(&self) -> u64 {
@@ -76,10 +78,10 @@ impl Chunk {
             .unwrap_or(0)
     }
 
-    /// The place of `(start, value)`: where it is, or where it belongs.
-    fn find(&self, start: u64, value: u32) -> Result<usize, usize> {
+    /// The place of `(start, order)`: where it is, or where it belongs.
+    fn find(&self, start: u64, order: u32) -> Result<usize, usize> {
         self.entries
-            .binary_search_by_key(&(start, value), |entry| (entry.start, entry.value))
+            .binary_search_by_key(&(start, order), |entry| (entry.start, entry.order))
     }
 
     fn split_off(&mut self, at: usize) -> Self {
@@ -106,21 +108,22 @@ impl Ordered {
         self.len
     }
 
-    /// Adds `[start, end)`. An entry with the same start and value is replaced.
-    pub(crate) fn insert(&mut self, start: u64, end: u64, value: u32) {
+    /// Adds a range. An entry with the same start and order is replaced.
+    pub(crate) fn insert(&mut self, entry: Entry) {
         if self.chunks.is_empty() {
             self.push_chunk(0, Chunk::default());
         }
-        let at = self.chunk_of(start, value);
-        match self.chunks[at].find(start, value) {
+        let Entry {
+            start, end, order, ..
+        } = entry;
+        let at = self.chunk_of(start, order);
+        match self.chunks[at].find(start, order) {
             Ok(place) => {
-                self.chunks[at].entries[place].end = end;
+                self.chunks[at].entries[place] = entry;
                 self.max_ends[at] = self.chunks[at].max_end();
             }
             Err(place) => {
-                self.chunks[at]
-                    .entries
-                    .insert(place, Entry { start, end, value });
+                self.chunks[at].entries.insert(place, entry);
                 self.firsts[at] = self.firsts[at].min(start);
                 self.max_ends[at] = self.max_ends[at].max(end);
                 self.len += 1;
@@ -129,13 +132,13 @@ impl Ordered {
         }
     }
 
-    /// Takes the entry of this start and value out; `false` when there is none.
-    pub(crate) fn remove(&mut self, start: u64, value: u32) -> bool {
+    /// Takes the entry of this start and order out; `false` when there is none.
+    pub(crate) fn remove(&mut self, start: u64, order: u32) -> bool {
         if self.chunks.is_empty() {
             return false;
         }
-        let at = self.chunk_of(start, value);
-        let Ok(place) = self.chunks[at].find(start, value) else {
+        let at = self.chunk_of(start, order);
+        let Ok(place) = self.chunks[at].find(start, order) else {
             return false;
         };
         let removed = self.chunks[at].entries.remove(place);
@@ -196,7 +199,7 @@ impl Ordered {
         self.iter_from(chunk, at + 1).take_while(hit).find(wanted)
     }
 
-    /// All entries, ascending by `(start, value)`.
+    /// All entries, ascending by `(start, order)`.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Entry> + '_ {
         self.iter_from(0, 0)
     }
@@ -224,12 +227,12 @@ impl Ordered {
         Some((chunk, at))
     }
 
-    /// The chunk that `(start, value)` is in or belongs to. Many entries may share a start, hence the values count.
-    fn chunk_of(&self, start: u64, value: u32) -> usize {
+    /// The chunk that `(start, order)` is in or belongs to. Many entries may share a start, hence the order counts.
+    fn chunk_of(&self, start: u64, order: u32) -> usize {
         let mut after = self.firsts.partition_point(|first| *first < start);
         let same = self.firsts[after..].iter().take_while(|f| **f == start);
         let end = after + same.count();
-        after += self.chunks[after..end].partition_point(|c| c.first() <= Some((start, value)));
+        after += self.chunks[after..end].partition_point(|c| c.first() <= Some((start, order)));
         after.saturating_sub(1)
     }
 

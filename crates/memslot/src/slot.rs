@@ -46,6 +46,7 @@ pub struct Slot {
     pub(crate) binding: Option<Binding>,
     pub(crate) dirty: Option<DirtyBitmap>,
     pub(crate) lpage: LpageInfo,
+    pub(crate) invalid: bool,
 }
 
 impl Slot {
@@ -97,6 +98,11 @@ impl Slot {
     /// Whether guest writes exit as MMIO.
     pub fn is_readonly(&self) -> bool {
         self.flags.contains(SlotFlags::READONLY)
+    }
+
+    /// Whether it is being deleted or moved, so that faults on it have to wait (`KVM_MEMSLOT_INVALID`).
+    pub fn is_invalid(&self) -> bool {
+        self.invalid
     }
 
     /// The host address of a frame that the slot holds, else `None` (`__gfn_to_hva_memslot`).

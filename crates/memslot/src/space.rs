@@ -1,6 +1,6 @@
 //! The slots of one address space, found by id, by guest frame and by host address.
 
-use crate::ordered::Ordered;
+use crate::ordered::{Entry, Ordered};
 use crate::{AsId, Generation, Gfn, GfnRange, Hva, Slot, SlotId};
 
 /// Index of a slot in the arena of its address space.
@@ -20,7 +20,12 @@ pub struct AddressSpace {
     /// Index + 1 by slot id, 0 where the id is free; grows to the largest id in use.
     by_id: Vec<SlotIndex>,
     by_gfn: Ordered,
+    /// Of slots at the same address the one that was set last comes last, as in KVM's interval tree.
     by_hva: Ordered,
+    /// When each slot was set, by index.
+    set_at: Vec<u32>,
+    /// How often a slot was set.
+    sets: u32,
 }
 
 impl AddressSpace {
@@ -33,6 +38,8 @@ impl AddressSpace {
             by_id: Vec::new(),
             by_gfn: Ordered::new(),
             by_hva: Ordered::new(),
+            set_at: Vec::new(),
+            sets: 0,
         }
     }
 
@@ -90,7 +97,8 @@ impl AddressSpace {
     }
 
     /// The slots that map a byte of `[start, end)` of host addresses, with the frames that do
-    /// (`kvm_for_each_memslot_in_hva_range`). One host page may be in several slots.
+    /// (`kvm_for_each_memslot_in_hva_range`), by ascending address, and of slots at the same address the one that was set
+    /// last comes last. One host page may be in several slots.
     pub fn by_hva(&self, start: Hva, end: Hva) -> impl Iterator<Item = (&Slot, GfnRange)> + '_ {
         self.by_hva
             .overlapping(start.raw(), end.raw())
@@ -134,7 +142,6 @@ impl AddressSpace {
 
     /// Adds a slot whose id is free and whose frames are free.
     pub(crate) fn insert(&mut self, slot: Slot) {
-        let (hva_start, hva_end) = slot.hva_range();
         let (range, id) = (slot.range, usize::from(slot.key.id.raw()));
         let index = match self.free.pop() {
             Some(index) => {
@@ -143,6 +150,7 @@ impl AddressSpace {
             }
             None => {
                 self.slots.push(slot);
+                self.set_at.push(0);
                 u32::try_from(self.slots.len() - 1).expect("there are fewer than 2^16 slots")
             }
         };
@@ -150,18 +158,48 @@ impl AddressSpace {
             self.by_id.resize(id + 1, 0);
         }
         self.by_id[id] = index + 1;
-        self.by_gfn
-            .insert(range.start().raw(), range.end().raw(), index);
-        self.by_hva.insert(hva_start, hva_end, index);
+        self.by_gfn.insert(Entry {
+            start: range.start().raw(),
+            end: range.end().raw(),
+            order: index,
+            value: index,
+        });
+        self.list_by_hva(index);
+    }
+
+    /// Lists a slot behind those that were set before.
+    fn list_by_hva(&mut self, index: SlotIndex) {
+        let (start, end) = self.slots[index as usize].hva_range();
+        self.sets = self.sets.wrapping_add(1);
+        self.set_at[index as usize] = self.sets;
+        self.by_hva.insert(Entry {
+            start,
+            end,
+            order: self.sets,
+            value: index,
+        });
+    }
+
+    /// A slot was set anew without moving (`kvm_replace_memslot`).
+    pub(crate) fn set_anew(&mut self, id: SlotId) {
+        if let Some(index) = self.index_of(id) {
+            self.unlist_by_hva(index);
+            self.list_by_hva(index);
+        }
+    }
+
+    fn unlist_by_hva(&mut self, index: SlotIndex) {
+        let (start, _) = self.slots[index as usize].hva_range();
+        self.by_hva.remove(start, self.set_at[index as usize]);
     }
 
     /// Takes a slot out.
     pub(crate) fn remove(&mut self, id: SlotId) -> Option<Slot> {
         let index = self.index_of(id)?;
+        self.unlist_by_hva(index);
         let slot = self.slots.get_mut(index as usize)?.take();
         self.by_id[usize::from(id.raw())] = 0;
         self.by_gfn.remove(slot.range.start().raw(), index);
-        self.by_hva.remove(slot.hva_range().0, index);
         self.free.push(index);
         Some(slot)
     }

@@ -5,7 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use slat_memslot::{
-    Buffer, Call, ClearBits, Memory, Profile, Region, SlotFlags, SlotKey, VmType, cap,
+    Buffer, Call, ClearBits, GuestAccess, Memory, Profile, Region, SlotFlags, SlotKey, VmType, cap,
 };
 
 thread_local! {
@@ -92,9 +92,7 @@ fn a_written_page_costs_no_bit_per_page() {
     let _effects = memory.set_region(&logged).expect("an accepted request");
     memory.create_vcpu().expect("a first vCPU");
     let before = ASKED.get();
-    let write = Call::GuestWrite {
-        gpa: (1 << 40) - 0x1000,
-    };
+    let write = Call::Guest(GuestAccess::write((1 << 40) - 0x1000));
     memory.call(&write).expect("a write by vCPU 0");
     let clear = Call::ClearDirtyLog {
         slot: 0,

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use slat_memslot::{
-    Call, ClearBits, Errno, Memory, Profile, Reason, Region, RegionVersion, Repair, SlotFlags,
-    SlotKey, VmType, catalogue,
+    Call, ClearBits, Errno, GuestAccess, Memory, Profile, Reason, Region, RegionVersion, Repair,
+    SlotFlags, SlotKey, VmType, catalogue,
 };
 
 mod triggers;
@@ -169,7 +169,10 @@ fn a_vcpu_that_cannot_be_made_repairs_nothing() {
     let _effects = memory.set_region(&apic).unwrap();
     let refusal = memory.check(&Call::CreateVcpu).unwrap_err();
     assert_eq!(refusal.reason.code(), "overlap");
-    assert_eq!(follow(memory, &Call::GuestWrite { gpa: 0 }), ["no-vcpu"]);
+    assert_eq!(
+        follow(memory, &Call::Guest(GuestAccess::write(0))),
+        ["no-vcpu"]
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! `spte.c:kvm_mmu_reset_all_pte_masks`, `svm.c:svm_adjust_mmio_mask`, `vmx.c:vmx_setup_me_spte_mask`.
 
 use crate::role::{AccessDirty, RoleLayout, TdpDepth, TdpHost};
-use slat_memslot::{Gfn, Level, PageSize};
+use slat_memslot::{Gfn, Level, PageSize, Profile};
 
 #[cfg(test)]
 mod tests;
@@ -223,6 +223,23 @@ impl Host {
             ad_bits: AdBits::Software,
             ..self
         }
+    }
+
+    /// With the rules for A/D bits of a kernel. [`Layout::P3`] is later than all kernels with the earlier ones.
+    ///
+    /// ```
+    /// use slat_memslot::Profile;
+    /// use slat_mmu::host::{AdBits, Host};
+    /// let of = |name| Host::npt(48).of_kernel(&Profile::named(name).unwrap()).ad_bits;
+    /// assert_eq!(of("linux-6.12"), AdBits::Hardware);
+    /// assert_eq!(of("linux-6.18"), AdBits::Software);
+    /// ```
+    pub fn of_kernel(self, profile: &Profile) -> Self {
+        let ad_bits = match (self.layout, profile.replaced_leaf_is_clean.get()) {
+            (Layout::P3, _) | (_, false) => AdBits::Software,
+            (Layout::P1 | Layout::P2, true) => AdBits::Hardware,
+        };
+        Self { ad_bits, ..self }
     }
 
     /// Without EPT A/D bits, and so without PML (`kvm_intel.eptad=0`).

@@ -27,14 +27,6 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// What a lock guards, for whoever has it to himself.
-#[inline]
-pub(crate) fn own<T>(mutex: &mut Mutex<T>) -> &mut T {
-    mutex
-        .get_mut()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
 /// Lets another thread run, which has to act before this one can go on.
 pub(crate) fn spin() {
     #[cfg(any(loom, shuttle))]

@@ -9,7 +9,7 @@
 //!   ([`Profile`](memslot::Profile)); it checks, plans and commits any [`Call`](memslot::Call), and names the one
 //!   [`Reason`](memslot::Reason) of a refusal.
 //! - [`mmu`]: what the page tables say: entry formats, page roles, roots and their cache.
-//! - [`coco`]: what confidential hardware allows; nothing yet.
+//! - [`coco`]: what confidential hardware allows: the reverse map of SEV-SNP, page-state changes, a guest on a host.
 //! - [`vmm`]: whole VMs. [`MemoryVm`](vmm::MemoryVm) is KVM's memory interface as a trait, answered by the model, by
 //!   the real `/dev/kvm`, or by both compared ([`Checked`](vmm::Checked)). Scenario files, differential runs, strace logs
 //!   and recordings are here too.

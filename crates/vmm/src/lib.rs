@@ -5,19 +5,25 @@
 //! a kernel and shrunk when they differ ([`differential`]), the logs of real VMMs ([`strace`], `record`), and what
 //! real kernels answered ([`recordings`]) and what their MMUs did ([`traces`]). [`predict`] puts what a real VMM did to the model,
 //! [`tables`] runs scripts of operations on page tables, [`tdp_vm`] is a whole VM with them, [`shadow_vm`] one with shadow pages
-//! ([`paged_vm`] is the front of both), and [`replay`] holds them against what the MMUs did.
+//! ([`paged_vm`] is the front of both), and [`replay`] holds them against what the MMUs did. [`walks`] holds walks of guest
+//! page tables against `KVM_TRANSLATE`.
 
 mod api;
 mod areas;
 mod capability;
+#[cfg(target_os = "linux")]
+pub mod capture;
 mod checked;
 pub mod differential;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod live;
 pub mod model;
 pub mod paged_vm;
 mod parse_error;
 pub mod predict;
+pub mod rebuild;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod record;
 pub mod recordings;
@@ -29,6 +35,7 @@ pub mod strace;
 pub mod tables;
 pub mod tdp_vm;
 pub mod traces;
+pub mod walks;
 
 pub use api::{CallError, CallResult, Machine, MemoryVm};
 pub use areas::Areas;

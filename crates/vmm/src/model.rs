@@ -1,24 +1,123 @@
 //! The model as a machine.
+//!
+//! A machine without a host answers from what userspace has set up: which calls are refused and why, what logs say of
+//! writes that KVM emulates. A machine with a host that has EPT or NPT ([`Machine::with_host`]) gives each VM page tables,
+//! vCPUs and host memory as well ([`TdpVm`](crate::tdp_vm::TdpVm)): guest accesses run through the tables, calls zap,
+//! split and protect what they have to, logs and rings tell what faults and hardware leave in them.
+//!
+//! # Beside a real VM
+//!
+//! Whoever makes the same calls on a real VM and wants to know whether the model does as the kernel does, needs two things:
+//!
+//! - [`Vm::watch`] and [`Vm::take`]: what KVM would trace and answer during the calls since the last time, in order. System
+//!   calls' results are among it ([`Predicted::Returned`]), as is how `KVM_RUN` ended; the trace alone is what has no such
+//!   [kind](Predicted::kind).
+//! - [`Vm::host_memory_mut`]: the model is told which page is behind an address, and how large it is mapped
+//!   ([`HostMemory::tell`]), before the guest gets there, and nothing else. What the kernel's memory management does to the
+//!   process is told when it happens: [`Vm::paging_mut`] has `unmap_hva` and `age_hva`.
+//!
+//! ```
+//! use slat_memslot::{Call, GuestAccess, Hva, PageSize, Profile, Region, SlotKey};
+//! use slat_mmu::host::Host;
+//! use slat_vmm::{Machine, MemoryVm, model, traces::Predicted};
+//!
+//! let profile = Profile::named("debian-6.12.117").unwrap();
+//! let mut vm = model::Machine::with_host(profile, Host::npt(40)).create_vm(0).unwrap();
+//! vm.watch(true);
+//! vm.set_user_memory_region(&Region::new(SlotKey::normal(0), 0, 4 << 20, 0x7f00_0000_0000)).unwrap();
+//! vm.call(&Call::CreateVcpu).unwrap();
+//! let page = Hva::new(0x7f00_0020_0000);
+//! vm.host_memory_mut().unwrap().tell(page, 0x40_0000, PageSize::Size2M);
+//!
+//! let _ = vm.take();
+//! vm.call(&Call::Guest(GuestAccess::write(0x20_1000))).unwrap();
+//! let leaf = vm.take().into_iter().find_map(|what| match what {
+//!     Predicted::SpteSet { gfn, level, spte, .. } => Some((gfn.raw(), level, spte & 0xff_ffff_f000)),
+//!     _ => None,
+//! });
+//! assert_eq!(leaf, Some((0x200, PageSize::Size2M.level(), 0x4_0000_0000)));
+//! ```
 
 use std::sync::Arc;
 
-use slat_memslot::{Call, Memory, Outcome, Pages, Profile, Refusal, VmError, VmType};
+use slat_memslot::{
+    Call, ChangeKind, Memory, Outcome, Pages, Profile, Refusal, Vendor, VmError, VmType,
+};
 use slat_mmu::ShadowPageLimit;
+use slat_mmu::host::{Host, SecondStage};
 
+use crate::tdp_vm::{AnyTdpVm, HostMemory};
+use crate::traces::Predicted;
 use crate::{Areas, CallError, CallResult, MemoryVm};
 
 /// Makes model VMs of one profile.
 #[derive(Clone, Debug)]
 pub struct Machine {
     profile: Arc<Profile>,
+    host: Option<Host>,
+    areas: Areas,
 }
 
 impl Machine {
-    /// A machine of this profile.
+    /// A machine of this profile, whose VMs have no page tables.
     pub fn new(profile: impl Into<Arc<Profile>>) -> Self {
         Self {
             profile: profile.into(),
+            host: None,
+            areas: Areas::SYMBOLIC,
         }
+    }
+
+    /// A machine of this profile on a host. Where the host has a second stage, VMs have page tables, and what the profile
+    /// says of its host gives way: vendor, two-dimensional paging, address bits, PML.
+    ///
+    /// Where it has none, it is a machine as of [`Machine::new`].
+    pub fn with_host(profile: impl Into<Arc<Profile>>, host: Host) -> Self {
+        let machine = Self::new(profile);
+        let vendor = match host.second_stage {
+            SecondStage::Off => return machine,
+            SecondStage::Ept => Vendor::Intel,
+            SecondStage::Npt => Vendor::Amd,
+        };
+        let mut profile = Arc::unwrap_or_clone(machine.profile);
+        let p = &mut profile;
+        // A fact that holds keeps its evidence.
+        set(&mut p.vendor, vendor);
+        set(&mut p.tdp, true);
+        set(&mut p.tdp_mmu, true);
+        set(&mut p.maxphyaddr, host.maxphyaddr);
+        set(&mut p.pml, host.pml());
+        Self {
+            profile: Arc::new(profile),
+            host: Some(host),
+            ..machine
+        }
+    }
+
+    /// With host memory that lies elsewhere: of another machine, beside which this one runs.
+    #[must_use]
+    pub fn with_areas(self, areas: Areas) -> Self {
+        Self { areas, ..self }
+    }
+
+    /// The host, if its VMs have page tables.
+    pub fn host(&self) -> Option<&Host> {
+        self.host.as_ref()
+    }
+
+    fn paging(&self, vm_type: VmType) -> Option<AnyTdpVm> {
+        let mut vm = AnyTdpVm::new(self.profile.clone(), vm_type, self.host.as_ref()?)?;
+        let [_, unreachable, readonly] = self.areas.list();
+        let range = |area: crate::scenario::Area| area.base.raw()..area.base.raw() + area.len;
+        vm.host_mut().set_absent(range(unreachable));
+        vm.host_mut().protect(range(readonly));
+        Some(vm)
+    }
+}
+
+fn set<T: Copy + PartialEq>(fact: &mut slat_memslot::Fact<T>, value: T) {
+    if fact.get() != value {
+        fact.set(value);
     }
 }
 
@@ -30,7 +129,7 @@ impl crate::Machine for Machine {
     }
 
     fn areas(&self) -> Areas {
-        Areas::SYMBOLIC
+        self.areas
     }
 
     fn create_vm(&mut self, vm_type: u32) -> Result<Vm, CallError> {
@@ -38,56 +137,135 @@ impl crate::Machine for Machine {
         let vm_type = supported
             .ok_or(VmError::VmType { vm_type })
             .map_err(Refusal::from)?;
+        let slots = match self.paging(vm_type) {
+            Some(vm) => Slots::Mapped(Box::new(vm)),
+            None => Slots::Alone(Box::new(Memory::new(self.profile.clone(), vm_type))),
+        };
         Ok(Vm {
-            memory: Memory::new(self.profile.clone(), vm_type),
+            slots,
             shadow_pages: ShadowPageLimit::new(),
+            watched: false,
         })
     }
 }
 
+/// What a VM's userspace has set up, with page tables or without.
+#[derive(Debug)]
+enum Slots {
+    Alone(Box<Memory>),
+    Mapped(Box<AnyTdpVm>),
+}
+
 /// A model VM.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Vm {
-    memory: Memory,
+    slots: Slots,
     shadow_pages: ShadowPageLimit,
+    /// Somebody takes what happens.
+    watched: bool,
 }
 
 impl Vm {
     /// What its userspace has set up.
     pub fn memory(&self) -> &Memory {
-        &self.memory
+        match &self.slots {
+            Slots::Alone(memory) => memory,
+            Slots::Mapped(vm) => vm.memory(),
+        }
     }
 
-    /// The same, to be changed by more than calls.
+    /// The same, to be changed by what no call can say, such as who calls ([`slat_memslot::Gate`]). Page tables do not
+    /// follow changes of slots that are made here.
     pub fn memory_mut(&mut self) -> &mut Memory {
-        &mut self.memory
+        match &mut self.slots {
+            Slots::Alone(memory) => memory,
+            Slots::Mapped(vm) => vm.memory_mut(),
+        }
     }
 
     /// How many shadow pages KVM allows itself for this VM.
     pub fn shadow_page_limit(&self) -> Pages {
         self.shadow_pages.pages()
     }
+
+    /// What a call would come to, without making it. Page tables are not asked: where they decide, as for guest accesses
+    /// and pre-faults, the answer is that of a VM without.
+    pub fn preview(&self, call: &Call) -> CallResult {
+        let mut copy = Self {
+            slots: Slots::Alone(Box::new(self.memory().clone())),
+            shadow_pages: self.shadow_pages,
+            watched: false,
+        };
+        copy.call(call)
+    }
+
+    /// The VM with its page tables, if its machine has a host.
+    pub fn paging(&self) -> Option<&AnyTdpVm> {
+        match &self.slots {
+            Slots::Alone(_) => None,
+            Slots::Mapped(vm) => Some(vm),
+        }
+    }
+
+    /// The same, for what is no call: notifiers, module parameters, a vCPU's registers.
+    pub fn paging_mut(&mut self) -> Option<&mut AnyTdpVm> {
+        match &mut self.slots {
+            Slots::Alone(_) => None,
+            Slots::Mapped(vm) => Some(vm),
+        }
+    }
+
+    /// The memory of the process that owns the VM, to be told which pages it has; `None` without page tables.
+    pub fn host_memory_mut(&mut self) -> Option<&mut HostMemory> {
+        self.paging_mut().map(AnyTdpVm::host_mut)
+    }
+
+    /// Says whether what happens is kept until it is taken. At first it is not.
+    pub fn watch(&mut self, watched: bool) {
+        self.watched = watched;
+    }
+
+    /// What happened since this was last asked, in order; nothing without page tables, or if nobody [watches](Vm::watch).
+    pub fn take(&mut self) -> Vec<Predicted> {
+        self.paging_mut().map(AnyTdpVm::take).unwrap_or_default()
+    }
+
+    /// Makes a call as far as slots and page tables go. Says how it changed slots, if it did.
+    fn call_slots(&mut self, call: &Call) -> Result<(Outcome, Option<ChangeKind>), CallError> {
+        match (&mut self.slots, call) {
+            (Slots::Alone(memory), Call::SetRegion(request)) => {
+                let effects = memory.set_region(request)?;
+                Ok((Outcome::Done, Some(effects.kind)))
+            }
+            (Slots::Alone(memory), _) => Ok((memory.call(call)?, None)),
+            (Slots::Mapped(vm), _) => {
+                let kind = match call {
+                    Call::SetRegion(request) => vm.memory().check_region(request).ok(),
+                    _ => None,
+                };
+                let result = vm.call(call);
+                if !self.watched {
+                    drop(vm.take());
+                }
+                Ok((result?, kind.map(|change| change.kind)))
+            }
+        }
+    }
 }
 
 impl MemoryVm for Vm {
     fn call(&mut self, call: &Call) -> CallResult {
-        // No page tables are modelled yet, so no shadow page is ever in use and nothing has to be evicted.
+        // The tables of the TDP MMU do not count among shadow pages, so that none has to be evicted.
         let in_use = Pages::new(0);
-        match call {
-            Call::SetRegion(request) => {
-                let effects = self.memory.set_region(request)?;
-                self.shadow_pages
-                    .commit_region(effects.kind, self.memory.total_pages(), in_use);
-                Ok(Outcome::Done)
-            }
-            Call::SetNrMmuPages { pages } => {
-                self.memory.call(call)?;
-                self.shadow_pages
-                    .set_by_user(*pages, in_use)
-                    .map_err(Refusal::from)?;
-                Ok(Outcome::Done)
-            }
-            other => Ok(self.memory.call(other)?),
+        let (outcome, kind) = self.call_slots(call)?;
+        if let Some(kind) = kind {
+            let pages = self.memory().total_pages();
+            self.shadow_pages.commit_region(kind, pages, in_use);
         }
+        if let Call::SetNrMmuPages { pages } = call {
+            let set = self.shadow_pages.set_by_user(*pages, in_use);
+            set.map_err(Refusal::from)?;
+        }
+        Ok(outcome)
     }
 }

@@ -7,7 +7,7 @@ use slat_mmu::spte::{Format, NxHugePages};
 use crate::replay::Machine;
 use crate::shadow_vm::ShadowVm;
 use crate::tdp_vm::{Activity, EagerSplit, HostMemory, HvaRange, Paging, TdpVm};
-use crate::traces::Predicted;
+use crate::traces::{Leaves, Predicted};
 
 /// Bits of a control register that are set or cleared, by KVM's names with `|` between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub trait PagedVm: Sized {
     /// A VM on a machine, if the machine has VMs of this type.
     fn on(machine: &Machine, vm_type: VmType, nx_huge_pages: NxHugePages) -> Option<Self>;
     fn memory(&self) -> &Memory;
+    /// How many leaves its tables have.
+    fn leaves(&self) -> Leaves;
     fn host_mut(&mut self) -> &mut HostMemory;
     fn take(&mut self) -> Vec<Predicted>;
     fn tell(&mut self, what: Predicted);
@@ -73,7 +75,6 @@ macro_rules! as_the_type_does {
             fn punch_hole(file: GmemId, offset: u64, len: u64);
             fn set_attributes(gfn: Gfn, pages: Pages, attributes: u64);
             fn run_guest(vcpu: u32, activity: &Activity);
-            fn pre_fault(vcpu: u32, gfn: Gfn, pages: Pages, flags: u64);
             fn get_dirty_log(slot: u32);
             fn clear_dirty_log(slot: u32, first: u64, pages: Pages);
             fn unmap_hva(range: HvaRange);
@@ -108,9 +109,22 @@ impl<F: Format> PagedVm for TdpVm<F> {
         Some(vm)
     }
 
+    fn leaves(&self) -> Leaves {
+        let totals = self.tables().totals();
+        Leaves {
+            pages_4k: totals.pages_4k,
+            pages_2m: totals.pages_2m,
+            pages_1g: totals.pages_1g,
+        }
+    }
+
     /// No root depends on any of them.
     fn set_registers(&mut self, id: u32, _bits: Option<ControlBits<'_>>) {
         Self::set_registers(self, id);
+    }
+
+    fn pre_fault(&mut self, vcpu: u32, gfn: Gfn, pages: Pages, flags: u64) {
+        let _ = Self::pre_fault(self, vcpu, gfn, pages, flags);
     }
 
     as_the_type_does!(TdpVm);
@@ -124,8 +138,21 @@ impl<F: Format> PagedVm for ShadowVm<F> {
         Some(vm.with_nx_huge_pages(nx_huge_pages))
     }
 
+    fn leaves(&self) -> Leaves {
+        let stats = self.mmu().stats();
+        Leaves {
+            pages_4k: stats.pages_4k,
+            pages_2m: stats.pages_2m,
+            pages_1g: stats.pages_1g,
+        }
+    }
+
     fn set_registers(&mut self, id: u32, bits: Option<ControlBits<'_>>) {
         Self::set_registers(self, id, bits);
+    }
+
+    fn pre_fault(&mut self, vcpu: u32, gfn: Gfn, pages: Pages, flags: u64) {
+        Self::pre_fault(self, vcpu, gfn, pages, flags);
     }
 
     as_the_type_does!(ShadowVm);

@@ -152,6 +152,11 @@ impl<'m, M: Machine> Session<'m, M> {
         self.vms.get(self.names.vm())?.as_ref()
     }
 
+    /// The current VM, if it exists, to be kept when the session ends.
+    pub fn into_vm(mut self) -> Option<M::Vm> {
+        self.vms.remove(self.names.vm())?
+    }
+
     /// Makes one step.
     ///
     /// # Errors

@@ -89,10 +89,20 @@ const WRONG: &[(&str, &str, Wrong)] = &[
     ("ept-l4-nopml", "PML", |m| m.host = Host::ept(40)),
     ("ept-l4-l1tf", "no L1TF", |m| m.host.l1tf_cache_bits = None),
     ("ept-l4-noad", "A/D bits kept by software", |m| {
-        m.host = m.host.with_software_ad();
+        m.profile.replaced_leaf_is_clean.set(false);
     }),
+    (
+        "npt-l4",
+        "a leaf in the place of a writable one is dirty",
+        |m| {
+            m.profile.replaced_leaf_is_clean.set(false);
+        },
+    ),
     ("npt-l4", "a leaf that allows the access stays", |m| {
-        m.host = m.host.with_software_ad();
+        m.profile.pre_fault_remakes_leaf.set(false);
+    }),
+    ("npt-l4", "pre-faults get rid of an obsolete root", |m| {
+        m.profile.pre_fault_spins.set(false);
     }),
     ("npt-l4", "other bits of KVM's own", |m| {
         m.host = m.host.with_layout(Layout::P1);

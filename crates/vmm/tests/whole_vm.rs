@@ -1,5 +1,6 @@
-//! Random sequences over whole VMs: slots, logs, guest accesses, pre-faults, notifiers, attributes, settings. After each
-//! operation the tables are audited, and no leaf is where no slot is or allows what its slot does not.
+//! Random sequences over whole VMs: slots, logs, rings, guest accesses, pre-faults, notifiers, attributes, settings. After
+//! each operation the tables are audited, no leaf is where no slot is or allows what its slot does not, and each page that
+//! a guest can write unnoticed is in the log already.
 //!
 //! `SLAT_SEQUENCES` and `SLAT_SEED` choose how many and which.
 #![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
@@ -9,7 +10,8 @@ use std::time::Instant;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use slat_memslot::{
-    AsId, Gfn, Gpa, PAGE_SIZE, PageSize, Pages, Profile, Region, SlotFlags, SlotKey, VmType,
+    AsId, Call, Gfn, Gpa, PAGE_SIZE, PageSize, Pages, Profile, Region, Slot, SlotFlags, SlotKey,
+    VmType, cap,
 };
 use slat_mmu::fault::Kind;
 use slat_mmu::host::Host;
@@ -32,17 +34,55 @@ struct World<F: Format> {
     version: u64,
     /// Leaves that were looked at.
     leaves: u64,
+    log: Log,
+}
+
+/// How writes are logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Log {
+    Bitmaps,
+    /// What is read is watched again when it is cleared.
+    ClearedByHand,
+    /// A ring that is full after some two hundred entries.
+    SmallRing,
+    LargeRing,
+}
+
+impl Log {
+    const ALL: [Self; 4] = [
+        Self::Bitmaps,
+        Self::ClearedByHand,
+        Self::SmallRing,
+        Self::LargeRing,
+    ];
+
+    /// The capability that chooses it.
+    fn capability(self, pml: bool) -> Option<(u32, u64)> {
+        match self {
+            Self::Bitmaps => None,
+            Self::ClearedByHand => Some((cap::MANUAL_DIRTY_LOG_PROTECT2, 1)),
+            Self::SmallRing if pml => Some((cap::DIRTY_LOG_RING, 0x4000)),
+            Self::SmallRing => Some((cap::DIRTY_LOG_RING, 0x1000)),
+            Self::LargeRing => Some((cap::DIRTY_LOG_RING, 0x10_0000)),
+        }
+    }
 }
 
 impl<F: Format> World<F> {
     fn new(host: &Host, vm_type: VmType, seed: u64) -> Self {
-        let profile = Profile::named("debian-6.12.117").unwrap();
+        let mut profile = Profile::named("debian-6.12.117").unwrap();
+        profile.pml.set(host.pml());
+        let log = Log::ALL[usize::try_from(seed / 5 % 4).unwrap()];
         let mut world = Self {
             vm: TdpVm::new(profile, vm_type, host).unwrap(),
             random: ChaCha8Rng::seed_from_u64(seed),
             version: 0,
             leaves: 0,
+            log,
         };
+        if let Some((cap, arg)) = log.capability(host.pml()) {
+            world.vm.enable_cap(cap, arg);
+        }
         world.vm.create_vcpu(0);
         world.region(0, 0, 16, SlotFlags::empty());
         world
@@ -100,12 +140,18 @@ impl<F: Format> World<F> {
     }
 
     fn operation(&mut self) {
-        let gfn = 0x200 + self.below(FRAMES - 0x200);
+        // Some pages are met again and again, so that what was cleared is written anew.
+        let gfn = match self.below(3) {
+            0 => self.pick([0x200, 0x233, 0x410]),
+            _ => 0x200 + self.below(FRAMES - 0x200),
+        };
         let slot = 1 + u32::try_from(self.below(3)).unwrap();
-        match self.below(20) {
+        match self.below(23) {
             0..=3 => self.access(Kind::Write, gfn),
             4..=6 => self.access(Kind::Read, gfn),
             7 => self.access(Kind::Execute, gfn),
+            // A pre-fault looks at no ring, and can overrun one.
+            8 | 9 if self.log == Log::SmallRing => self.access(Kind::Read, gfn),
             8 | 9 => {
                 self.supply(&[gfn]);
                 let pages = Pages::new(1 + self.below(0x300));
@@ -158,11 +204,35 @@ impl<F: Format> World<F> {
                 self.vm
                     .set_eager_split(if on { EagerSplit::On } else { EagerSplit::Off });
             }
+            19 | 20 => {
+                let _taken = self.vm.call(&Call::HarvestDirtyRing { vcpu: 0 });
+            }
+            21 => {
+                let _freed = self.vm.call(&Call::ResetDirtyRings);
+            }
             _ => {
                 let (gfn, private) = (Gfn::new(gfn & !0xf), self.below(2) << 3);
                 self.vm.set_attributes(gfn, Pages::new(0x10), private);
             }
         }
+    }
+
+    /// Whether a page is in its slot's bitmap, or in the ring and not yet given back.
+    fn is_logged(&self, slot: &Slot, gfn: Gfn) -> bool {
+        let (key, offset) = (slot.key().raw(), (gfn - slot.range().start()).raw());
+        let memory = self.vm.memory();
+        if !memory.has_rings() {
+            return slot
+                .dirty()
+                .unwrap()
+                .get()
+                .iter()
+                .any(|page| page == offset);
+        }
+        let entries = memory.ring(0).unwrap().entries();
+        entries
+            .iter()
+            .any(|entry| entry.flags != 0 && (entry.slot, entry.offset) == (key, offset))
     }
 
     fn check(&mut self) {
@@ -190,6 +260,11 @@ impl<F: Format> World<F> {
                     assert!(
                         !(slot.is_logged() && huge && write.hardware),
                         "{gfn:#x} is logged"
+                    );
+                    let unnoticed = write.hardware && (leaf.dirty || !tables.codec().host().pml());
+                    assert!(
+                        !(slot.is_logged() && unnoticed) || self.is_logged(slot, Gfn::new(gfn)),
+                        "{gfn:#x} can be written, and is not in the log"
                     );
                 }
                 gfn = (gfn | (found.level.pages().raw() - 1)) + 1;

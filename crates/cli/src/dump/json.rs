@@ -10,7 +10,7 @@ use slat_mmu::tdp::dump::{
 };
 use slat_vmm::tables::Step;
 
-pub(super) fn dump(dump: &Dump) -> Value {
+pub(crate) fn dump(dump: &Dump) -> Value {
     let text = Dump {
         roots: Vec::new(),
         ..dump.clone()

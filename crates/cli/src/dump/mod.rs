@@ -1,6 +1,6 @@
 //! `slat dump`: page tables as text, from a script or from a dump.
 
-mod json;
+pub(crate) mod json;
 
 use std::fmt::Display;
 use std::io::Read as _;
@@ -157,7 +157,7 @@ fn read(file: &Path) -> Result<String, std::io::Error> {
 }
 
 /// Whether the first word of a text says that it is a dump.
-fn is_dump(text: &str) -> bool {
+pub(crate) fn is_dump(text: &str) -> bool {
     let lines = text
         .lines()
         .map(|line| line.split('#').next().unwrap_or_default());

@@ -1,7 +1,7 @@
 //! What the model says about a call.
 
 use slat_memslot::{Call, Change, Effects, Evidence, Reason};
-use slat_vmm::{CallError, CallResult, MemoryVm, model};
+use slat_vmm::{CallError, CallResult, model};
 
 use super::facts;
 use super::repair::Way;
@@ -32,7 +32,7 @@ pub(super) struct Answer {
 impl Answer {
     pub(super) fn new(situation: Situation) -> Self {
         let (vm, call) = (&situation.vm, &situation.call);
-        let result = vm.clone().call(call);
+        let result = vm.preview(call);
         let plan = plan(vm, call).filter(|_| result.is_ok());
         let deciding = match (reason(&result), &plan) {
             (Some(reason), _) => facts::behind_reason(reason.code()),

@@ -145,8 +145,8 @@ impl Situation {
             expect: None,
         };
         make(&mut session, &current, &Origin::Question)?;
-        let vm = session.vm().ok_or("the VM could not be made")?.clone();
         let names = session.names().clone();
+        let vm = session.into_vm().ok_or("the VM could not be made")?;
         let (request, call) = question(&names)?;
         Ok(Self {
             choice,

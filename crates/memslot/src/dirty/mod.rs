@@ -15,6 +15,7 @@ pub use epoch::{DirtyBacklog, DirtyEpoch};
 pub use merge::{DirtySource, MergeError, coalesce_dirty, merge_dirty};
 pub use pages::DirtyPages;
 pub use ring::{DirtyRing, Rearm, RingEntry, RingFill, RingReset};
+pub use rings::FreedRings;
 pub(crate) use rings::{MAX_BYTES as MAX_RING_BYTES, ring_size};
 pub use window::DirtyWindow;
 

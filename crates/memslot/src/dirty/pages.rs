@@ -4,6 +4,7 @@ use core::fmt;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::DirtyWindow;
 use super::chunk::{CHUNK_PAGES, CHUNK_WORDS, Chunk, place, valid};
 use crate::{InitialBits, Pages};
 
@@ -206,6 +207,30 @@ impl DirtyPages {
         self.runs().collect()
     }
 
+    /// The dirty pages by 64, aligned within the slot, ascending: as KVM arms them again.
+    ///
+    /// ```
+    /// use slat_memslot::{DirtyPages, DirtyWindow, Pages};
+    /// let pages = DirtyPages::from_words(Pages::new(200), vec![1 << 63, 0b11, 0]);
+    /// let windows: Vec<_> = pages.windows().collect();
+    /// let window = |offset, mask| DirtyWindow { offset, mask };
+    /// assert_eq!(windows, [window(0, 1 << 63), window(64, 0b11)]);
+    /// ```
+    pub fn windows(&self) -> impl Iterator<Item = DirtyWindow> + '_ {
+        let mut runs = self.runs().peekable();
+        let mut left = None;
+        core::iter::from_fn(move || {
+            let (first, end) = left.take().or_else(|| runs.next())?;
+            let offset = first - first % 64;
+            let mut window = DirtyWindow { offset, mask: 0 };
+            left = window.add(first, end);
+            while let Some((first, end)) = runs.next_if(|(first, _)| first - offset < 64) {
+                left = window.add(first, end);
+            }
+            Some(window)
+        })
+    }
+
     /// The same one by one; chunks without a border cost nothing.
     pub(super) fn runs(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let mut at = 0;
@@ -263,7 +288,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use crate::{ClearMask, DirtyBitmap, DirtyPages, InitialBits, Pages};
+    use crate::{ClearMask, DirtyBitmap, DirtyPages, DirtyWindow, InitialBits, Pages};
 
     /// A bitmap of two chunks and a bit, with runs of it cleared or set, and the same as a set of pages.
     fn sets() -> impl Strategy<Value = (DirtyPages, BTreeSet<u64>)> {
@@ -297,6 +322,8 @@ mod tests {
         fn agree_with_sets_of_pages((a, pages) in sets(), (b, other) in sets(), range in any::<(u16, u16)>()) {
             prop_assert!(a.iter().eq(pages.iter().copied()));
             prop_assert_eq!(a.count(), pages.len() as u64);
+            prop_assert!(a.windows().all(|w| w.mask != 0 && w.offset % 64 == 0));
+            prop_assert!(a.windows().flat_map(DirtyWindow::iter).eq(pages.iter().copied()));
             prop_assert_eq!(a == b, pages == other);
             let spelt = DirtyPages::from_words(a.pages(), a.to_words());
             prop_assert_eq!(&spelt, &a);

@@ -1,7 +1,7 @@
 //! Dirty rings of a VM: enabling, harvesting, resetting.
 
-use super::DirtyRing;
-use crate::{DirtyRingError, Memory, Outcome, Refusal, VmType, cap};
+use super::{DirtyRing, DirtyWindow, Rearm};
+use crate::{DirtyRingError, Memory, Outcome, Refusal, SlotKey, VmType, cap};
 
 /// Bytes of one entry.
 const ENTRY: u64 = 16;
@@ -11,6 +11,16 @@ pub(crate) const MAX_BYTES: u64 = 65536 * ENTRY;
 /// The size that the kernel makes of `KVM_ENABLE_CAP`'s 64-bit argument.
 pub(crate) const fn ring_size(argument: u64) -> u64 {
     argument & u32::MAX as u64
+}
+
+/// What a reset of all rings freed.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[must_use = "the pages have to be armed again"]
+pub struct FreedRings {
+    /// Entries, whether or not their slot exists.
+    pub count: u64,
+    /// The pages to be armed again, ring by ring, in the order of the entries.
+    pub rearm: Vec<(SlotKey, DirtyWindow)>,
 }
 
 impl Memory {
@@ -65,9 +75,7 @@ impl Memory {
     /// # Errors
     /// The vCPU does not exist, or has no ring.
     pub fn harvest_dirty_ring(&mut self, vcpu: u32) -> Result<Vec<(u32, u64)>, Refusal> {
-        let ring = usize::try_from(vcpu)
-            .ok()
-            .and_then(|index| self.rings.get_mut(index));
+        let ring = self.ring_mut(vcpu);
         let ring = ring.ok_or(DirtyRingError::NoRing { vcpu })?;
         Ok(ring
             .harvest()
@@ -81,16 +89,43 @@ impl Memory {
     /// # Errors
     /// The VM has no rings.
     pub fn reset_dirty_rings(&mut self) -> Result<Outcome, Refusal> {
+        let freed = self.free_dirty_rings()?;
+        Ok(Outcome::Value(freed.count))
+    }
+
+    /// The same, and tells the pages that are to be armed again: of slots that exist, and inside them
+    /// (`dirty_ring.c:kvm_reset_dirty_gfn`).
+    ///
+    /// # Errors
+    /// The VM has no rings.
+    pub fn free_dirty_rings(&mut self) -> Result<FreedRings, Refusal> {
         self.check_gate()?;
         if !self.has_rings() {
             return Err(DirtyRingError::NotEnabled {}.into());
         }
-        let count: u64 = self
-            .rings
-            .iter_mut()
-            .map(|ring| u64::from(ring.reset().count))
-            .sum();
-        Ok(Outcome::Value(count))
+        let mut freed = FreedRings::default();
+        let mut rings = core::mem::take(&mut self.rings);
+        for ring in &mut rings {
+            let reset = ring.reset();
+            freed.count += u64::from(reset.count);
+            let known = reset.rearm.into_iter().filter_map(|at| {
+                let key = self.slot_to_rearm(&at)?;
+                Some((key, at.window))
+            });
+            freed.rearm.extend(known);
+        }
+        self.rings = rings;
+        Ok(freed)
+    }
+
+    /// The user's slot that holds all of some pages.
+    fn slot_to_rearm(&self, at: &Rearm) -> Option<SlotKey> {
+        let as_id = at.slot >> 16;
+        let slot = self.slot(at.slot).filter(|slot| {
+            as_id < u32::from(self.address_space_count()) && slot.key().id.is_user()
+        })?;
+        let pages = slot.pages().raw();
+        (at.window.offset < pages && at.window.last()? < pages).then(|| slot.key())
     }
 
     /// Whether `cap` is one of the two numbers that enable rings.

@@ -1,6 +1,6 @@
 use crate::{
-    AsId, Buffer, Call, ClearBits, Gfn, Memory, Outcome, Profile, Region, SlotFlags, SlotKey,
-    VmType, cap,
+    AsId, Buffer, Call, ClearBits, Gfn, GuestAccess, Memory, Outcome, Profile, Region, SlotFlags,
+    SlotKey, VmType, cap,
 };
 
 const LOG: SlotFlags = SlotFlags::LOG_DIRTY_PAGES;
@@ -19,7 +19,7 @@ fn set(memory: &mut Memory, region: Region) {
 }
 
 fn write(memory: &mut Memory, gfn: u64) {
-    memory.mark_dirty(AsId::NORMAL, Gfn::new(gfn));
+    let _ = memory.mark_dirty(0, AsId::NORMAL, Gfn::new(gfn));
 }
 
 fn get(memory: &mut Memory) -> String {
@@ -139,7 +139,9 @@ fn the_ring_comes_before_a_bitmap_that_is_left_over() {
     let args = [0x4000, 0, 0, 0];
     memory.enable_cap(cap::DIRTY_LOG_RING, 0, args).unwrap();
     memory.call(&Call::CreateVcpu).unwrap();
-    memory.call(&Call::GuestWrite { gpa: 7 << 12 }).unwrap();
+    memory
+        .call(&Call::Guest(GuestAccess::write(7 << 12)))
+        .unwrap();
     assert_eq!(memory.harvest_dirty_ring(0).unwrap(), [(1, 7)]);
     let refusal = memory.get_dirty_log(1, Buffer::Good).unwrap_err();
     assert_eq!(refusal.reason.code(), "dirty-ring-mode");

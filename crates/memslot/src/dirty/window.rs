@@ -34,6 +34,14 @@ impl DirtyWindow {
         }
     }
 
+    /// Adds the pages of `first..end`, which begins inside, and gives what lies behind the window.
+    pub(super) fn add(&mut self, first: u64, end: u64) -> Option<(u64, u64)> {
+        let behind = self.offset.saturating_add(64);
+        let ones = u64::MAX >> (64 - (end.min(behind) - first));
+        self.mask |= ones << (first - self.offset);
+        (end > behind).then_some((behind, end))
+    }
+
     /// How many pages.
     pub const fn count(self) -> u32 {
         self.mask.count_ones()

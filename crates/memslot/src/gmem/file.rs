@@ -26,6 +26,9 @@ const MAP_TYPE: u32 = 0xf;
 /// The largest file offset.
 const MAX_OFFSET: u64 = i64::MAX.unsigned_abs();
 
+/// Where `mmap` looks for room unless it is told an address: 47 bits even with 5-level paging (`DEFAULT_MAP_WINDOW`).
+const MMAP_WINDOW: u64 = (1 << 47) - PAGE_SIZE;
+
 impl Memory {
     /// A system call on a guest_memfd.
     ///
@@ -92,13 +95,16 @@ impl Memory {
         }
         let index = self.maps.len();
         self.maps.push(mapping);
-        // Any page-aligned address will do; a real kernel chooses another one each time.
-        let address =
-            (0x7000_0000_0000 + (index as u64) * (1 << 30)) & (self.profile().user_end.get() / 2);
         Outcome::Mapped(
             MapId::new(u32::try_from(index).unwrap_or(u32::MAX)),
-            Hva::new(address),
+            self.address_of_map(index),
         )
+    }
+
+    /// Any page-aligned address will do; a real kernel chooses another one each time.
+    pub(crate) fn address_of_map(&self, index: usize) -> Hva {
+        let address = 0x7000_0000_0000 + (index as u64) * (1 << 30);
+        Hva::new(address & (self.profile().user_end.get() / 2))
     }
 }
 
@@ -162,7 +168,7 @@ struct MmapRequest {
 impl MmapRequest {
     /// `do_mmap`, then `kvm_gmem_mmap`.
     fn check(self, file: GmemFlags, profile: &Profile) -> Result<(), FileError> {
-        self.check_range(profile.user_end.get())?;
+        self.check_range(profile.user_end.get().min(MMAP_WINDOW))?;
         let kind = self.flags & MAP_TYPE;
         if !matches!(kind, MAP_SHARED | MAP_PRIVATE | MAP_SHARED_VALIDATE) {
             return Err(FileError::MmapKind { flags: self.flags });
@@ -179,12 +185,12 @@ impl MmapRequest {
         }
     }
 
-    fn check_range(self, user_end: u64) -> Result<(), FileError> {
+    fn check_range(self, room: u64) -> Result<(), FileError> {
         let Self { len, offset, .. } = self;
         if len == 0 {
             return Err(FileError::MmapRange { len, offset });
         }
-        if len > user_end {
+        if len > room {
             return Err(FileError::MmapTooBig { len });
         }
         let pages = (MAX_OFFSET - len.next_multiple_of(PAGE_SIZE)) / PAGE_SIZE;

@@ -57,6 +57,28 @@ fn the_last_descriptor_takes_the_file_from_its_slots() {
     assert_eq!(file_of(&memory, 1), Some(other));
 }
 
+/// Seen on Linux 6.12.117 with five levels: there is no room for 2^47 bytes, though user space ends at 2^56.
+#[test]
+fn mappings_find_room_in_47_bits_only() {
+    for user_end in [(1 << 47) - PAGE_SIZE, (1 << 56) - PAGE_SIZE] {
+        let mut profile = Profile::latest();
+        profile.user_end.set(user_end);
+        let mut memory = Memory::new(profile, VmType::Default);
+        let file = memory.create_gmem(MIB, 0).unwrap();
+        for (len, code) in [(1 << 47, "mmap-too-big"), (1 << 46, "mmap-unsupported")] {
+            let (prot, flags, offset) = (3, 1, 0);
+            let call = FileCall::Mmap {
+                len,
+                prot,
+                flags,
+                offset,
+            };
+            let refusal = memory.file_call(file, call).unwrap_err();
+            assert_eq!(refusal.reason.code(), code, "{len:#x} below {user_end:#x}");
+        }
+    }
+}
+
 #[test]
 fn a_mapping_keeps_the_file() {
     let mut memory = vm();

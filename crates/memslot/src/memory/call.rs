@@ -56,7 +56,7 @@ impl Memory {
             Call::SetTssAddr { gpa } => self.set_tss_addr(*gpa),
             Call::SetIdentityMapAddr { gpa } => self.set_identity_map_addr(*gpa),
             Call::CreateIrqchip => self.create_irqchip(),
-            Call::GuestWrite { gpa } => self.guest_write(*gpa),
+            Call::Guest(access) => self.guest_access(access).map(Outcome::Access),
         }
     }
 }

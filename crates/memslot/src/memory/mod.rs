@@ -245,6 +245,14 @@ impl Memory {
         self.files.len()
     }
 
+    /// The file behind a mapping that was not unmapped, where the mapping lies, and where in the file it begins.
+    pub fn gmem_map(&self, id: crate::MapId) -> Option<(GmemId, core::ops::Range<Hva>, u64)> {
+        let mapping = self.maps.get(id.index()).filter(|at| at.live)?;
+        let start = self.address_of_map(id.index()).raw();
+        let end = start.saturating_add(mapping.len.next_multiple_of(crate::PAGE_SIZE));
+        Some((mapping.file, Hva::new(start)..Hva::new(end), mapping.offset))
+    }
+
     /// How many mappings of guest_memfds were ever made.
     pub fn gmem_maps(&self) -> usize {
         self.maps.len()

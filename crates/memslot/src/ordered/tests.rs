@@ -6,6 +6,16 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// An entry whose order is its value.
+fn entry(start: u64, end: u64, value: u32) -> Entry {
+    Entry {
+        start,
+        end,
+        order: value,
+        value,
+    }
+}
+
 /// The obvious implementation.
 #[derive(Default)]
 struct Naive(BTreeMap<(u64, u32), u64>);
@@ -14,7 +24,7 @@ impl Naive {
     fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
         self.0
             .iter()
-            .map(|(&(start, value), &end)| Entry { start, end, value })
+            .map(|(&(start, value), &end)| entry(start, end, value))
     }
 }
 
@@ -38,7 +48,7 @@ fn operations(count: usize) -> impl Strategy<Value = Vec<Op>> {
 fn apply(list: &mut Ordered, naive: &mut Naive, op: &Op) {
     match *op {
         Op::Insert(start, end, value) => {
-            list.insert(start, end, value);
+            list.insert(entry(start, end, value));
             naive.0.insert((start, value), end);
         }
         Op::Remove(index) if !naive.0.is_empty() => {
@@ -95,7 +105,7 @@ proptest! {
         let mut list = Ordered::new();
         let mut at = 0;
         for (value, (gap, len)) in (0u32..).zip(lengths) {
-            list.insert(at + gap, at + gap + len, value);
+            list.insert(entry(at + gap, at + gap + len, value));
             at += gap + len;
         }
         for (start, len, skip) in probes {
@@ -112,7 +122,7 @@ proptest! {
 fn aliases_of_one_start_span_chunks() {
     let mut list = Ordered::new();
     for value in (0..2000).rev() {
-        list.insert(0x1000, 0x2000, value);
+        list.insert(entry(0x1000, 0x2000, value));
     }
     check_invariants(&list);
     assert_eq!(list.overlapping(0x1fff, 0x2000).count(), 2000);
@@ -127,8 +137,8 @@ fn aliases_of_one_start_span_chunks() {
 #[test]
 fn the_same_start_and_value_is_replaced() {
     let mut list = Ordered::new();
-    list.insert(1, 10, 7);
-    list.insert(1, 3, 7);
+    list.insert(entry(1, 10, 7));
+    list.insert(entry(1, 3, 7));
     assert_eq!(list.len(), 1);
     assert_eq!(list.overlapping(5, 6).count(), 0);
 }
@@ -145,7 +155,7 @@ fn filled(count: usize) -> (Ordered, Vec<(u64, u64, u32)>) {
     let (mut list, mut plain, mut state) = (Ordered::new(), Vec::new(), 0x9e37_79b9_7f4a_7c15);
     for value in 0..u32::try_from(count).expect("small") {
         let start = random(&mut state) >> 20;
-        list.insert(start, start + 16, value);
+        list.insert(entry(start, start + 16, value));
         plain.push((start, start + 16, value));
     }
     plain.sort_unstable();
@@ -188,7 +198,7 @@ fn timing() {
         let ranges = probe(&|key| list.overlapping(key, key + 16).count() as u64);
         let update = best(STEPS / 4, || {
             for key in keys.iter().cycle().take(STEPS as usize / 4) {
-                list.insert(*key, *key + 16, u32::MAX);
+                list.insert(entry(*key, *key + 16, u32::MAX));
                 list.remove(*key, u32::MAX);
             }
         });

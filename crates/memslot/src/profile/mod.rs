@@ -107,6 +107,16 @@ pub enum LogOff {
     Recover,
 }
 
+/// In which order KVM takes the pages out of the log that hardware keeps of them (PML). Only a dirty ring shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum PmlOrder {
+    /// The last one written first: hardware fills the buffer from its end (until 6.13).
+    NewestFirst,
+    /// As they were written (6.14).
+    OldestFirst,
+}
+
 macro_rules! profile {
     ($($(#[$doc:meta])* $field:ident: $ty:ty),* $(,)?) => {
         /// One kernel on one host.
@@ -171,6 +181,14 @@ profile! {
     /// After all roots were thrown away, pre-faulting spins until the vCPU has entered the guest once, or a signal
     /// comes.
     pre_fault_spins: bool,
+    /// Pre-faulting a slot that is being deleted or moved tries until a signal comes, while the deletion waits for it to
+    /// end (until 6.17). Later kernels give `EAGAIN`.
+    pre_fault_waits_for_slot: bool,
+    /// Pre-faulting a page that is mapped makes its leaf anew, without the accessed bit (up to 6.12).
+    pre_fault_remakes_leaf: bool,
+    /// A leaf that replaces a writable entry, for which an MMIO entry passes as well, starts clean; and accessed and dirty
+    /// bits are kept only where hardware maintains them (up to 6.12). One series changed both.
+    replaced_leaf_is_clean: bool,
     /// VM types that can be made here (`KVM_CAP_VM_TYPES`).
     vm_types: u32,
     /// System management mode is built in, and with it a second address space.
@@ -188,6 +206,8 @@ profile! {
     mmio_generation_bits: u8,
     /// Page-modification logging is on; dirty rings then keep 512 more entries in reserve.
     pml: bool,
+    /// The order in which logged pages enter a dirty ring.
+    pml_order: PmlOrder,
     /// Where user space ends: a host range may reach up to here.
     user_end: u64,
     /// A vCPU with an in-kernel APIC makes the APIC access page's slot.

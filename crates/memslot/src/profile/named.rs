@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use super::{Evidence, Fact, LogOff, Profile, SlotZap, Vendor};
+use super::{Evidence, Fact, LogOff, PmlOrder, Profile, SlotZap, Vendor};
 use crate::{Errno, GmemFlags, QuirkUpdate, Quirks};
 
 type Make = fn() -> Profile;
@@ -64,6 +64,9 @@ fn debian_6_12_117() -> Profile {
         dirty_ring: observed(true, DEB),
         pre_fault: observed(true, DEB),
         pre_fault_spins: observed(true, DEB),
+        pre_fault_waits_for_slot: read(true, DEB),
+        pre_fault_remakes_leaf: observed(true, DEB),
+        replaced_leaf_is_clean: observed(true, DEB),
         vm_types: observed(0b1, DEB),
         smm: observed(true, DEB),
         vendor: observed(Vendor::Amd, DEB),
@@ -72,6 +75,7 @@ fn debian_6_12_117() -> Profile {
         maxphyaddr: observed(40, DEB),
         mmio_generation_bits: read(19, DEB),
         pml: observed(false, DEB),
+        pml_order: read(PmlOrder::NewestFirst, DEB),
         user_end: observed(0x7fff_ffff_f000, PVM),
         apic_access_slot: inferred(false, "the emulated CPU has no AVIC"),
         tss_slot: read(false, DEB),
@@ -145,7 +149,14 @@ pub(super) fn linux_6_18() -> Profile {
     p.gmem_signed_offsets = observed(true, PVM);
     p.gmem_noexec = observed(true, PVM);
     p.pre_fault_spins = inferred(false, "mended in March 2025, commit 20a6cff3b283");
+    p.pre_fault_waits_for_slot = inferred(false, "EAGAIN came with 6.18");
+    p.pre_fault_remakes_leaf = inferred(false, "prefaults keep leaves since 6.13");
+    p.replaced_leaf_is_clean = inferred(false, "writable leaves start dirty since 6.13");
     p.log_off = inferred(LogOff::Recover, "recovery in place came with 6.13");
+    p.pml_order = inferred(
+        PmlOrder::OldestFirst,
+        "the order of writing came with 6.14, commit 37c3ddfe5238",
+    );
     p.quirk_update = observed(QuirkUpdate::Accumulate, PVM);
     p.quirks = inferred(quirks_up_to(9), "bit 9 came with 6.16, bit 10 with 7.0");
     p.quirks_off_at_birth = read(Quirks::CD_NW_CLEARED, DEB);

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{Evidence, Fact, LogOff, Profile, SlotZap, Vendor};
+use super::{Evidence, Fact, LogOff, PmlOrder, Profile, SlotZap, Vendor};
 use crate::{GmemFlags, QuirkUpdate, Quirks, cap};
 
 /// What a kernel answers to side-effect-free queries; the raw material of [`Profile::probed`].
@@ -106,11 +106,23 @@ fn probe_interface(p: &mut Profile, caps: &Capabilities) {
         _ => probed(true, "KVM_CAP_PRE_FAULT_MEMORY"),
     };
     p.pre_fault_spins = Fact::new(!at_least(&caps.release, 6, 15), release());
+    p.pre_fault_waits_for_slot = Fact::new(!at_least(&caps.release, 6, 18), release());
+    let before_6_13 = !at_least(&caps.release, 6, 13);
+    p.pre_fault_remakes_leaf = Fact::new(before_6_13, release());
+    p.replaced_leaf_is_clean = Fact::new(before_6_13, release());
     p.log_off = Fact::new(
         if at_least(&caps.release, 6, 13) {
             LogOff::Recover
         } else {
             LogOff::Zap
+        },
+        release(),
+    );
+    p.pml_order = Fact::new(
+        if at_least(&caps.release, 6, 14) {
+            PmlOrder::OldestFirst
+        } else {
+            PmlOrder::NewestFirst
         },
         release(),
     );

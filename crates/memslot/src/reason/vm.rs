@@ -121,6 +121,9 @@ reasons! {
         /// More vCPUs than KVM can have.
         TooManyVcpus { vcpus: u32 } = "too-many-vcpus", EINVAL, "kvm_main.c:kvm_vm_ioctl_create_vcpu", "always",
             "the VM has {vcpus} vCPUs, the most there can be";
+        /// System management mode is not built in.
+        NoSmm {} = "no-smm", EINVAL, "x86.c:kvm_vcpu_ioctl_x86_set_vcpu_events", "always; without CONFIG_KVM_SMM",
+            "this kernel has no system management mode to put a vCPU into";
     }
 }
 

@@ -288,9 +288,15 @@ pub(super) fn repair_vm(call: &Call, reason: &VmError) -> Repair {
         (VmError::IdentityAfterVcpu {} | VmError::IrqchipAfterVcpu {}, _) => Repair::Impossible {
             why: "make this call before the first vCPU",
         },
+        (VmError::NoSmm {}, Call::Guest(access)) => Repair::edit(Call::Guest(crate::GuestAccess {
+            as_id: crate::AsId::NORMAL,
+            ..*access
+        })),
         (VmError::IrqchipExists {}, _) => Repair::Impossible {
             why: "the VM has one already",
         },
-        (VmError::VmType { .. } | VmError::TooManyVcpus { .. }, _) => NO_OTHER_CALL,
+        (VmError::VmType { .. } | VmError::TooManyVcpus { .. } | VmError::NoSmm {}, _) => {
+            NO_OTHER_CALL
+        }
     }
 }

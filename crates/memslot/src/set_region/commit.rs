@@ -21,12 +21,41 @@ impl Memory {
             Ok(change) => Ok(self.carry_out(&change)),
             Err(refusal) => {
                 if let Some(effects) = refusal.effects {
-                    self.space_mut(effects.slot.as_id).generation = effects.generation;
+                    let space = self.space_mut(effects.slot.as_id);
+                    space.generation = effects.generation;
+                    // It was taken out of use, and is put into use again.
+                    space.set_anew(effects.slot.id);
+                    self.set_invalid(effects.slot, false);
                     self.mark_changed();
                 }
                 Err(refusal)
             }
         }
+    }
+
+    /// The first half of deleting or moving a slot, for whoever lets faults go on meanwhile: from now on those on the slot
+    /// have to wait (`kvm_main.c:kvm_invalidate_memslot`). Then its mappings go; the call that deletes or moves it is the
+    /// second half, and a refused move makes the slot what it was. `None` if there is no such slot.
+    ///
+    /// ```
+    /// use slat_memslot::{Memory, Profile, Region, SlotKey, VmType};
+    /// let mut memory = Memory::new(Profile::latest(), VmType::Default);
+    /// let slot = Region::new(SlotKey::normal(3), 0, 0x4000, 0x7000_0000_0000);
+    /// memory.set_region(&slot).unwrap();
+    /// assert_eq!(memory.invalidate_slot(SlotKey::normal(3)), Some(()));
+    /// assert!(memory.slot(3).unwrap().is_invalid());
+    /// let moved = Region::new(SlotKey::normal(3), 0x10000, 0x4000, 0x7000_0000_0000);
+    /// memory.set_region(&moved).unwrap();
+    /// assert!(!memory.slot(3).unwrap().is_invalid());
+    /// ```
+    pub fn invalidate_slot(&mut self, slot: SlotKey) -> Option<()> {
+        self.set_invalid(slot, true)
+    }
+
+    fn set_invalid(&mut self, slot: SlotKey, invalid: bool) -> Option<()> {
+        let slot = self.space_mut(slot.as_id).by_id_mut(slot.id)?;
+        slot.invalid = invalid;
+        Some(())
     }
 
     /// Carries a plan out.
@@ -86,6 +115,7 @@ impl Memory {
             binding: self.bind(request, change.slot, range),
             dirty: self.new_bitmap(change.log, range),
             lpage: LpageInfo::new(range, Hva::new(request.hva)),
+            invalid: false,
         };
         self.total_pages += range.pages();
         self.logged_slots += u32::from(slot.is_logged());
@@ -147,6 +177,7 @@ impl Memory {
             return;
         };
         slot.range = range;
+        slot.invalid = false;
         slot.lpage = LpageInfo::new(range, slot.hva);
         slot.take_flags(change, bitmap);
         space.insert(slot);
@@ -160,6 +191,7 @@ impl Memory {
         if let Some(slot) = self.space_mut(change.slot.as_id).by_id_mut(change.slot.id) {
             slot.take_flags(change, bitmap);
         }
+        self.space_mut(change.slot.as_id).set_anew(change.slot.id);
         self.count_logged(change.log);
     }
 

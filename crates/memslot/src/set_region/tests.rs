@@ -342,8 +342,8 @@ fn address_spaces_share_nothing_but_the_totals() {
     assert!(hva(AsId::NORMAL).is_none());
     assert_eq!(hva(AsId::SMM).unwrap().1, Hva::new(HVA + MIB));
 
-    memory.mark_dirty(AsId::NORMAL, Gfn::new(1));
-    memory.mark_dirty(AsId::SMM, Gfn::new(2));
+    let _ = memory.mark_dirty(0, AsId::NORMAL, Gfn::new(1));
+    let _ = memory.mark_dirty(0, AsId::SMM, Gfn::new(2));
     let dirty = memory
         .get_dirty_log(smm.raw(), crate::Buffer::Good)
         .unwrap();

@@ -140,6 +140,7 @@ impl Memory {
             binding: None,
             dirty: None,
             lpage: LpageInfo::new(range, hva),
+            invalid: false,
         });
     }
 }

@@ -1,6 +1,8 @@
 //! Refusals of calls on the VM and its vCPUs.
 
-use slat_memslot::{Attributes, Call, Errno, Memory, PAGE_SIZE, SlotFlags, VmType, cap};
+use slat_memslot::{
+    Attributes, Call, Errno, GuestAccess, Memory, PAGE_SIZE, Profile, SlotFlags, VmType, cap,
+};
 
 use super::{
     MIB, Trigger, after, default_vm, enable, on, pre_fault, set_attributes, trigger, vm, with_slot,
@@ -156,6 +158,12 @@ fn with_shadow_pages(mut memory: Memory) -> Memory {
     memory
 }
 
+fn without_smm() -> Profile {
+    let mut profile = Profile::latest();
+    profile.smm.set(false);
+    profile
+}
+
 pub(super) fn vm_calls() -> Vec<Trigger> {
     let t = |code, shows, memory, call| trigger(code, Errno::EINVAL, shows, memory, call);
     vec![
@@ -189,6 +197,12 @@ pub(super) fn vm_calls() -> Vec<Trigger> {
             "first vCPU",
             with_vcpu(default_vm()),
             Call::CreateIrqchip,
+        ),
+        t(
+            "no-smm",
+            "system management mode",
+            with_vcpu(Memory::new(without_smm(), VmType::Default)),
+            Call::Guest(GuestAccess::write(0).in_smm()),
         ),
         t(
             "too-many-vcpus",

@@ -1,14 +1,16 @@
 //! Handling a fault.
 
-use slat_memslot::{AsId, Gfn, Memory, PageSize, Slot, SlotKey};
+use slat_memslot::{Gfn, Memory, PageSize, Slot, SlotKey};
 
-use super::backing::{Backing, FilePage, HostPage};
-use super::invalidation::{Invalidation, Sequence};
+use super::backing::Backing;
+use super::fault_in::{FaultedIn, Page, SlowFault};
+use super::invalidation::Invalidation;
 use super::mmio::MmioCache;
 use super::request::{Fault, Kind, Present};
+use crate::role::RoleFlag;
 use crate::roots::RootId;
 use crate::spte::{
-    Fill, Format, GuestPat, HostWrite, LeafRequest, NxHugePages, Pfn, PfnKind, Spte, Tracking,
+    Fill, Format, GuestPat, HostWrite, LeafRequest, NxHugePages, Pfn, Spte, Tracking,
 };
 use crate::table::{TableId, span};
 use crate::tdp::{
@@ -23,12 +25,26 @@ pub struct Settings {
     pub nx_huge_pages: NxHugePages,
     /// Whether the guest's PAT counts in EPT leaves.
     pub guest_pat: GuestPat,
+    /// Whether hardware takes accesses to the APIC access page.
+    pub apicv: Apicv,
+}
+
+/// Whether hardware virtualises the local APIC for this VM at the moment (`x86.c:kvm_apicv_activated`). It matters to VMs
+/// that have an APIC access page only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Apicv {
+    /// It does: the APIC access page is mapped, so that hardware finds it.
+    #[default]
+    Active,
+    /// Something the VM uses forbids it: accesses are emulated.
+    Inhibited,
 }
 
 /// What a fault depends on outside the tables.
 #[derive(Debug)]
 pub struct Env<'e, B> {
-    /// What userspace has set up.
+    /// What userspace has set up, as it is while the fault lasts: who changes slots waits for this borrow to end, as KVM
+    /// waits for readers of its slots (SRCU).
     pub memory: &'e Memory,
     /// The pages behind it.
     pub backing: &'e mut B,
@@ -85,48 +101,104 @@ impl From<Outcome> for Handled {
     }
 }
 
-/// A page that may be mapped.
+/// What a fault came to before the lock was given up for the slow way.
 #[derive(Clone, Copy, Debug)]
-struct Page {
-    pfn: Pfn,
-    /// The largest leaf that the backing allows.
-    size: PageSize,
-    writable: bool,
-    kind: PfnKind,
+#[must_use = "the fault may not be done"]
+pub enum Begun<'e> {
+    /// It is done.
+    Done(Handled),
+    /// A page has to be found.
+    Slow(SlowFault<'e>),
 }
 
 impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_, F, X, C>, O> {
     /// Handles a fault of a vCPU that runs on `root`, of which it holds a reference
     /// (`mmu.c:kvm_tdp_mmu_page_fault`).
+    ///
+    /// The lock is held throughout. Where the page may take long to come by, do as KVM does: [`Locked::begin_fault`], then
+    /// [`SlowFault::fault_in`] without the lock, then [`Locked::finish_fault`].
     pub fn page_fault<B: Backing>(
         &mut self,
         root: RootId,
         fault: &Fault,
         env: &mut Env<'_, B>,
     ) -> Handled {
-        let Some(table) = self.root_table(root) else {
-            return Outcome::Retry.into();
+        let slow = match self.begin_fault(root, fault, env) {
+            Begun::Done(handled) => return handled,
+            Begun::Slow(slow) => slow,
         };
-        // Of a root that is held the role changes with the lock held for writing only.
+        match slow.fault_in(env) {
+            Ok(found) => self.finish_in(slow.table, &found, env),
+            Err(outcome) => outcome.into(),
+        }
+    }
+
+    /// The first part of a fault: it may need nothing but a bit of an entry that is there.
+    ///
+    /// KVM holds no lock here; slat's tables are read by whoever holds it for reading.
+    #[inline]
+    pub fn begin_fault<'e, B>(
+        &mut self,
+        root: RootId,
+        fault: &Fault,
+        env: &Env<'e, B>,
+    ) -> Begun<'e> {
+        let Some(table) = self.root_table(root) else {
+            return Begun::Done(Outcome::Retry.into());
+        };
+        // Of a root that is held nothing in the role changes but its validity.
         let role = self.tables().role_of(table);
         let memory = env.memory;
         let slot = memory.space(role.as_id()).by_gfn(fault.gfn);
         if let Some(fast) = self.try_fast(table, fault, slot, env) {
-            return fast;
+            return Begun::Done(fast);
         }
-        let sequence = env.invalidation.sequence();
-        let page = match self.fault_in(role.as_id(), fault, (slot, sequence), env) {
-            Ok(page) => page,
-            Err(outcome) => return outcome.into(),
-        };
-        let stale = slot.is_some() && env.invalidation.must_retry(sequence, fault.gfn);
-        if role.is_invalid() || stale {
+        let tables = self.tables();
+        Begun::Slow(SlowFault {
+            fault: *fault,
+            root,
+            table,
+            as_id: role.as_id(),
+            in_guest_mode: role.has(RoleFlag::GuestMode),
+            slot,
+            mmio_end: if tables.codec().caches_mmio() {
+                tables.end_gfn()
+            } else {
+                Gfn::new(0)
+            },
+        })
+    }
+
+    /// The last part of a fault: maps what was found, if it still holds.
+    ///
+    /// The root is looked at again, and the invalidations since the page was asked for
+    /// (`mmu.c:is_page_fault_stale`).
+    pub fn finish_fault<B>(&mut self, found: &FaultedIn<'_>, env: &Env<'_, B>) -> Handled {
+        match self.root_table(found.root) {
+            Some(table) => self.finish_in(table, found, env),
+            None => Outcome::Retry.into(),
+        }
+    }
+
+    #[inline]
+    fn finish_in<B>(&mut self, table: TableId, found: &FaultedIn<'_>, env: &Env<'_, B>) -> Handled {
+        if self.is_stale(table, found, env.invalidation) {
             return Outcome::Retry.into();
         }
-        match (page, slot) {
-            (Some(page), Some(slot)) => self.map_page(table, fault, slot, page, env),
-            _ => self.map_nothing(table, role.as_id(), fault, env),
+        match found.page {
+            Some((slot, page)) => self.map_page(table, &found.fault, slot, page, env),
+            None => self.map_nothing(table, found, env),
         }
+    }
+
+    /// Whether what a fault was told does not hold any more (`mmu.c:is_page_fault_stale`).
+    #[inline]
+    fn is_stale(&self, table: TableId, found: &FaultedIn<'_>, invalidation: &Invalidation) -> bool {
+        let root_gone = self.tables().role_of(table).is_invalid();
+        let page_gone =
+            found.page.is_some() && invalidation.must_retry(found.sequence, found.fault.gfn);
+        (root_gone && !cfg!(slat_mutant = "stale_root"))
+            || (page_gone && !cfg!(slat_mutant = "stale_page"))
     }
 
     /// Tries the fast way, if the fault is of the kind (`mmu.c:page_fault_can_be_fast`).
@@ -169,53 +241,15 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
         })
     }
 
-    /// Finds the page (`mmu.c:kvm_faultin_pfn`); `None` where there is no slot and an MMIO entry is wanted.
-    fn fault_in<B: Backing>(
-        &self,
-        as_id: AsId,
-        fault: &Fault,
-        (slot, since): (Option<&Slot>, Sequence),
-        env: &mut Env<'_, B>,
-    ) -> Result<Option<Page>, Outcome> {
-        let memory = env.memory;
-        if fault.private != memory.is_private(fault.gfn) {
-            return Err(Outcome::MemoryFault);
-        }
-        let Some(slot) = slot else {
-            return self.no_slot(as_id, fault, env).map(|()| None);
-        };
-        if env.invalidation.must_retry(since, fault.gfn) {
-            return Err(Outcome::Retry);
-        }
-        if fault.private {
-            return private_page(slot, fault, env.backing).map(Some);
-        }
-        host_page(slot, fault, env.backing).map(Some)
-    }
-
-    /// No slot is there (`mmu.c:kvm_handle_noslot_fault`).
-    fn no_slot<B>(&self, as_id: AsId, fault: &Fault, env: &mut Env<'_, B>) -> Result<(), Outcome> {
-        if fault.private {
-            return Err(Outcome::MemoryFault);
-        }
-        let generation = env.memory.space(as_id).generation();
-        env.mmio.remember(fault.gfn, generation);
-        let tables = self.tables();
-        if !tables.codec().caches_mmio() || fault.gfn >= tables.end_gfn() {
-            return Err(Outcome::Emulate);
-        }
-        Ok(())
-    }
-
     /// Leaves an MMIO entry.
     fn map_nothing<B>(
         &mut self,
         table: TableId,
-        as_id: AsId,
-        fault: &Fault,
+        found: &FaultedIn<'_>,
         env: &Env<'_, B>,
     ) -> Handled {
-        let generation = env.memory.space(as_id).generation();
+        let fault = &found.fault;
+        let generation = env.memory.space(found.as_id).generation();
         let request = MapRequest::mmio(fault.gfn, generation);
         let mapped = self.map_nx(table, &request, nx_fault(fault, env.settings, None));
         match mapped {
@@ -296,46 +330,6 @@ fn nx_fault(fault: &Fault, settings: Settings, wanted: Option<PageSize>) -> NxFa
         (NxHugePages::Off, _) => NxFault::Off,
         (NxHugePages::On, Kind::Execute) => NxFault::Disallowed(wanted.unwrap_or(PageSize::Size4K)),
         (NxHugePages::On, Kind::Read | Kind::Write) => NxFault::On,
-    }
-}
-
-/// The page of a slot's host memory (`kvm_main.c:__gfn_to_pfn_memslot`).
-fn host_page(slot: &Slot, fault: &Fault, backing: &mut impl Backing) -> Result<Page, Outcome> {
-    let write = fault.kind == Kind::Write;
-    if write && slot.is_readonly() {
-        return Err(Outcome::Emulate);
-    }
-    match backing.host_page(slot, fault.gfn, write) {
-        HostPage::Page {
-            pfn,
-            size,
-            writable,
-            kind,
-        } => Ok(Page {
-            pfn,
-            size,
-            writable: writable && !slot.is_readonly(),
-            kind,
-        }),
-        HostPage::Bad => Err(Outcome::BadPage),
-        HostPage::Moved | HostPage::Poisoned => Err(Outcome::Retry),
-        HostPage::Interrupted => Err(Outcome::Interrupted),
-    }
-}
-
-/// The page of a slot's guest_memfd (`mmu.c:kvm_faultin_pfn_private`).
-fn private_page(slot: &Slot, fault: &Fault, backing: &mut impl Backing) -> Result<Page, Outcome> {
-    if slot.binding().is_none() {
-        return Err(Outcome::MemoryFault);
-    }
-    match backing.file_page(slot, fault.gfn) {
-        FilePage::Page { pfn, size } => Ok(Page {
-            pfn,
-            size,
-            writable: !slot.is_readonly(),
-            kind: PfnKind::Memory,
-        }),
-        FilePage::Bad => Err(Outcome::MemoryFault),
     }
 }
 

@@ -4,6 +4,10 @@
 //! what stands in its way, a last look whether the answer is stale, then the tables. What a fault depends on outside the
 //! tables is an [`Env`]: the VM's memory, the pages behind its slots ([`Backing`]), invalidations under way, and settings.
 //!
+//! The same in three parts, of which the middle one needs no lock, so that faults and the host's memory management run at
+//! the same time: [`Locked::begin_fault`], [`SlowFault::fault_in`], [`Locked::finish_fault`]. Its safety is that of KVM:
+//! the number of [`Invalidation`]s is noted before the page is asked for, and looked at again with the lock held.
+//!
 //! | outcome | KVM | what the vCPU does |
 //! |---|---|---|
 //! | [`Outcome::Retry`] | `RET_PF_RETRY` | enters the guest again |
@@ -17,11 +21,16 @@
 //! `kvm_tdp_map_page`; kernel 6.12.117.
 //!
 //! [`Locked::page_fault`]: crate::tdp::Locked::page_fault
+//! [`Locked::begin_fault`]: crate::tdp::Locked::begin_fault
+//! [`Locked::finish_fault`]: crate::tdp::Locked::finish_fault
 
 mod backing;
+mod fault_in;
 mod handle;
 mod invalidation;
 mod mmio;
+#[cfg(all(test, shuttle))]
+mod model;
 mod plan;
 mod prefault;
 mod request;
@@ -29,9 +38,10 @@ mod request;
 mod tests;
 
 pub use backing::{Backing, FilePage, HostPage};
-pub use handle::{Env, Handled, Outcome, Settings};
+pub use fault_in::{FaultedIn, SlowFault};
+pub use handle::{Apicv, Begun, Env, Handled, Outcome, Settings};
 pub use invalidation::{Invalidation, Sequence};
 pub use mmio::MmioCache;
 pub use plan::{Caveat, OutsideBaseMode, PlannedRun, PrefaultPlan, Prefaulter, Stop};
-pub use prefault::{Prefault, PrefaultError, PrefaultOutside};
+pub use prefault::{Endless, Prefault, PrefaultError, PrefaultOutside};
 pub use request::{Fault, Kind, Present};

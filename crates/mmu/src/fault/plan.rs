@@ -5,9 +5,10 @@ use core::fmt;
 use slat_memslot::{Gfn, GfnRange, Memory, PageSize, Pages, Slot, SlotId, ZapReach};
 use thiserror::Error;
 
+use super::handle::Apicv;
 use super::prefault::PrefaultOutside;
 use crate::host::Host;
-use crate::role::{PageRole, VcpuMode, VcpuState, root_role_for_tdp};
+use crate::role::{PageRole, RoleFlag, VcpuMode, VcpuState, root_role_for_tdp};
 
 /// Leaves of one size that follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -143,6 +144,8 @@ pub struct Prefaulter<'p> {
     pub vcpu: &'p VcpuState,
     /// What becomes of a vCPU outside the base mode.
     pub outside: PrefaultOutside,
+    /// Whether hardware virtualises the APIC, so that its page is mapped.
+    pub apicv: Apicv,
 }
 
 impl Prefaulter<'_> {
@@ -150,7 +153,7 @@ impl Prefaulter<'_> {
     ///
     /// ```
     /// use slat_memslot::{Gfn, GfnRange, Memory, PageSize, Pages, Profile, Region, SlotKey, VmType};
-    /// use slat_mmu::fault::{PrefaultOutside, Prefaulter, Stop};
+    /// use slat_mmu::fault::{Apicv, PrefaultOutside, Prefaulter, Stop};
     /// use slat_mmu::{host::Host, role::VcpuState};
     ///
     /// let profile = Profile::named("linux-6.12").unwrap();
@@ -159,7 +162,8 @@ impl Prefaulter<'_> {
     /// memory.set_region(&ram).unwrap();
     ///
     /// let host = Host::ept(46);
-    /// let who = Prefaulter { host: &host, vcpu: &VcpuState::default(), outside: PrefaultOutside::CurrentRoot };
+    /// let (vcpu, outside, apicv) = (&VcpuState::default(), PrefaultOutside::CurrentRoot, Apicv::Active);
+    /// let who = Prefaulter { host: &host, vcpu, outside, apicv };
     /// let range = GfnRange::new(Gfn::new(0x300), Pages::new(0x800)).unwrap();
     /// let plan = who.plan(&memory, range, |_, _| PageSize::Size2M).unwrap();
     /// // Half of a huge page, two whole ones; then the slot ends.
@@ -244,7 +248,8 @@ impl Prefaulter<'_> {
     fn slot_at<'m>(&self, memory: &'m Memory, role: PageRole, gfn: Gfn) -> Result<&'m Slot, Stop> {
         let slot = memory.space(role.as_id()).by_gfn(gfn);
         let slot = slot.ok_or(Stop::NoSlot(gfn))?;
-        if slot.key().id == SlotId::APIC_ACCESS {
+        let emulated = role.has(RoleFlag::GuestMode) || self.apicv == Apicv::Inhibited;
+        if slot.key().id == SlotId::APIC_ACCESS && emulated {
             return Err(Stop::ApicAccessPage(gfn));
         }
         if memory.is_private(gfn) && slot.binding().is_none() {

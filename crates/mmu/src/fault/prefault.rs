@@ -1,6 +1,8 @@
 //! Mapping pages before the guest asks for them (`KVM_PRE_FAULT_MEMORY`, `mmu.c:kvm_arch_vcpu_pre_fault_memory`).
 
-use slat_memslot::{Gfn, Pages};
+use core::fmt;
+
+use slat_memslot::{Gfn, Pages, Slot};
 use thiserror::Error;
 
 use super::backing::Backing;
@@ -43,12 +45,49 @@ pub enum PrefaultError {
     /// The host has no such page (`-EFAULT`).
     #[error("the host has no such page")]
     BadPage,
-    /// It would have to be tried for ever: an invalidation is under way (`-EINTR` when a signal comes).
-    #[error("an invalidation is under way")]
-    Retry,
+    /// A signal is pending (`-EINTR`).
+    #[error("a signal is pending")]
+    Interrupted,
+    /// The slot is being deleted or moved (`-EAGAIN`, since 6.18).
+    #[error("the slot is being deleted or moved")]
+    InvalidSlot,
+    /// KVM would try for ever; only a signal ends it (`-EINTR`).
+    #[error("the kernel would try for ever: {why} ({tries} tries)")]
+    Endless {
+        /// What no try changes.
+        why: Endless,
+        /// How often it was tried here.
+        tries: u32,
+    },
     /// No table can be had (`-ENOMEM`).
     #[error("all tables are in use")]
     OutOfTables,
+}
+
+/// Why a page would be tried for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Endless {
+    /// The vCPU's root was thrown away, and only an entry into the guest would load another one. Since 6.15 the call itself
+    /// does ([`Profile::pre_fault_spins`](slat_memslot::Profile::pre_fault_spins)).
+    ObsoleteRoot,
+    /// The slot is being deleted or moved, and that waits for the call to end
+    /// ([`Profile::pre_fault_waits_for_slot`](slat_memslot::Profile::pre_fault_waits_for_slot)).
+    InvalidSlot,
+    /// The host is changing the page; it ends when that does.
+    Invalidation,
+    /// The page is broken, or each answer is stale at once.
+    Page,
+}
+
+impl fmt::Display for Endless {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ObsoleteRoot => "the root was thrown away, and the vCPU does not enter the guest",
+            Self::InvalidSlot => "the slot is being deleted or moved, which waits for the call",
+            Self::Invalidation => "an invalidation is under way",
+            Self::Page => "no answer of the host lasts",
+        })
+    }
 }
 
 /// How often a step is tried before it is given up. KVM goes on until a signal comes.
@@ -73,6 +112,9 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
             private: env.memory.is_private(gfn),
             prefetch: true,
         };
+        if self.refuses(root, gfn, env) {
+            return Err(PrefaultError::InvalidSlot);
+        }
         for _ in 0..ATTEMPTS {
             let handled = self.page_fault(root, &fault, env);
             match handled.outcome {
@@ -85,10 +127,39 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
                 }
                 Outcome::Emulate => return Err(PrefaultError::NoSlot),
                 Outcome::MemoryFault | Outcome::BadPage => return Err(PrefaultError::BadPage),
-                Outcome::Interrupted => return Err(PrefaultError::Retry),
+                Outcome::Interrupted => return Err(PrefaultError::Interrupted),
                 Outcome::OutOfTables => return Err(PrefaultError::OutOfTables),
             }
         }
-        Err(PrefaultError::Retry)
+        Err(PrefaultError::Endless {
+            why: self.why_endless(root, gfn, env),
+            tries: ATTEMPTS,
+        })
+    }
+
+    /// Whether the kernel gives up at a slot that is going.
+    fn refuses<B>(&self, root: RootId, gfn: Gfn, env: &Env<'_, B>) -> bool {
+        let waits = env.memory.profile().pre_fault_waits_for_slot.get();
+        !waits && self.is_slot_invalid(root, gfn, env)
+    }
+
+    fn is_slot_invalid<B>(&self, root: RootId, gfn: Gfn, env: &Env<'_, B>) -> bool {
+        let role = self.tables().roots().role(root);
+        let slot = role.and_then(|role| env.memory.space(role.as_id()).by_gfn(gfn));
+        slot.is_some_and(Slot::is_invalid)
+    }
+
+    /// In the order in which a fault finds out.
+    fn why_endless<B>(&self, root: RootId, gfn: Gfn, env: &Env<'_, B>) -> Endless {
+        let now = env.invalidation.sequence();
+        if self.is_slot_invalid(root, gfn, env) {
+            Endless::InvalidSlot
+        } else if env.invalidation.must_retry(now, gfn) {
+            Endless::Invalidation
+        } else if self.tables().roots().is_obsolete(root) {
+            Endless::ObsoleteRoot
+        } else {
+            Endless::Page
+        }
     }
 }

@@ -5,7 +5,7 @@ use core::marker::PhantomData;
 use slat_memslot::{AsId, Gfn};
 
 use crate::role::PageRole;
-use crate::sync::{Mutex, lock, own};
+use crate::sync::{Mutex, lock};
 
 use super::place::{Entry, Place, Places};
 use super::root::{
@@ -170,13 +170,6 @@ impl<P: Payload> RootTable<P> {
     ) -> impl Iterator<Item = (RootId, PageRole)> + 'l {
         let role = |root: &RootId| Some((*root, self.role(*root)?));
         list.order.iter().rev().filter_map(role)
-    }
-
-    /// A root by its age, 0 being the newest, for whoever has the table to himself.
-    pub(crate) fn nth_newest(&mut self, number: usize) -> Option<RootId> {
-        let order = &own(&mut self.list).order;
-        let at = order.len().checked_sub(number + 1)?;
-        order.get(at).copied()
     }
 
     /// How many roots there are.

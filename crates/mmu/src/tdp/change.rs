@@ -165,11 +165,8 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
 
     /// Tells the owner of the real tables, who does not refuse here: KVM has made sure of that before.
     fn remove_external(&self, at: At, old: Spte<S::Format>) {
-        let external = &self.tables().external;
-        if external
-            .remove_leaf(Gfn::new(at.gfn), at.level, old)
-            .is_err()
-        {
+        let empty = self.tables().codec.nonpresent();
+        if self.tell_external(at, old, empty).is_err() {
             self.counts().lose_page();
         }
     }

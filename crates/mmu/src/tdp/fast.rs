@@ -100,7 +100,8 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
         }
         if access.contains(Access::WRITE) && codec.is_mmu_writable(old) {
             new = codec.make_writable(new);
-            if level > Level::L1 && log == SlotLog::On {
+            let logged = log == SlotLog::On && !cfg!(slat_mutant = "huge_in_log");
+            if level > Level::L1 && logged {
                 return None;
             }
         }

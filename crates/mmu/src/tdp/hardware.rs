@@ -4,6 +4,7 @@ use slat_memslot::Gfn;
 
 use super::hooks::{AccessCheck, External};
 use super::lock::{Locked, Shared};
+use super::walk::Found;
 use crate::spte::{Access, Entry, Format, Mmio, Spte};
 use crate::sync::Ordering;
 use crate::table::TableId;
@@ -40,35 +41,51 @@ impl<F: Format, X: External<F>, C: AccessCheck, O> Locked<Shared<'_, F, X, C>, O
         gfn: Gfn,
         access: Access,
     ) -> HardwareAccess<F> {
-        let tables = self.tables();
-        let found = tables.find(root, gfn.raw());
-        let leaf = match tables.codec.decode(found.spte, found.level) {
-            Entry::Leaf(leaf) => leaf,
-            Entry::Mmio(mmio) => {
-                return HardwareAccess::Mmio {
-                    spte: found.spte,
-                    mmio,
+        loop {
+            let found = self.tables().find(root, gfn.raw());
+            let leaf = match self.tables().codec.decode(found.spte, found.level) {
+                Entry::Leaf(leaf) => leaf,
+                Entry::Mmio(mmio) => {
+                    return HardwareAccess::Mmio {
+                        spte: found.spte,
+                        mmio,
+                    };
+                }
+                Entry::Absent | Entry::Frozen | Entry::Link(_) => {
+                    return HardwareAccess::NotPresent;
+                }
+            };
+            if !leaf.allowed().contains(access) {
+                return match self.tables().codec.is_access_tracked(found.spte) {
+                    true => HardwareAccess::NotPresent,
+                    false => HardwareAccess::NotAllowed,
                 };
             }
-            Entry::Absent | Entry::Frozen | Entry::Link(_) => return HardwareAccess::NotPresent,
-        };
-        if !leaf.allowed().contains(access) {
-            return match tables.codec.is_access_tracked(found.spte) {
-                true => HardwareAccess::NotPresent,
-                false => HardwareAccess::NotAllowed,
-            };
+            if let Some(became_dirty) = self.leave_marks(&found, access) {
+                return HardwareAccess::Done { became_dirty };
+            }
         }
-        let mut marks = 0;
+    }
+
+    /// Marks a leaf, and says whether it became dirty; `None` if it is not what it was. Hardware reads, checks and marks an
+    /// entry as one locked operation, so that a leaf which becomes a link meanwhile is never marked.
+    fn leave_marks(&self, found: &Found<F>, access: Access) -> Option<bool> {
+        let tables = self.tables();
+        let (old, mut marks) = (found.spte.raw(), 0);
         if !tables.codec.is_ad_disabled(found.spte) {
             marks |= F::ACCESSED;
             if access.contains(Access::WRITE) {
                 marks |= F::DIRTY;
             }
         }
-        let entry = tables.entry(found.place.table, found.place.index);
-        let before = entry.fetch_or(marks, Ordering::AcqRel);
-        HardwareAccess::Done {
-            became_dirty: marks & !before & F::DIRTY != 0,
+        let missing = marks & !old;
+        if missing != 0 {
+            let entry = tables.entry(found.place.table, found.place.index);
+            let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
+            entry
+                .compare_exchange(old, old | marks, success, failure)
+                .ok()?;
         }
+        Some(missing & F::DIRTY != 0)
     }
 }

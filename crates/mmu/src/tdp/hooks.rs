@@ -17,16 +17,54 @@ use crate::table::TableId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Busy;
 
+/// A change of one entry of a mirror.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryChange<F> {
+    /// The first frame that the entry is for.
+    pub gfn: Gfn,
+    /// Its level.
+    pub level: Level,
+    /// What it was before it was frozen.
+    pub old: Spte<F>,
+    /// What it is to be. Not present for an entry that goes, whatever is left in its place.
+    pub new: Spte<F>,
+    /// The table that `new` links to.
+    pub table: Option<TableId>,
+}
+
 /// The owner of the tables that mirror roots reflect.
 ///
 /// Called for tables whose role has `is_mirror` only. While a call for an entry is under way, the entry is frozen: no two
 /// calls for one entry ever overlap, and nobody sees the new value before the call has succeeded.
 ///
 /// KVM counterparts: `kvm_x86_ops.set_external_spte`, `link_external_spt`, `remove_external_spte`, `free_external_spt`,
-/// and for a split the one proposed with huge pages for TDX.
+/// and for a split the one proposed with huge pages for TDX. Later kernels have a single hook for every change and
+/// `free_external_spt`: [`External::change`].
 pub trait External<F> {
     /// Whether there is one. If not, no entry is ever frozen for it.
     const PRESENT: bool = true;
+
+    /// An entry is to change. Who wants to judge by what it was and what it becomes defines this one; otherwise it asks
+    /// the method for that kind of change, and nobody about a link that goes: its table will be freed.
+    ///
+    /// # Errors
+    /// Busy.
+    fn change(&self, change: &EntryChange<F>) -> Result<(), Busy> {
+        let EntryChange {
+            gfn,
+            level,
+            old,
+            new,
+            table,
+        } = *change;
+        match (old.is_leaf(level), table) {
+            (true, Some(table)) => self.split_leaf(gfn, level, table),
+            (false, Some(table)) => self.link_table(gfn, level, table),
+            (_, None) if new.is_leaf(level) => self.set_leaf(gfn, level, new),
+            (true, None) => self.remove_leaf(gfn, level, old),
+            (false, None) => Ok(()),
+        }
+    }
 
     /// A page is to be mapped.
     ///

@@ -12,6 +12,10 @@ mod sealed {
     pub trait Sealed {}
     impl<F, X, C> Sealed for super::Shared<'_, F, X, C> {}
     impl<F, X, C> Sealed for super::Exclusive<'_, F, X, C> {}
+
+    pub trait Held {}
+    impl<F, X, C, O> Held for super::Locked<super::Exclusive<'_, F, X, C>, O> {}
+    impl<F: crate::spte::Format, O> Held for crate::shadow::ShadowLocked<'_, F, O> {}
 }
 
 /// A side of the lock: [`Shared`] or [`Exclusive`], a closed set.
@@ -108,6 +112,12 @@ impl<F: Format, X: External<F>, C: AccessCheck> Side for Exclusive<'_, F, X, C> 
         self.tables.arena.recycle(table);
     }
 }
+
+/// The proof that the lock is held for writing, for what is guarded by it beside the tables.
+pub trait HeldForWriting: sealed::Held {}
+
+impl<F, X, C, O> HeldForWriting for Locked<Exclusive<'_, F, X, C>, O> {}
+impl<F: Format, O> HeldForWriting for crate::shadow::ShadowLocked<'_, F, O> {}
 
 /// The tables with the lock held on one side, and an observer: what all operations are methods of.
 pub struct Locked<S, O> {

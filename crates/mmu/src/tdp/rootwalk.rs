@@ -7,15 +7,39 @@ use super::cursor::Cursor;
 use super::events::Observer;
 use super::lock::{Locked, Side};
 use super::resched::Resched;
+use crate::role::{PageRole, RoleFlag};
 use crate::roots::{RootId, RootSelect};
 use crate::spte::Format;
 use crate::table::TableId;
+
+/// Which kinds of roots an operation visits (`enum kvm_tdp_mmu_root_types`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum RootTypes {
+    /// Both.
+    #[default]
+    All,
+    /// Those that hardware walks: where TDX is on, those of shared memory.
+    Direct,
+    /// Those that reflect somebody else's tables: of private memory.
+    Mirror,
+}
+
+impl RootTypes {
+    const fn has(self, role: PageRole) -> bool {
+        match self {
+            Self::All => true,
+            Self::Direct => !role.has(RoleFlag::IsMirror),
+            Self::Mirror => role.has(RoleFlag::IsMirror),
+        }
+    }
+}
 
 /// Which root an operation is on, and where in it.
 #[derive(Debug)]
 pub(super) struct RootWalk {
     select: RootSelect,
     as_id: Option<AsId>,
+    types: RootTypes,
     start: u64,
     /// Where the range ends.
     range_end: u64,
@@ -39,11 +63,18 @@ impl RootWalk {
         Self {
             select,
             as_id,
+            types: RootTypes::All,
             start: range.start().raw(),
             range_end: range.end().raw(),
             end: 0,
             state: State::Before(None),
         }
+    }
+
+    /// Through roots of these types only.
+    pub(super) const fn with_types(mut self, types: RootTypes) -> Self {
+        self.types = types;
+        self
     }
 
     /// The frame to stop before, in the root that it is on.
@@ -94,9 +125,15 @@ impl RootWalk {
             locked.free_root(freed);
         }
         self.state = match next.root {
+            Some(root) if !self.visits(locked, root) => State::Before(Some(root)),
             Some(root) => State::On(root, self.start),
             None => State::Over,
         };
+    }
+
+    fn visits<S: Side, O>(&self, locked: &Locked<S, O>, root: RootId) -> bool {
+        let role = locked.tables().roots.role(root);
+        role.is_some_and(|role| self.types.has(role))
     }
 
     /// Leaves the root that it is on.

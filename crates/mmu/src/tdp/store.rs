@@ -10,10 +10,9 @@ use slat_memslot::{Gfn, GfnRange, Level};
 use super::change::At;
 use super::cursor::Cursor;
 use super::events::{Event, FlushReason, FlushScope, Observer};
-use super::hooks::{AccessCheck, Busy, External};
+use super::hooks::{AccessCheck, Busy, EntryChange, External};
 use super::lock::{Exclusive, Locked, Shared, Side};
 use super::page::Parent;
-use super::tables::table_at;
 use crate::spte::{Format, Spte};
 use crate::sync::{Ordering, unfreeze};
 use crate::table::span;
@@ -117,18 +116,21 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
         }
     }
 
-    /// Tells the owner of the real tables of an entry that is about to become present.
-    fn set_external(&self, at: At, old: Spte<S::Format>, new: Spte<S::Format>) -> Result<(), Busy> {
-        let (external, gfn) = (&self.tables().external, Gfn::new(at.gfn));
-        if new.is_leaf(at.level) {
-            return external.set_leaf(gfn, at.level, new);
-        }
-        let table = table_at(self.tables().codec.pfn(new));
-        if old.is_leaf(at.level) {
-            external.split_leaf(gfn, at.level, table)
-        } else {
-            external.link_table(gfn, at.level, table)
-        }
+    /// Tells the owner of the real tables of an entry that is about to change.
+    pub(super) fn tell_external(
+        &self,
+        at: At,
+        old: Spte<S::Format>,
+        new: Spte<S::Format>,
+    ) -> Result<(), Busy> {
+        let tables = self.tables();
+        tables.external.change(&EntryChange {
+            gfn: Gfn::new(at.gfn),
+            level: at.level,
+            old,
+            new,
+            table: tables.child_of(new, at.level),
+        })
     }
 }
 
@@ -182,7 +184,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
     fn set_mirror(&self, cursor: &mut Cursor<F>, at: At, new: Spte<F>) -> Result<(), NotStored> {
         let frozen = self.tables().codec.frozen();
         self.exchange(cursor, frozen)?;
-        let told = self.set_external(at, cursor.old, new);
+        let told = self.tell_external(at, cursor.old, new);
         let result = if told.is_ok() { new } else { cursor.old };
         let entry = self.tables().entry(cursor.table(), cursor.index());
         if told.is_ok() || !cfg!(slat_mutant = "no_restore") {
@@ -216,7 +218,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
         new: Spte<F>,
     ) -> Result<(), Busy> {
         if X::PRESENT && self.is_mirror(place.table) {
-            self.set_external_exclusively(at, old, new)?;
+            self.tell_external(at, old, new)?;
         }
         let tables = self.tables();
         let entry = tables.entry(place.table, place.index);
@@ -226,17 +228,5 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
         }
         self.changed(at, old, new);
         Ok(())
-    }
-
-    fn set_external_exclusively(&self, at: At, old: Spte<F>, new: Spte<F>) -> Result<(), Busy> {
-        match (old.is_leaf(at.level), new.is_present()) {
-            (_, true) => self.set_external(at, old, new),
-            (true, false) => {
-                let external = &self.tables().external;
-                external.remove_leaf(Gfn::new(at.gfn), at.level, old)
-            }
-            // The owner is told when the table has been emptied.
-            (false, false) => Ok(()),
-        }
     }
 }

@@ -60,7 +60,7 @@ pub enum Violation<D> {
 impl<F: Format, X, C> Tables<F, X, C> {
     /// The entry that a walk for a frame ends at. The caller has the right to walk: a pin, or everything.
     #[inline]
-    pub(super) fn find(&self, root: TableId, gfn: u64) -> Found<F> {
+    pub(crate) fn find(&self, root: TableId, gfn: u64) -> Found<F> {
         let (mut table, mut level) = (root, self.page(root).role().level());
         loop {
             let index = index(gfn, level);
@@ -93,6 +93,20 @@ impl<S: Side, O> Locked<S, O> {
         gfn: Gfn,
         access: Access,
     ) -> Result<Translated, Violation<<S::Check as AccessCheck>::Denied>> {
+        self.translate_checked(root, gfn, access, &self.tables().check)
+    }
+
+    /// The same with another check than the tables' own: one that knows who makes this access.
+    ///
+    /// # Errors
+    /// Why it reaches none.
+    pub fn translate_checked<C: AccessCheck>(
+        &self,
+        root: TableId,
+        gfn: Gfn,
+        access: Access,
+        check: &C,
+    ) -> Result<Translated, Violation<C::Denied>> {
         let tables = self.tables();
         let Found { level, spte, .. } = tables.find(root, gfn.raw());
         let leaf = match tables.codec.decode(spte, level) {
@@ -112,7 +126,7 @@ impl<S: Side, O> Locked<S, O> {
             level,
             access,
         };
-        tables.check.check(&translated).map_err(Violation::Denied)?;
+        check.check(&translated).map_err(Violation::Denied)?;
         Ok(translated)
     }
 }

@@ -142,6 +142,24 @@ impl GuestPaging {
         S: Stage,
         O: WalkObserver,
     {
+        self.walk_from(memory, stage, observer, (address, access), None)
+    }
+
+    /// The same from a table below the root, for addresses that it was kept for.
+    #[inline]
+    pub(super) fn walk_from<M, S, O>(
+        &self,
+        memory: &M,
+        stage: &mut S,
+        observer: &mut O,
+        (address, access): (Gva, ErrorCode),
+        start: Option<Start>,
+    ) -> Result<Translation<S::Address>, WalkFault<S::Fault>>
+    where
+        M: TableMemory<S::Address> + ?Sized,
+        S: Stage,
+        O: WalkObserver,
+    {
         if !self.is_canonical(address) {
             return Err(WalkFault::NonCanonical { address });
         }
@@ -154,33 +172,104 @@ impl GuestPaging {
             address,
             access,
         };
-        match self.mode {
-            PagingMode::Level4 => walk.through_root::<Paging64>(Level::L4),
-            PagingMode::Level5 => walk.through_root::<Paging64>(Level::L5),
-            PagingMode::Pae => walk.through_pointers(),
-            PagingMode::Bits32 | PagingMode::Bits32Pse => walk.through_root::<Paging32>(Level::L2),
-            PagingMode::Ept4 => walk.through_root::<PagingEpt>(Level::L4),
-            PagingMode::Ept5 => walk.through_root::<PagingEpt>(Level::L5),
-            PagingMode::Unpaged => walk.unpaged(),
+        if let Some(start) = start {
+            if let Some(found) = walk.once::<Paging64>(start)? {
+                return Ok(found);
+            }
+            walk.observer.restart();
+        }
+        let smooth = match self.mode {
+            PagingMode::Level4 => walk.smooth::<3>(),
+            PagingMode::Level5 => walk.smooth::<4>(),
+            _ => None,
+        };
+        match smooth {
+            Some(found) => Ok(found),
+            None => walk.careful(),
         }
     }
 }
 
+/// A table that a walk may begin at, as an earlier walk came to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Start {
+    /// What links to it.
+    entry: u64,
+    /// Its level, from 0.
+    pub(super) number: u8,
+    /// What the entries above have in common, those that forbid turned round.
+    bits: u64,
+}
+
+impl Start {
+    pub(super) const fn at_root(root: u64, top: Level) -> Self {
+        Self {
+            entry: root,
+            number: top as u8 - 1,
+            bits: u64::MAX,
+        }
+    }
+
+    /// The table below an entry of eight bytes, which is marked as accessed as are those above it.
+    pub(super) fn below(step: &Step) -> Self {
+        let mut bits = u64::MAX;
+        for (right, bit) in [
+            (Access::WRITE, 1 << 1),
+            (Access::USER, 1 << 2),
+            (Access::EXECUTE, Paging64::INVERTED),
+        ] {
+            if !step.rights.contains(right) {
+                bits &= !bit;
+            }
+        }
+        Self {
+            entry: step.entry,
+            number: (step.level as u8).saturating_sub(2),
+            bits,
+        }
+    }
+
+    /// The table below, that an entry of this one links to.
+    #[inline]
+    pub(super) const fn down(self, entry: u64, bits: u64) -> Self {
+        Self {
+            entry,
+            number: self.number - 1,
+            bits,
+        }
+    }
+
+    /// Whether it is a table: the entry is no leaf.
+    pub(super) fn is_table(&self, paging: &GuestPaging) -> bool {
+        !is_leaf(paging.mode, self.entry, self.number + 1)
+    }
+}
+
 /// One walk, with all it needs.
-struct Walk<'w, M: ?Sized, S, O> {
-    paging: &'w GuestPaging,
-    memory: &'w M,
-    stage: &'w mut S,
-    observer: &'w mut O,
-    address: Gva,
-    access: ErrorCode,
+pub(super) struct Walk<'w, M: ?Sized, S, O> {
+    pub(super) paging: &'w GuestPaging,
+    pub(super) memory: &'w M,
+    pub(super) stage: &'w mut S,
+    pub(super) observer: &'w mut O,
+    pub(super) address: Gva,
+    pub(super) access: ErrorCode,
 }
 
 /// The entries on the way, by level from 0, for those that have to be marked.
-struct Trail<A> {
+pub(super) struct Trail<A> {
     entries: [u64; 5],
     /// Where they are, as the guest counts and where the memory is.
     places: [(Gpa, A); 5],
+}
+
+impl<A: Copy + Default> Trail<A> {
+    #[inline]
+    pub(super) fn new() -> Self {
+        Self {
+            entries: [0; 5],
+            places: [(Gpa::new(0), A::default()); 5],
+        }
+    }
 }
 
 /// What became of the marks.
@@ -205,6 +294,20 @@ where
     S: Stage,
     O: WalkObserver,
 {
+    /// The walk that looks at everything, from the top.
+    #[inline(never)]
+    fn careful(&mut self) -> Result<Translation<S::Address>, WalkFault<S::Fault>> {
+        match self.paging.mode {
+            PagingMode::Level4 => self.through_root::<Paging64>(Level::L4),
+            PagingMode::Level5 => self.through_root::<Paging64>(Level::L5),
+            PagingMode::Pae => self.through_pointers(),
+            PagingMode::Bits32 | PagingMode::Bits32Pse => self.through_root::<Paging32>(Level::L2),
+            PagingMode::Ept4 => self.through_root::<PagingEpt>(Level::L4),
+            PagingMode::Ept5 => self.through_root::<PagingEpt>(Level::L5),
+            PagingMode::Unpaged => self.unpaged(),
+        }
+    }
+
     fn unpaged(&mut self) -> Result<Translation<S::Address>, WalkFault<S::Fault>> {
         let gpa = Gpa::new(self.address.raw());
         Ok(Translation {
@@ -218,9 +321,68 @@ where
         })
     }
 
+    /// The walk of most accesses, in long mode from a table of level `TOP` (from 0): nothing faults, nothing has to be
+    /// marked, and nobody watches. Whatever is otherwise is left to the walk that looks at everything.
+    #[inline]
+    fn smooth<const TOP: u32>(&mut self) -> Option<Translation<S::Address>> {
+        if O::OBSERVES || !S::QUIET {
+            return None;
+        }
+        let address = self.address.raw();
+        let wanted = ErrorCode::USER | ErrorCode::GUEST_PAGE | ErrorCode::WRITE;
+        let mut entry = self.paging.root;
+        let mut bits = u64::MAX;
+        let mut level = TOP;
+        loop {
+            let index = address >> (12 + 9 * level) & 511;
+            let place = Gpa::new(entry & Paging64::ADDRESS | index << 3);
+            let real = self.stage.translate(place, wanted).ok()?;
+            entry = self.memory.read_u64(real)?;
+            bits &= entry ^ Paging64::INVERTED;
+            if !self.paging.reserved.is_good_link(entry, level) {
+                // A leaf, or something is wrong with it.
+                break;
+            }
+            level = level.checked_sub(1)?;
+        }
+        self.smooth_leaf(entry, bits, level)
+    }
+
+    /// The end of a smooth walk, if it is a leaf that allows the access and has its marks.
+    #[inline]
+    fn smooth_leaf(&mut self, leaf: u64, bits: u64, level: u32) -> Option<Translation<S::Address>> {
+        let [number, ..] = level.to_le_bytes();
+        let mut marks = Paging64::ACCESSED;
+        if self.access.contains(ErrorCode::WRITE) {
+            marks |= Paging64::DIRTY;
+        }
+        // All entries have the accessed bit, and the leaf what a write needs.
+        let marked = bits & Paging64::ACCESSED != 0 && leaf & marks == marks;
+        let good = marked
+            && leaf & Paging64::PRESENT != 0
+            && self.paging.reserved.violations(leaf, number) == 0
+            && is_leaf(PagingMode::Level4, leaf, number);
+        if !good {
+            return None;
+        }
+        let (rights, key) = (Paging64::rights(bits), Paging64::key(leaf));
+        if !self.paging.allows(self.access, rights, key) {
+            return None;
+        }
+        let gpa = page_address::<Paging64>(leaf, number, self.address);
+        Some(Translation {
+            address: self.final_page(gpa).ok()?,
+            gpa,
+            size: leaf_size::<Paging64>(number),
+            rights,
+            leaf,
+            key,
+            dirty: leaf & Paging64::DIRTY != 0,
+        })
+    }
+
     fn through_pointers(&mut self) -> Result<Translation<S::Address>, WalkFault<S::Fault>> {
-        let [_, _, _, high, ..] = self.address.raw().to_le_bytes();
-        let pointer = self.paging.pointers.0[usize::from(high >> 6)];
+        let pointer = self.paging.pointers.select(self.address);
         let all = Access::EXECUTE | Access::WRITE | Access::USER;
         self.observer.step(&Step {
             level: Level::L3,
@@ -252,7 +414,7 @@ where
         top: Level,
     ) -> Result<Translation<S::Address>, WalkFault<S::Fault>> {
         loop {
-            if let Some(found) = self.once::<F>(root, top)? {
+            if let Some(found) = self.once::<F>(Start::at_root(root, top))? {
                 return Ok(found);
             }
             self.observer.restart();
@@ -263,27 +425,30 @@ where
     #[inline]
     fn once<F: GuestFormat>(
         &mut self,
-        root: u64,
-        top: Level,
+        start: Start,
     ) -> Result<Option<Translation<S::Address>>, WalkFault<S::Fault>> {
-        let mut trail = Trail {
-            entries: [0; 5],
-            places: [(Gpa::new(0), S::Address::default()); 5],
-        };
-        let mut table = root;
-        let mut bits = u64::MAX;
-        let mut number = top as u8 - 1;
-        let leaf = loop {
-            let entry = self.entry::<F>(table, number, &mut trail, bits)?;
-            bits &= entry ^ F::INVERTED;
-            self.check_entry::<F>(entry, number, bits)?;
-            if is_leaf(self.paging.mode, entry, number) {
-                break entry;
+        let mut trail = Trail::new();
+        let mut at = start;
+        loop {
+            let (entry, bits) = self.advance::<F>(at, &mut trail)?;
+            if is_leaf(self.paging.mode, entry, at.number) {
+                return self.finish::<F>(start.number, at.number, entry, bits, &mut trail);
             }
-            table = entry;
-            number -= 1;
-        };
-        self.finish::<F>(top, number, leaf, bits, &mut trail)
+            at = at.down(entry, bits);
+        }
+    }
+
+    /// Reads and checks the entry of a table; gives it and what it and those above have in common.
+    #[inline]
+    pub(super) fn advance<F: GuestFormat>(
+        &mut self,
+        at: Start,
+        trail: &mut Trail<S::Address>,
+    ) -> Result<(u64, u64), WalkFault<S::Fault>> {
+        let entry = self.entry::<F>(at.entry, at.number, trail, at.bits)?;
+        let bits = at.bits & (entry ^ F::INVERTED);
+        self.check_entry::<F>(entry, at.number, bits)?;
+        Ok((entry, bits))
     }
 
     /// Reads the entry of a table that the address selects.
@@ -344,9 +509,9 @@ where
 
     /// Rights, the second stage of the page, and the marks.
     #[inline]
-    fn finish<F: GuestFormat>(
+    pub(super) fn finish<F: GuestFormat>(
         &mut self,
-        top: Level,
+        top: u8,
         number: u8,
         leaf: u64,
         bits: u64,
@@ -379,7 +544,7 @@ where
         if bits & F::ACCESSED != 0 && (!write || translation.dirty) {
             return Ok(Some(translation));
         }
-        match self.mark::<F>(top, number, trail) {
+        match self.mark::<F>(top, number, trail)? {
             Marked::Done { leaf } => {
                 translation.leaf = leaf;
                 translation.dirty = write || leaf & F::DIRTY != 0;
@@ -396,11 +561,11 @@ where
     #[cold]
     fn mark<F: GuestFormat>(
         &mut self,
-        top: Level,
+        top: u8,
         leaf: u8,
         trail: &mut Trail<S::Address>,
-    ) -> Marked {
-        for number in (leaf..top as u8).rev() {
+    ) -> Result<Marked, WalkFault<S::Fault>> {
+        for number in (leaf..=top).rev() {
             let old = trail.entries[usize::from(number)];
             let mut new = old | F::ACCESSED;
             if number == leaf && self.access.contains(ErrorCode::WRITE) {
@@ -410,14 +575,20 @@ where
                 continue;
             }
             let (place, real) = trail.places[usize::from(number)];
+            let allowed = self.stage.before_mark(place);
+            allowed.map_err(|fault| WalkFault::Second {
+                fault,
+                gpa: place,
+                table: Some(level_of(number)),
+            })?;
             let written = match F::exchange(self.memory, real, old, new) {
                 Exchange::Done => true,
                 Exchange::ReadOnly => false,
-                Exchange::Changed => return Marked::Restart,
+                Exchange::Changed => return Ok(Marked::Restart),
                 Exchange::Failed => {
-                    return Marked::Failed {
+                    return Ok(Marked::Failed {
                         level: level_of(number),
-                    };
+                    });
                 }
             };
             self.observer.mark(&Mark {
@@ -431,9 +602,9 @@ where
                 trail.entries[usize::from(number)] = new;
             }
         }
-        Marked::Done {
+        Ok(Marked::Done {
             leaf: trail.entries[usize::from(leaf)],
-        }
+        })
     }
 
     #[inline]

@@ -36,6 +36,9 @@ pub struct Mark {
 
 /// Hears of each step of a walk. `()` hears nothing and costs nothing.
 pub trait WalkObserver {
+    /// Whether it hears anything.
+    const OBSERVES: bool = true;
+
     /// An entry was read. It has not been checked yet.
     #[inline]
     fn step(&mut self, step: &Step) {
@@ -53,9 +56,13 @@ pub trait WalkObserver {
     fn restart(&mut self) {}
 }
 
-impl WalkObserver for () {}
+impl WalkObserver for () {
+    const OBSERVES: bool = false;
+}
 
 impl<O: WalkObserver + ?Sized> WalkObserver for &mut O {
+    const OBSERVES: bool = O::OBSERVES;
+
     #[inline]
     fn step(&mut self, step: &Step) {
         (**self).step(step);

@@ -6,8 +6,12 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use slat_memslot::{Gpa, Hpa};
 
 #[cfg(feature = "vm-memory")]
+mod iommu;
+#[cfg(feature = "vm-memory")]
 mod vm_memory;
 
+#[cfg(feature = "vm-memory")]
+pub use iommu::{GuestVirtual, Marks};
 #[cfg(feature = "vm-memory")]
 pub use vm_memory::VmMemory;
 

@@ -1,10 +1,12 @@
 //! Walks of a guest's own page tables: every mode, every check, exact faults.
 //!
 //! - [`GuestPaging`]: how a guest pages, computed once from registers and CPUID. [`GuestPaging::translate`] is all that a
-//!   VMM needs who has the guest's memory at hand; [`GuestPaging::walk`] adds a second stage and an observer.
+//!   VMM needs who has the guest's memory at hand; [`GuestPaging::walk`] adds a second stage and an observer;
+//!   [`GuestPaging::translate_batch`] does many at a time.
 //! - [`TableMemory`]: where tables are read and marked.
 //! - [`ErrorCode`], [`PageFault`], [`WalkFault`]: what an access is, and the fault that it gets.
-//! - [`Step`], [`WalkTrail`]: each step of a walk, for who wants to know.
+//! - [`second`]: the second dimension; [`tlb`]: what a vCPU remembers of walks, and whether it still holds.
+//! - [`Step`], [`WalkTrail`], [`Ladder`]: each step of a walk, for who wants to know.
 //!
 //! # What is exact
 //! | | |
@@ -21,12 +23,14 @@
 //!
 //! KVM counterparts: `paging_tmpl.h`, `mmu.h:permission_fault`; kernel 6.12.117.
 
+mod batch;
 mod cpu;
 mod entry;
 mod error_code;
 mod fault;
 mod format;
 mod guest;
+mod ladder;
 mod log;
 mod memory;
 mod mode;
@@ -34,19 +38,22 @@ mod paging;
 mod permission;
 mod pointers;
 mod reserved;
+pub mod second;
 mod stage;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
+pub mod tlb;
 
 pub use cpu::{GuestCpu, GuestVendor};
 pub use entry::GuestEntry;
 pub use error_code::{ErrorCode, Privilege};
 pub use fault::{Cause, PageFault, WalkFault};
 pub use guest::{LeafSize, Translation};
+pub use ladder::{Dimension, Ladder, LadderObserver, Reference};
 pub use log::{Mark, Step, WalkEvent, WalkObserver, WalkTrail};
-#[cfg(feature = "vm-memory")]
-pub use memory::VmMemory;
 pub use memory::{Exchange, ReadOnly, TableAddress, TableMemory};
+#[cfg(feature = "vm-memory")]
+pub use memory::{GuestVirtual, Marks, VmMemory};
 pub use mode::PagingMode;
 pub use paging::{GuestPaging, NestedEptRoot};
 pub use permission::AlignmentCheck;

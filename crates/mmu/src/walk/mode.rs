@@ -7,7 +7,7 @@ use slat_memslot::Level;
 use crate::role::{CpuRole, ExtendedRole, RoleFlag};
 
 /// How a guest's addresses are translated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PagingMode {
     /// Not at all: CR0.PG is clear.
     Unpaged,

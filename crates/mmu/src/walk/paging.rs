@@ -2,14 +2,15 @@
 
 use slat_memslot::Gva;
 
+use crate::access::Access;
 use crate::host::ExecuteOnly;
-use crate::role::{AccessDirty, CpuRole, NestedEptDepth, RoleFlag, RoleLayout, VcpuState};
+use crate::role::{AccessDirty, CpuRole, Cr4, NestedEptDepth, RoleFlag, RoleLayout, VcpuState};
 
 use super::mode::PagingMode;
 use super::permission::{AlignmentCheck, Permissions};
 use super::pointers::Pointers;
 use super::reserved::{Bit63, Reserved};
-use super::{GuestCpu, TableMemory};
+use super::{ErrorCode, GuestCpu, TableMemory};
 
 /// How a guest's tables are walked: mode, root, reserved bits and permissions, computed once
 /// (`struct kvm_mmu` as far as walks need it).
@@ -43,6 +44,8 @@ pub struct GuestPaging {
     pub(super) access_dirty: AccessDirty,
     /// How many low bits of an address are not copies of one; 0 if that is not checked.
     canonical_bits: u32,
+    /// CR4.PGE.
+    global_pages: bool,
     cpu: GuestCpu,
 }
 
@@ -69,6 +72,7 @@ impl GuestPaging {
             permissions,
             access_dirty: AccessDirty::Hardware,
             canonical_bits: mode.canonical_bits(),
+            global_pages: vcpu.cr4.contains(Cr4::PGE),
             cpu: *cpu,
         }
     }
@@ -86,6 +90,7 @@ impl GuestPaging {
             permissions: Permissions::ept(),
             access_dirty: ept.access_dirty,
             canonical_bits: 0,
+            global_pages: false,
             cpu: *cpu,
         }
     }
@@ -140,6 +145,19 @@ impl GuestPaging {
             canonical_bits: 0,
             ..self
         }
+    }
+
+    /// Whether an access is allowed with the rights that entries leave it, and the leaf's key
+    /// (`mmu.h:permission_fault`).
+    #[inline]
+    pub fn allows(&self, access: ErrorCode, rights: Access, key: u8) -> bool {
+        self.permissions.check(access, rights, key).is_empty()
+    }
+
+    /// Whether leaves can be global (CR4.PGE).
+    #[inline]
+    pub const fn has_global_pages(&self) -> bool {
+        self.global_pages
     }
 
     /// The mode.

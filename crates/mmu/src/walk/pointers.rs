@@ -1,6 +1,6 @@
 //! The page-directory pointers of PAE paging, which are registers.
 
-use slat_memslot::Gpa;
+use slat_memslot::{Gpa, Gva};
 use thiserror::Error;
 
 use super::GuestCpu;
@@ -33,6 +33,13 @@ pub enum PointerError {
 }
 
 impl Pointers {
+    /// The pointer for an address: bits 31 and 30 choose.
+    #[inline]
+    pub const fn select(&self, address: Gva) -> u64 {
+        let [_, _, _, high, ..] = address.raw().to_le_bytes();
+        self.0[(high >> 6) as usize]
+    }
+
     /// Loads the pointers from the 32 bytes that CR3 points to (`x86.c:load_pdptrs`).
     ///
     /// # Errors

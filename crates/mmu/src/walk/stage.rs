@@ -9,6 +9,9 @@ use super::memory::TableAddress;
 
 /// Translates the guest-physical addresses that a walk comes to (`kvm_translate_gpa`).
 pub trait Stage {
+    /// Whether nobody notices if it is asked for the same twice: walks may then try the short way first.
+    const QUIET: bool = false;
+
     /// What it translates to: where the memory behind is.
     type Address: TableAddress;
     /// What it says if it does not translate.
@@ -21,6 +24,16 @@ pub trait Stage {
     /// # Errors
     /// It does not translate.
     fn translate(&mut self, gpa: Gpa, access: ErrorCode) -> Result<Self::Address, Self::Fault>;
+
+    /// Hears that the entry of a table, which has been translated, is about to be marked.
+    ///
+    /// # Errors
+    /// It does not allow that.
+    #[inline]
+    fn before_mark(&mut self, gpa: Gpa) -> Result<(), Self::Fault> {
+        let _ = gpa;
+        Ok(())
+    }
 }
 
 /// No second stage: guest-physical addresses are where memory is.
@@ -28,6 +41,8 @@ pub trait Stage {
 pub struct Unnested;
 
 impl Stage for Unnested {
+    const QUIET: bool = true;
+
     type Address = Gpa;
     type Fault = Infallible;
 
@@ -38,11 +53,18 @@ impl Stage for Unnested {
 }
 
 impl<S: Stage + ?Sized> Stage for &mut S {
+    const QUIET: bool = S::QUIET;
+
     type Address = S::Address;
     type Fault = S::Fault;
 
     #[inline]
     fn translate(&mut self, gpa: Gpa, access: ErrorCode) -> Result<S::Address, S::Fault> {
         (**self).translate(gpa, access)
+    }
+
+    #[inline]
+    fn before_mark(&mut self, gpa: Gpa) -> Result<(), S::Fault> {
+        (**self).before_mark(gpa)
     }
 }

@@ -6,44 +6,44 @@ use slat_memslot::PAGE_SIZE;
 
 /// A reproducible source of choices.
 #[derive(Clone, Debug)]
-pub(super) struct Dice(ChaCha8Rng);
+pub(crate) struct Dice(ChaCha8Rng);
 
 impl Dice {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(ChaCha8Rng::seed_from_u64(seed))
     }
 
     /// A number below `end`, which must not be 0.
-    pub(super) fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.0.random_range(0..end)
     }
 
-    pub(super) fn percent(&mut self, percent: u64) -> bool {
+    pub(crate) fn percent(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 
-    pub(super) fn one_in(&mut self, n: u32) -> bool {
+    pub(crate) fn one_in(&mut self, n: u32) -> bool {
         self.below(u64::from(n.max(1))) == 0
     }
 
-    pub(super) fn bits(&mut self) -> u64 {
+    pub(crate) fn bits(&mut self) -> u64 {
         self.0.random()
     }
 
     /// One of the choices, each as likely as the others.
-    pub(super) fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
         let index = usize::try_from(self.below(choices.len() as u64)).unwrap_or(0);
         choices[index]
     }
 
     /// A small number, the smaller the likelier.
-    pub(super) fn small(&mut self, end: u64) -> u64 {
+    pub(crate) fn small(&mut self, end: u64) -> u64 {
         let end = self.below(end.max(1)) + 1;
         self.below(end)
     }
 
     /// A value, or rarely one beside it: off by a byte, by half a page, by a page.
-    pub(super) fn near(&mut self, value: u64) -> u64 {
+    pub(crate) fn near(&mut self, value: u64) -> u64 {
         match self.below(24) {
             0 => value.wrapping_add(1),
             1 => value.wrapping_sub(1),
@@ -55,7 +55,7 @@ impl Dice {
     }
 
     /// A value as it is nine times of ten, else one of the odd ones.
-    pub(super) fn mostly(&mut self, value: u64, odd: &[u64]) -> u64 {
+    pub(crate) fn mostly(&mut self, value: u64, odd: &[u64]) -> u64 {
         if self.percent(90) {
             value
         } else {

@@ -77,9 +77,9 @@ impl Area {
             Self::DirtyRing if !profile.dirty_ring.get() => {
                 Some("all but EINVAL (KVM_CAP_DIRTY_LOG_RING is 0)")
             }
-            Self::DirtyLog if profile.tdp.get() => {
-                Some("guest writes, whose logging depends on page tables that are not modelled yet")
-            }
+            Self::DirtyLog if profile.tdp.get() => Some(
+                "guest accesses, whose logging depends on page tables (give the model the host)",
+            ),
             _ => None,
         }
     }

@@ -5,7 +5,7 @@
 //! `EINVAL`; so for a sample of refusals the model's repairs are applied on the live kernel, which must then accept
 //! (the repair oracle). The first difference is shrunk to a few calls and written as a scenario.
 
-mod dice;
+pub(crate) mod dice;
 mod generate;
 mod oracle;
 mod pair;
@@ -13,6 +13,9 @@ mod sequence;
 mod shrink;
 mod stats;
 mod written;
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub(crate) use dice::Dice;
 
 use std::time::{Duration, Instant};
 

@@ -31,7 +31,8 @@ impl Drop for FileMapping {
     }
 }
 
-pub(super) fn create(vm: &VmFd, size: u64, flags: u64, reserved: u64) -> Result<OwnedFd, Errno> {
+/// `KVM_CREATE_GUEST_MEMFD`.
+pub(crate) fn create(vm: &VmFd, size: u64, flags: u64, reserved: u64) -> Result<OwnedFd, Errno> {
     let request = kvm_create_guest_memfd {
         size,
         flags,

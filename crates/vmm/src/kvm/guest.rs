@@ -7,14 +7,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use kvm_bindings::{kvm_regs, kvm_segment};
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use slat_memslot::{Access, Errno, Hva, Outcome, PAGE_SIZE, Vendor};
+use slat_memslot::{Access, AccessKind, AsId, Errno, GuestAccess, Hva, Outcome, PAGE_SIZE, Vendor};
 
 use super::Vm;
 use super::ioctl::errno;
+use super::region::Placed;
 use crate::{CallError, CallResult};
 
-/// `mov [ebx], eax; hlt`.
-const STORE: [u8; 3] = [0x89, 0x03, 0xf4];
+/// `hlt`.
+const HALT: u8 = 0xf4;
 /// Where a vCPU's mapping holds its dirty ring, in pages (`KVM_DIRTY_LOG_PAGE_OFFSET`).
 const RING_PAGE: i64 = 64;
 /// Where every vCPU has its local APIC at first.
@@ -63,6 +64,7 @@ pub(super) struct Vcpu {
     ring: Option<Ring>,
     fd: VcpuFd,
     flat: bool,
+    as_id: AsId,
 }
 
 impl Vcpu {
@@ -96,12 +98,28 @@ impl Vcpu {
         self.fd.set_sregs(&sregs).map_err(errno)
     }
 
-    /// Runs the store at `code`, which writes to `target`.
-    fn store(&mut self, code: u64, target: u64) -> CallResult {
+    /// Enters or leaves SMM (`KVM_SET_VCPU_EVENTS`).
+    fn enter_space(&mut self, as_id: AsId) -> Result<(), Errno> {
+        if core::mem::replace(&mut self.as_id, as_id) == as_id {
+            return Ok(());
+        }
+        let mut events = self.fd.get_vcpu_events().map_err(errno)?;
+        events.smi.smm = u8::from(as_id == AsId::SMM);
+        events.flags |= kvm_bindings::KVM_VCPUEVENT_VALID_SMM;
+        let entered = self.fd.set_vcpu_events(&events).map_err(errno);
+        if entered.is_err() {
+            self.as_id = AsId::NORMAL;
+        }
+        entered
+    }
+
+    /// Runs the instruction of an access.
+    fn run(&mut self, access: &GuestAccess) -> CallResult {
         self.make_flat().map_err(CallError::errno)?;
+        self.enter_space(access.as_id).map_err(CallError::errno)?;
         let regs = kvm_regs {
-            rip: code,
-            rbx: target,
+            rip: access.instruction(),
+            rbx: access.gpa,
             rax: 0x5_1a7,
             rflags: 2,
             ..Default::default()
@@ -109,10 +127,15 @@ impl Vcpu {
         self.fd
             .set_regs(&regs)
             .map_err(|e| CallError::errno(errno(e)))?;
-        let access = match self.fd.run() {
+        let read = access.kind == AccessKind::Read;
+        let outcome = match self.fd.run() {
             Ok(VcpuExit::Hlt) => Access::Done,
             Ok(VcpuExit::MmioWrite(..)) => Access::Mmio,
+            Ok(VcpuExit::MmioRead(gpa, _)) if read && gpa == access.gpa => Access::Mmio,
             Ok(VcpuExit::InternalError | VcpuExit::MmioRead(..)) => Access::NoMemory,
+            Ok(VcpuExit::MemoryFault { flags, gpa, size }) => {
+                Access::MemoryFault { flags, gpa, size }
+            }
             Ok(VcpuExit::Unsupported(EXIT_RING_FULL)) => Access::RingFull,
             Ok(_) => {
                 return Err(CallError::NotTried {
@@ -121,10 +144,10 @@ impl Vcpu {
             }
             Err(e) => return Err(CallError::errno(errno(e))),
         };
-        if access == Access::Mmio {
+        if outcome == Access::Mmio {
             self.finish_mmio();
         }
-        Ok(Outcome::Access(access))
+        Ok(Outcome::Access(outcome))
     }
 
     /// Lets KVM complete an access that exited, so that it does not resume later.
@@ -197,6 +220,7 @@ impl Vm {
             ring,
             fd,
             flat: false,
+            as_id: AsId::NORMAL,
         });
         Ok(Outcome::Done)
     }
@@ -211,50 +235,80 @@ impl Vm {
         Ok(Outcome::Ring(ring.harvest()))
     }
 
-    /// A write by vCPU 0, by code that is put into the same page.
-    pub(super) fn guest_write(&mut self, gpa: u64) -> CallResult {
-        if self.vcpus.is_empty() {
+    /// An access by an instruction that is put where it says.
+    pub(super) fn guest_access(&mut self, access: &GuestAccess) -> CallResult {
+        let vcpu = usize::try_from(access.vcpu).unwrap_or(usize::MAX);
+        if vcpu >= self.vcpus.len() {
             return Err(CallError::errno(Errno::EBADF));
         }
-        if self.profile.vendor.get() != Vendor::Paravirtual {
-            return Err(CallError::NotTried {
-                why: "guest writes are emulated on a paravirtual host only",
-            });
-        }
-        let page = gpa & !(PAGE_SIZE - 1);
-        if gpa > u64::from(u32::MAX) - 4 || gpa - page > PAGE_SIZE - 4 {
-            return Err(CallError::NotTried {
-                why: "guest writes lie below 4 GiB and inside a page",
-            });
-        }
-        if page == APIC_PAGE {
-            return Err(CallError::NotTried {
-                why: "the local APIC's page is MMIO whatever slot holds it",
-            });
-        }
-        let code = if gpa - page < PAGE_SIZE / 2 {
-            page + PAGE_SIZE / 2
-        } else {
-            page
-        };
-        let slot = self
-            .placed
-            .iter()
-            .find(|(slot, p)| **slot >> 16 == 0 && p.gpa <= code && code - p.gpa < p.size)
-            .map(|(_, placed)| *placed);
-        if let Some(slot) = slot {
-            if !self
-                .host
-                .write(Hva::new(slot.hva + (code - slot.gpa)), &STORE)
-            {
+        self.can_run(access)
+            .map_err(|why| CallError::NotTried { why })?;
+        let code = access.instruction();
+        if let Some(slot) = self.placed_at(access.as_id, code) {
+            let at = Hva::new(slot.hva + (code - slot.gpa));
+            // An instruction in private memory is what the guest put there itself: zeros.
+            if !self.host.write(at, instruction(access.kind)) {
                 return Err(CallError::NotTried {
-                    why: "the page is not in the host area A",
+                    why: "the instruction is not in the host area A",
                 });
             }
         }
-        match self.vcpus.first_mut() {
-            Some(vcpu) => vcpu.store(code, gpa),
+        match self.vcpus.get_mut(vcpu) {
+            Some(vcpu) => vcpu.run(access),
             None => Err(CallError::errno(Errno::EBADF)),
         }
+    }
+
+    /// The slot that holds an address.
+    fn placed_at(&self, as_id: AsId, gpa: u64) -> Option<Placed> {
+        let space = as_id.index();
+        let holds = |slot: u32, p: &Placed| {
+            usize::try_from(slot >> 16) == Ok(space) && p.gpa <= gpa && gpa - p.gpa < p.size
+        };
+        let found = self.placed.iter().find(|(slot, p)| holds(**slot, p));
+        found.map(|(_, placed)| *placed)
+    }
+
+    /// Whether an access stays within what the model knows, and within memory that is there for it.
+    fn can_run(&self, access: &GuestAccess) -> Result<(), &'static str> {
+        let paravirtual = self.profile.vendor.get() == Vendor::Paravirtual;
+        if !paravirtual && !self.maps_for_guests {
+            return Err(
+                "where the host maps pages, only a model with page tables can follow a guest",
+            );
+        }
+        if self.irqchip {
+            return Err("with an interrupt controller in the kernel, a halt does not end the run");
+        }
+        for at in [access.gpa, access.instruction()] {
+            let page = at & !(PAGE_SIZE - 1);
+            if at > u64::from(u32::MAX) - 4 || at - page > PAGE_SIZE - 4 {
+                return Err("guest accesses lie below 4 GiB and inside a page");
+            }
+            if page == APIC_PAGE {
+                return Err("the local APIC's page is MMIO whatever slot holds it");
+            }
+            let Some(slot) = self.placed_at(access.as_id, at) else {
+                continue;
+            };
+            let hva = slot.hva + (at - slot.gpa);
+            let [writable, unreachable, readonly] = self.host.areas().list();
+            let inside = |area: &crate::scenario::Area| area.offset_of(hva).is_some();
+            let known =
+                inside(&writable) || (!paravirtual && (inside(&unreachable) || inside(&readonly)));
+            if !known {
+                return Err("the page is not in the host area A");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The instruction of an access: a move between `eax` and what `ebx` points to, then a halt.
+const fn instruction(kind: AccessKind) -> &'static [u8] {
+    match kind {
+        AccessKind::Read => &[0x8b, 0x03, HALT],
+        AccessKind::Write => &[0x89, 0x03, HALT],
+        AccessKind::Execute => &[HALT],
     }
 }

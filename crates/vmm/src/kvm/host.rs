@@ -10,7 +10,7 @@ use crate::Areas;
 
 /// A private anonymous mapping, unmapped on drop.
 #[derive(Debug)]
-struct Mapping {
+pub(super) struct Mapping {
     address: NonNull<libc::c_void>,
     len: usize,
 }
@@ -21,7 +21,7 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn new(len: usize, protection: i32) -> io::Result<Self> {
+    pub(super) fn new(len: usize, protection: i32) -> io::Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no existing memory.
         let address = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
@@ -31,7 +31,11 @@ impl Mapping {
         }
     }
 
-    fn start(&self) -> u64 {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn start(&self) -> u64 {
         self.address.as_ptr() as u64
     }
 }

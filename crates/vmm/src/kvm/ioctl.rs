@@ -15,17 +15,17 @@ ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
 ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
 
 /// The error number of the last system call.
-pub(super) fn last_errno() -> Errno {
+pub(crate) fn last_errno() -> Errno {
     Errno::new(std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
 }
 
 /// The error number of a wrapper's error.
-pub(super) fn errno(error: kvm_ioctls::Error) -> Errno {
+pub(crate) fn errno(error: kvm_ioctls::Error) -> Errno {
     Errno::new(error.errno())
 }
 
 /// A system call's result, where a negative number means that errno is set.
-pub(super) fn result(value: i32) -> Result<i32, Errno> {
+pub(crate) fn result(value: i32) -> Result<i32, Errno> {
     if value < 0 {
         Err(last_errno())
     } else {
@@ -42,18 +42,18 @@ impl AsRawFd for Fd {
     }
 }
 
-pub(super) fn set_nr_mmu_pages(vm: RawFd, pages: u64) -> Result<i32, Errno> {
+pub(crate) fn set_nr_mmu_pages(vm: RawFd, pages: u64) -> Result<i32, Errno> {
     // SAFETY: the argument is a number; the kernel reads no memory.
     result(unsafe { ioctl_with_val(&Fd(vm), KVM_SET_NR_MMU_PAGES(), pages) })
 }
 
-pub(super) fn reset_dirty_rings(vm: RawFd) -> Result<i32, Errno> {
+pub(crate) fn reset_dirty_rings(vm: RawFd) -> Result<i32, Errno> {
     // SAFETY: the ioctl has no argument.
     result(unsafe { ioctl(&Fd(vm), KVM_RESET_DIRTY_RINGS()) })
 }
 
 /// `words` must hold a bit for every page of the slot, or be `None` for a null pointer.
-pub(super) fn get_dirty_log(vm: RawFd, slot: u32, words: Option<&mut [u64]>) -> Result<i32, Errno> {
+pub(crate) fn get_dirty_log(vm: RawFd, slot: u32, words: Option<&mut [u64]>) -> Result<i32, Errno> {
     let mut log = kvm_dirty_log {
         slot,
         ..Default::default()
@@ -66,7 +66,7 @@ pub(super) fn get_dirty_log(vm: RawFd, slot: u32, words: Option<&mut [u64]>) -> 
 }
 
 /// `words` must hold a bit for every page of the range, or be `None` for a null pointer.
-pub(super) fn clear_dirty_log(
+pub(crate) fn clear_dirty_log(
     vm: RawFd,
     slot: u32,
     first_page: u64,
@@ -86,7 +86,7 @@ pub(super) fn clear_dirty_log(
     result(unsafe { ioctl_with_ref(&Fd(vm), KVM_CLEAR_DIRTY_LOG(), &log) })
 }
 
-pub(super) fn pre_fault(vcpu: RawFd, range: &mut kvm_pre_fault_memory) -> Result<i32, Errno> {
+pub(crate) fn pre_fault(vcpu: RawFd, range: &mut kvm_pre_fault_memory) -> Result<i32, Errno> {
     // SAFETY: the kernel reads and writes the struct, whose size is part of the request number.
     result(unsafe { ioctl_with_mut_ref(&Fd(vcpu), KVM_PRE_FAULT_MEMORY(), range) })
 }

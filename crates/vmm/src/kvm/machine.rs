@@ -33,6 +33,7 @@ pub struct Machine {
     kvm: Arc<Kvm>,
     host: Arc<HostMemory>,
     profile: Arc<Profile>,
+    maps_for_guests: bool,
 }
 
 impl Machine {
@@ -54,7 +55,18 @@ impl Machine {
             kvm: Arc::new(kvm),
             host: Arc::new(host),
             profile,
+            maps_for_guests: false,
         })
+    }
+
+    /// Lets guests run although the host maps pages for them (EPT, NPT). What they leave in dirty logs and rings then
+    /// depends on page tables, so that only a model that was given the host can follow: `model::Machine::with_host`.
+    #[must_use]
+    pub fn with_mapped_guests(self) -> Self {
+        Self {
+            maps_for_guests: true,
+            ..self
+        }
     }
 
     /// The probed profile, to be shared with a model.
@@ -82,11 +94,13 @@ impl crate::Machine for Machine {
     fn create_vm(&mut self, vm_type: u32) -> Result<Vm, CallError> {
         let vm = self.kvm.create_vm_with_type(u64::from(vm_type));
         let vm = vm.map_err(|e| CallError::errno(Errno::new(e.errno())))?;
-        Ok(Vm::new(
+        let mut made = Vm::new(
             self.kvm.clone(),
             vm,
             self.host.clone(),
             self.profile.clone(),
-        ))
+        );
+        made.maps_for_guests = self.maps_for_guests;
+        Ok(made)
     }
 }

@@ -1,15 +1,21 @@
 //! The real `/dev/kvm` as a machine. Linux on x86-64 only.
 
+mod executor;
 mod file;
 mod guest;
 mod host;
-mod ioctl;
+pub(crate) mod ioctl;
 mod machine;
 mod probe;
 mod region;
+mod translate;
 mod vm;
 
+pub use executor::AccessGuest;
+pub(crate) use file::create as create_gmem;
 pub use host::HostMemory;
+pub(crate) use ioctl::errno;
 pub use machine::{Machine, OpenError};
 pub use probe::probe;
+pub use translate::Translator;
 pub use vm::Vm;

@@ -17,7 +17,7 @@ use crate::{CallError, CallResult, MemoryVm};
 
 /// A VM made through `/dev/kvm`.
 ///
-/// Slots may name any host address, as KVM allows; the guest only ever runs ([`Call::GuestWrite`]) in pages of
+/// Slots may name any host address, as KVM allows; the guest only ever runs ([`Call::Guest`]) in pages of
 /// [`HostMemory`].
 #[derive(Debug)]
 pub struct Vm {
@@ -35,6 +35,9 @@ pub struct Vm {
     pub(super) placed: BTreeMap<u32, Placed>,
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) ring_bytes: u64,
+    pub(super) irqchip: bool,
+    /// Guests run although the host maps pages for them.
+    pub(super) maps_for_guests: bool,
 }
 
 impl Vm {
@@ -57,6 +60,8 @@ impl Vm {
             placed: BTreeMap::new(),
             vcpus: Vec::new(),
             ring_bytes: 0,
+            irqchip: false,
+            maps_for_guests: false,
         }
     }
 
@@ -264,12 +269,12 @@ impl MemoryVm for Vm {
                 .set_identity_map_address(*gpa)
                 .map(|()| Outcome::Done)
                 .map_err(errno),
-            Call::CreateIrqchip => self
-                .vm
-                .create_irq_chip()
-                .map(|()| Outcome::Done)
-                .map_err(errno),
-            Call::GuestWrite { gpa } => return self.guest_write(*gpa),
+            Call::CreateIrqchip => {
+                let made = self.vm.create_irq_chip();
+                self.irqchip |= made.is_ok();
+                made.map(|()| Outcome::Done).map_err(errno)
+            }
+            Call::Guest(access) => return self.guest_access(access),
         };
         outcome.map_err(CallError::errno)
     }

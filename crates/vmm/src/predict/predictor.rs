@@ -56,12 +56,15 @@ impl Vm {
 
     /// Answers a call, and leaves the model as the log has it.
     fn call(&mut self, call: &Call, actual: Result<i64, Errno>) -> CallResult {
-        let before = actual.is_err().then(|| self.model.clone());
+        if actual.is_err() {
+            let predicted = self.model.preview(call);
+            if predicted.is_ok() {
+                return predicted;
+            }
+        }
         let predicted = self.model.call(call);
-        match (&predicted, before) {
-            (Ok(_), Some(before)) => self.model = before,
-            (Err(_), None) => self.follow(call, &predicted),
-            _ => {}
+        if actual.is_ok() && predicted.is_err() {
+            self.follow(call, &predicted);
         }
         predicted
     }

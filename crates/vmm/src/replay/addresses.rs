@@ -1,4 +1,4 @@
-//! Which host address a slot is at: recordings do not say, but some operations give it away.
+//! Which host address a slot is at: where recordings do not say, some operations give it away.
 
 use std::collections::BTreeMap;
 
@@ -14,6 +14,8 @@ pub(super) struct Addresses {
     recorded: BTreeMap<SlotKey, (u64, u64)>,
     /// How far behind the begin of a huge page slots are, in bytes, where that is not 0.
     inside: BTreeMap<SlotKey, u64>,
+    /// Whether slots are where the recording says.
+    said: bool,
 }
 
 /// The model's slots are 64 GiB apart, each at the begin of a huge page of any size.
@@ -46,6 +48,14 @@ impl Seen {
 }
 
 impl Addresses {
+    /// Those of a recording that says them.
+    pub(super) fn as_said() -> Self {
+        Self {
+            said: true,
+            ..Self::default()
+        }
+    }
+
     /// Reads a recording ahead.
     pub(super) fn learn(chunks: &[&[Item<'_>]]) -> Self {
         let mut addresses = Self::default();
@@ -67,8 +77,15 @@ impl Addresses {
         addresses
     }
 
-    /// Where the model puts a slot.
-    pub(super) fn address_of(&self, key: SlotKey) -> u64 {
+    /// Where the model puts a slot that is set.
+    pub(super) fn address_for(&self, region: &SetRegion) -> u64 {
+        match region.hva {
+            Some(hva) => hva.raw(),
+            None => self.address_of(key_of(region)),
+        }
+    }
+
+    fn address_of(&self, key: SlotKey) -> u64 {
         place_of(key) + self.inside.get(&key).copied().unwrap_or(0)
     }
 
@@ -129,6 +146,9 @@ impl Addresses {
 
     /// The model's addresses of recorded ones; what belongs to no slot has none.
     pub(super) fn to_model(&self, range: &HvaRange) -> Vec<HvaRange> {
+        if self.said {
+            return vec![range.clone()];
+        }
         let places = self.recorded.iter();
         let parts = places.filter_map(|(key, (start, bytes))| {
             let from = range.start.max(*start);
@@ -197,7 +217,7 @@ pub(super) fn until_exit<'c, 'a>(chunk: &'c [Item<'a>]) -> &'c [Item<'a>] {
 fn frame_of(pfn: u64, before: &[&[Item<'_>]]) -> Option<Gfn> {
     let items = before.iter().rev().flat_map(|chunk| chunk.iter().rev());
     let mut pages = items.filter_map(|item| match item.what {
-        What::Note(Note::Backing { gfn, pfn }) => Some((gfn, pfn)),
+        What::Note(Note::Backing { gfn, pfn, .. }) => Some((gfn, pfn)),
         What::Event(Traced::SpteRequested { gfn, pfn, .. }) => Some((gfn, pfn)),
         _ => None,
     });

@@ -8,7 +8,7 @@ use super::activity::activity;
 use super::addresses::{Addresses, key_of, unmapped, until_exit};
 use super::{Machine, Verdict, inputs};
 use crate::paged_vm::{ControlBits, PagedVm};
-use crate::tdp_vm::{EagerSplit, HvaRange, Paging};
+use crate::tdp_vm::{EagerSplit, HvaRange, Paging, Supplied};
 use crate::traces::{
     self, Comparer, GuestAct, Item, Note, Op, Predicted, Recording, Ret, SetRegion, Sregs, Traced,
     What,
@@ -45,7 +45,11 @@ pub(super) fn run<V: PagedVm>(recording: &Recording<'_>, machine: &Machine) -> V
     let chunks = chunks(&recording.items);
     let mut run = Run::<V> {
         machine,
-        addresses: Addresses::learn(&chunks),
+        addresses: if inputs::are_complete(recording) {
+            Addresses::as_said()
+        } else {
+            Addresses::learn(&chunks)
+        },
         vm: None,
         eager_split: EagerSplit::On,
         nx_huge_pages: machine.nx_huge_pages,
@@ -117,7 +121,7 @@ impl<V: PagedVm> Run<'_, V> {
             return Vec::new();
         };
         if let Some(vm) = &mut self.vm {
-            vm.host_mut().supply(inputs::supply(chunk));
+            inputs::supply(vm.host_mut(), chunk);
         }
         self.operation(op, chunk, recording);
         self.notes(chunk);
@@ -213,7 +217,7 @@ impl<V: PagedVm> Run<'_, V> {
 
     fn set_region(&mut self, region: &SetRegion, recorded: Option<Ret>) {
         let (key, file) = (key_of(region), self.file);
-        let hva = self.addresses.address_of(key);
+        let hva = self.addresses.address_for(region);
         let Some(vm) = &mut self.vm else { return };
         let (gpa, size) = (region.gfn.gpa().raw(), region.pages.raw() << 12);
         let mut request = Region::new(key, gpa, size, hva);
@@ -221,7 +225,7 @@ impl<V: PagedVm> Run<'_, V> {
             request = request.with_gmem(file, offset);
         }
         request.flags = region.flags;
-        let refused = recorded == Some(Ret::Failed(Errno::EINVAL));
+        let refused = region.hva.is_none() && recorded == Some(Ret::Failed(Errno::EINVAL));
         if refused && vm.memory().check_region(&request).is_ok() {
             // The address in the host, which is not recorded, was another one.
             request.hva += 0x1000;
@@ -344,19 +348,34 @@ impl<V: PagedVm> Run<'_, V> {
         for item in chunk {
             match &item.what {
                 What::Note(Note::BackingOf(as_id)) => self.notes_of = *as_id,
-                What::Note(Note::Backing { gfn, pfn }) => self.backing(*gfn, *pfn),
+                What::Note(Note::Backing { gfn, pfn, level }) => {
+                    let size = level.and_then(inputs::size_of);
+                    self.backing(Supplied {
+                        gfn: *gfn,
+                        pfn: *pfn,
+                        size,
+                    });
+                }
+                What::Note(Note::Leaves(_)) => self.leaves(),
                 What::Note(Note::Remark("backing never touched by the host")) => self.untouched(),
                 _ => {}
             }
         }
     }
 
-    fn backing(&mut self, gfn: Gfn, pfn: u64) {
+    /// The VM's statistics were read.
+    fn leaves(&mut self) {
         let Some(vm) = &mut self.vm else { return };
-        let slot = vm.memory().space(self.notes_of).by_gfn(gfn);
-        let hva = slot.and_then(|slot| slot.hva_of(gfn));
+        let leaves = vm.leaves();
+        vm.tell(Predicted::Leaves(leaves));
+    }
+
+    fn backing(&mut self, page: Supplied) {
+        let Some(vm) = &mut self.vm else { return };
+        let slot = vm.memory().space(self.notes_of).by_gfn(page.gfn);
+        let hva = slot.and_then(|slot| slot.hva_of(page.gfn));
         if let Some(hva) = hva {
-            vm.host_mut().know_page(hva.raw(), gfn, pfn);
+            vm.host_mut().know_page(hva.raw(), page);
         }
     }
 
@@ -398,8 +417,14 @@ fn vm_call(vm: &mut impl PagedVm, op: &Op<'_>, returned: Option<Ret>) {
             pages,
             attributes,
         } => vm.set_attributes(*gfn, *pages, *attributes),
-        Op::PreFault { vcpu, gfn, pages } => {
-            vm.pre_fault(*vcpu, *gfn, *pages, hidden_flags(returned, *pages));
+        Op::PreFault {
+            vcpu,
+            gfn,
+            pages,
+            flags,
+        } => {
+            let flags = flags.unwrap_or_else(|| hidden_flags(returned, *pages));
+            vm.pre_fault(*vcpu, *gfn, *pages, flags);
         }
         Op::GetDirtyLog { slot } => vm.get_dirty_log(u32::from(*slot)),
         Op::ClearDirtyLog { slot, first, pages } => {
@@ -410,7 +435,7 @@ fn vm_call(vm: &mut impl PagedVm, op: &Op<'_>, returned: Option<Ret>) {
     }
 }
 
-/// The flags of a pre-fault are not recorded: a call that is refused for nothing else had some.
+/// Where the flags of a pre-fault are not recorded: a call that is refused for nothing else had some.
 fn hidden_flags(recorded: Option<Ret>, pages: Pages) -> u64 {
     let refused = recorded == Some(Ret::Failed(Errno::EINVAL));
     u64::from(refused && pages.raw() > 0)

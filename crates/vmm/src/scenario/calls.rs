@@ -1,8 +1,8 @@
 //! The operations: from a line's words to a call with names.
 
 use slat_memslot::{
-    Buffer, Call, ClearBits, FileCall, FileRef, GmemId, MapCall, MapId, OtherFile, Region,
-    RegionVersion,
+    AccessKind, AsId, Buffer, Call, ClearBits, FileCall, FileRef, GmemId, GuestAccess, MapCall,
+    MapId, OtherFile, Region, RegionVersion,
 };
 
 use super::args::Args;
@@ -78,12 +78,30 @@ fn vm_call(op: &str, args: &mut Args<'_>) -> Option<Read> {
             .map(|pages| Call::SetNrMmuPages { pages }),
         "set_tss_addr" => address(args).map(|gpa| Call::SetTssAddr { gpa }),
         "set_identity_map_addr" => address(args).map(|gpa| Call::SetIdentityMapAddr { gpa }),
-        "guest_write" => args
-            .required("gpa", number)
-            .map(|gpa| Call::GuestWrite { gpa }),
+        "guest_read" => guest_access(args, AccessKind::Read),
+        "guest_write" => guest_access(args, AccessKind::Write),
+        "guest_execute" => guest_access(args, AccessKind::Execute),
         _ => return None,
     };
     Some(call.map(Request::plain))
+}
+
+fn guest_access(args: &mut Args<'_>, kind: AccessKind) -> Result<Call, ParseError> {
+    Ok(Call::Guest(GuestAccess {
+        vcpu: args.defaulted("vcpu", number32)?,
+        as_id: args.defaulted("as_id", as_id)?,
+        kind,
+        gpa: args.required("gpa", number)?,
+        code: match kind {
+            AccessKind::Execute => None,
+            AccessKind::Read | AccessKind::Write => args.optional("code", number)?,
+        },
+    }))
+}
+
+fn as_id(text: &str) -> Parsed<AsId> {
+    let known = u8::try_from(number(text)?).ok().and_then(AsId::new);
+    known.ok_or_else(|| "neither 0 nor 1".to_owned())
 }
 
 fn address(args: &mut Args<'_>) -> Result<u64, ParseError> {

@@ -26,7 +26,7 @@ pub enum Expect {
         /// Bytes not done.
         size: u64,
     },
-    /// `done`, `mmio`, `no-memory` or `ring-full`: what a guest's access came to.
+    /// `done`, `mmio`, `no-memory`, `ring-full` or `memory-fault flags=.. gpa=.. size=..`: what a guest's access came to.
     Access(Access),
     /// `ERRNO` or `ERRNO reason`.
     Fails {
@@ -94,7 +94,7 @@ impl Expect {
             Self::Dirty(_) => matches!(call, Call::GetDirtyLog { .. }),
             Self::Ring(_) => matches!(call, Call::HarvestDirtyRing { .. }),
             Self::Remaining { .. } => matches!(call, Call::PreFault { .. }),
-            Self::Access(_) => matches!(call, Call::GuestWrite { .. }),
+            Self::Access(_) => matches!(call, Call::Guest(_)),
         }
     }
 
@@ -120,6 +120,15 @@ impl fmt::Display for Expect {
             Self::Ring(entries) => write!(f, "ring {}", list(entries, entry)),
             Self::Remaining { gpa, size } => {
                 write!(f, "left gpa={} size={}", hex(*gpa), hex(*size))
+            }
+            Self::Access(Access::MemoryFault { flags, gpa, size }) => {
+                let flags = words::join(words::ATTRIBUTES, *flags);
+                write!(
+                    f,
+                    "memory-fault flags={flags} gpa={} size={}",
+                    hex(*gpa),
+                    hex(*size)
+                )
             }
             Self::Access(access) => f.write_str(access_name(*access)),
             Self::Fails { errno, reason } => match reason {
@@ -163,6 +172,7 @@ pub(super) fn read(words: &[&str]) -> Parsed<Expect> {
         ["ring", "none"] => Ok(Expect::Ring(Vec::new())),
         ["ring", entries] => ring(entries).map(Expect::Ring),
         ["left", first, second] => left(first, second),
+        ["memory-fault", ref fields @ ..] => memory_fault(fields),
         [word] => single(word),
         [errno, reason] => fails(errno, Some(reason)),
         _ => Err("not a result".to_owned()),
@@ -233,6 +243,23 @@ fn ring_entry(text: &str) -> Parsed<(u32, u64)> {
     let parts = text.split_once('+');
     let (key, page) = parts.ok_or_else(|| format!("{text} is not SLOT+PAGE"))?;
     Ok((lex::slot(key)?, lex::number(page)?))
+}
+
+fn memory_fault(fields: &[&str]) -> Parsed<Expect> {
+    const NEEDS: &str = "memory-fault needs flags=, gpa= and size=";
+    let value = |key: &str| {
+        let mut pairs = fields.iter().filter_map(|field| field.split_once('='));
+        let found = pairs.find(|(known, _)| *known == key);
+        found.map(|(_, value)| value).ok_or(NEEDS)
+    };
+    if fields.len() != 3 {
+        return Err(NEEDS.to_owned());
+    }
+    Ok(Expect::Access(Access::MemoryFault {
+        flags: lex::bits(words::ATTRIBUTES, value("flags")?)?,
+        gpa: lex::number(value("gpa")?)?,
+        size: lex::number(value("size")?)?,
+    }))
 }
 
 fn left(first: &str, second: &str) -> Parsed<Expect> {

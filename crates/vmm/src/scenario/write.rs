@@ -3,7 +3,8 @@
 use core::fmt::{self, Write as _};
 
 use slat_memslot::{
-    Buffer, Call, ClearBits, FileCall, FileRef, MapCall, OtherFile, Region, RegionVersion,
+    AccessKind, Buffer, Call, ClearBits, FileCall, FileRef, GuestAccess, MapCall, OtherFile,
+    Region, RegionVersion,
 };
 
 use super::words::{self, Words};
@@ -293,7 +294,7 @@ fn vm_call(call: &Call) -> Line {
         Call::CheckExtension { cap } => line.word(capability(*cap)),
         Call::SetNrMmuPages { pages } => line.word(pages.to_string()),
         Call::SetTssAddr { gpa } | Call::SetIdentityMapAddr { gpa } => line.word(hex(*gpa)),
-        Call::GuestWrite { gpa } => line.pair("gpa", hex(*gpa)),
+        Call::Guest(access) => guest_access(&mut line, access),
         longer => vm_fields(&mut line, longer),
     }
     line
@@ -386,11 +387,28 @@ fn vm_op(call: &Call) -> &'static str {
         Call::SetTssAddr { .. } => "set_tss_addr",
         Call::SetIdentityMapAddr { .. } => "set_identity_map_addr",
         Call::CreateIrqchip => "create_irqchip",
-        Call::GuestWrite { .. } => "guest_write",
+        Call::Guest(access) => guest_op(access.kind),
         Call::SetRegion(_) => "set_user_memory_region",
         Call::CreateGmem { .. } => "create_guest_memfd",
         Call::File(_, call) => file_op(*call),
         Call::Map(..) => "touch",
+    }
+}
+
+fn guest_op(kind: AccessKind) -> &'static str {
+    match kind {
+        AccessKind::Read => "guest_read",
+        AccessKind::Write => "guest_write",
+        AccessKind::Execute => "guest_execute",
+    }
+}
+
+fn guest_access(line: &mut Line, access: &GuestAccess) {
+    line.unless_zero("vcpu", access.vcpu.to_string());
+    line.unless_zero("as_id", access.as_id.index().to_string());
+    line.pair("gpa", hex(access.gpa));
+    if let (Some(code), false) = (access.code, access.kind == AccessKind::Execute) {
+        line.pair("code", hex(code));
     }
 }
 

@@ -105,7 +105,7 @@ impl<F: Format> ShadowVm<F> {
             return self.enter(id);
         }
         if step.kind == Kind::Write {
-            self.memory.mark_dirty(as_id, gpa.gfn());
+            let _ = self.memory.mark_dirty(id, as_id, gpa.gfn());
         }
         true
     }
@@ -190,7 +190,7 @@ impl<F: Format> ShadowVm<F> {
         if became_dirty && self.mmu.codec().host().pml() {
             if let Some(vcpu) = self.vcpus.get(&id) {
                 let as_id = vcpu.roots.mmu.role().as_id();
-                self.memory.mark_dirty(as_id, gpa.gfn());
+                let _ = self.memory.mark_dirty(id, as_id, gpa.gfn());
             }
         }
     }
@@ -248,7 +248,7 @@ impl<F: Format> ShadowVm<F> {
             .mmu
             .direct_page_fault(&vcpu.roots, &fault, most, &mut env, out);
         if let Some((slot, gfn)) = handled.mark_dirty {
-            self.memory.mark_dirty(slot.as_id, gfn);
+            let _ = self.memory.mark_dirty(id, slot.as_id, gfn);
         }
         if let Some(moved) = self.host.take_moved() {
             self.unmap_hva(moved);

@@ -36,7 +36,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use slat_memslot::{Errno, Gfn, GmemId, Memory, Pages, Profile, Quirks, VmType};
-use slat_mmu::fault::{Invalidation, Settings};
+use slat_mmu::fault::{Apicv, Invalidation, Settings};
 use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::role::TdpHost;
 use slat_mmu::roots::TdpMmu;
@@ -151,6 +151,7 @@ impl<F: Format> ShadowVm<F> {
         Settings {
             nx_huge_pages: self.nx_huge_pages,
             guest_pat,
+            apicv: Apicv::Active,
         }
     }
 

@@ -70,6 +70,8 @@ impl L2 {
 
 /// What an access of L2 needs of its VM.
 pub(crate) struct L2Access<'w, F: Format, O> {
+    /// By index, as dirty rings are.
+    pub(crate) vcpu: u32,
     pub(crate) mmu: &'w mut ShadowMmu<F>,
     pub(crate) l2: &'w mut L2,
     pub(crate) memory: &'w mut Memory,
@@ -164,10 +166,12 @@ impl<F: Format, O: Observer<F> + Extend<Predicted>> L2Access<'_, F, O> {
             .mmu
             .shadow_page_fault(roots, &fault, (&walk, &guest), &mut env, out);
         for mark in trail.marks().iter().filter(|mark| mark.written) {
-            self.memory.mark_dirty(role.as_id(), mark.place.gfn());
+            let _ = self
+                .memory
+                .mark_dirty(self.vcpu, role.as_id(), mark.place.gfn());
         }
         if let Some((slot, gfn)) = handled.mark_dirty {
-            self.memory.mark_dirty(slot.as_id, gfn);
+            let _ = self.memory.mark_dirty(self.vcpu, slot.as_id, gfn);
         }
         Some((handled.outcome, found.gpa))
     }
@@ -199,6 +203,7 @@ impl<F: Format> ShadowVm<F> {
         let settings = self.settings();
         let vcpu = self.vcpus.get_mut(&id)?;
         Some(L2Access {
+            vcpu: id,
             mmu: &mut self.mmu,
             l2: vcpu.l2.as_mut()?,
             memory: &mut self.memory,

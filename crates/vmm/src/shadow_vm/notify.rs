@@ -21,10 +21,11 @@ impl<F: Format> ShadowVm<F> {
     /// Host addresses are unmapped, or mapped otherwise (`kvm_mmu_notifier_invalidate_range_start` and its end).
     pub fn unmap_hva(&mut self, range: HvaRange) {
         for (as_id, frames) in self.frames(&range) {
-            self.invalidation.begin();
-            self.invalidation.add(frames);
-            self.mmu.lock(&mut self.out).zap_frames(as_id, frames);
-            self.invalidation.end();
+            let mut locked = self.mmu.lock(&mut self.out);
+            self.invalidation.begin(&locked);
+            self.invalidation.add(&locked, frames);
+            locked.zap_frames(as_id, frames);
+            self.invalidation.end(&locked);
         }
         self.spread_requests();
     }

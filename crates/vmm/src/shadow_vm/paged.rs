@@ -62,7 +62,7 @@ impl<F: Format> ShadowVm<F> {
                 Ok((Outcome::Retry | Outcome::Fixed | Outcome::Spurious, _)) => {}
                 Ok((Outcome::Emulate, gpa)) => return Reached::Mmio(gpa),
                 Ok((Outcome::WriteProtected, gpa)) => {
-                    self.emulate_write(gpa);
+                    self.emulate_write(id, gpa);
                     return Reached::Done;
                 }
                 Ok((Outcome::MemoryFault | Outcome::BadPage, _)) => {
@@ -149,10 +149,10 @@ impl<F: Format> ShadowVm<F> {
             .mmu
             .shadow_page_fault(roots, &fault, (&walk, &guest), &mut env, out);
         for mark in trail.marks().iter().filter(|mark| mark.written) {
-            self.memory.mark_dirty(role.as_id(), mark.place.gfn());
+            let _ = self.memory.mark_dirty(id, role.as_id(), mark.place.gfn());
         }
         if let Some((slot, gfn)) = handled.mark_dirty {
-            self.memory.mark_dirty(slot.as_id, gfn);
+            let _ = self.memory.mark_dirty(id, slot.as_id, gfn);
         }
         if let Some(moved) = self.host.take_moved() {
             self.unmap_hva(moved);
@@ -162,14 +162,15 @@ impl<F: Format> ShadowVm<F> {
     }
 
     /// KVM carries out a write to a frame that it watches; what is written leaves the tables as they are.
-    fn emulate_write(&mut self, gpa: Gpa) {
+    fn emulate_write(&mut self, id: u32, gpa: Gpa) {
         let write = slat_mmu::shadow::EmulatedWrite {
             gpa,
             len: 1,
             present: slat_mmu::shadow::EntryWritten::Zero,
         };
-        self.memory
-            .mark_dirty(slat_memslot::AsId::NORMAL, gpa.gfn());
+        let _ = self
+            .memory
+            .mark_dirty(id, slat_memslot::AsId::NORMAL, gpa.gfn());
         self.mmu.lock(&mut self.out).track_write(&write);
         self.spread_requests();
     }
@@ -206,7 +207,7 @@ impl<F: Format> ShadowVm<F> {
             .is_ok();
         let dirtied = locked.take_dirtied();
         for (as_id, gfn) in dirtied {
-            self.memory.mark_dirty(as_id, gfn);
+            let _ = self.memory.mark_dirty(id, as_id, gfn);
         }
         self.spread_requests();
         loaded

@@ -78,7 +78,7 @@ impl<F: Format> ShadowVm<F> {
                 .mmu
                 .direct_page_fault(&vcpu.roots, &fault, most, &mut env, out);
             if let Some((slot, gfn)) = handled.mark_dirty {
-                self.memory.mark_dirty(slot.as_id, gfn);
+                let _ = self.memory.mark_dirty(id, slot.as_id, gfn);
             }
             match handled.outcome {
                 Outcome::Retry => {}

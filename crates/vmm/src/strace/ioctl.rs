@@ -114,10 +114,9 @@ impl MemoryIoctl {
             Call::SetTssAddr { .. } => Self::SetTssAddr,
             Call::SetIdentityMapAddr { .. } => Self::SetIdentityMapAddr,
             Call::CreateIrqchip => Self::CreateIrqchip,
-            Call::File(..)
-            | Call::Map(..)
-            | Call::HarvestDirtyRing { .. }
-            | Call::GuestWrite { .. } => return None,
+            Call::File(..) | Call::Map(..) | Call::HarvestDirtyRing { .. } | Call::Guest(_) => {
+                return None;
+            }
         })
     }
 

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
-use slat_memslot::{Errno, Gfn, GmemId, Memory, Pages, Profile, Region, VmType};
+use slat_memslot::{Call, Errno, Gfn, GmemId, Memory, Pages, Profile, Region, VmType};
+use slat_mmu::fault::PrefaultOutside;
 use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::role::VcpuMode;
 use slat_mmu::spte::{Ept, Npt, NxHugePages};
-use slat_mmu::tdp::Passes;
+use slat_mmu::tdp::audit::{AuditContext, Violation};
+use slat_mmu::tdp::{Passes, Totals};
 
-use super::{Activity, EagerSplit, HostMemory, HvaRange, Paging, TdpVm};
+use super::{Activity, EagerSplit, HostMemory, HvaRange, Paging, PreFaulted, TdpVm};
+use crate::CallResult;
 use crate::traces::Predicted;
 
 /// A [`TdpVm`] of either format.
@@ -49,6 +52,38 @@ impl AnyTdpVm {
         }
     }
 
+    /// As [`TdpVm::host`].
+    pub fn host(&self) -> &HostMemory {
+        match self {
+            Self::Ept(vm) => vm.host(),
+            Self::Npt(vm) => vm.host(),
+        }
+    }
+
+    /// As [`TdpVm::memory_mut`].
+    pub fn memory_mut(&mut self) -> &mut Memory {
+        match self {
+            Self::Ept(vm) => vm.memory_mut(),
+            Self::Npt(vm) => vm.memory_mut(),
+        }
+    }
+
+    /// As [`slat_mmu::tdp::Tables::totals`].
+    pub fn totals(&self) -> Totals {
+        match self {
+            Self::Ept(vm) => vm.tables().totals(),
+            Self::Npt(vm) => vm.tables().totals(),
+        }
+    }
+
+    /// As [`slat_mmu::tdp::Tables::audit`].
+    pub fn audit(&self, context: &AuditContext) -> Vec<Violation> {
+        match self {
+            Self::Ept(vm) => vm.tables().audit(context),
+            Self::Npt(vm) => vm.tables().audit(context),
+        }
+    }
+
     /// As [`TdpVm::memory`].
     pub fn memory(&self) -> &Memory {
         match self {
@@ -75,6 +110,7 @@ macro_rules! either_format {
 }
 
 either_format! {
+    fn call(call: &Call) -> CallResult;
     fn take() -> Vec<Predicted>;
     fn host_mut() -> &mut HostMemory;
     fn create_vcpu(id: u32);
@@ -91,7 +127,8 @@ either_format! {
     fn punch_hole(file: GmemId, offset: u64, len: u64);
     fn set_attributes(gfn: Gfn, pages: Pages, attributes: u64);
     fn run_guest(vcpu: u32, activity: &Activity);
-    fn pre_fault(vcpu: u32, gfn: Gfn, pages: Pages, flags: u64);
+    fn set_prefault_outside(outside: PrefaultOutside);
+    fn pre_fault(vcpu: u32, gfn: Gfn, pages: Pages, flags: u64) -> PreFaulted;
     fn get_dirty_log(slot: u32);
     fn clear_dirty_log(slot: u32, first: u64, pages: Pages);
     fn unmap_hva(range: HvaRange);

@@ -1,201 +1,195 @@
-//! What a guest does, access by access, and how it ends.
+//! Guest accesses, one after the other, and how they end.
 
-use slat_memslot::{Errno, Gpa};
+use slat_memslot::{
+    Access as Came, AccessKind, AsId, Attributes, Errno, Gpa, GuestAccess, Outcome as CallOutcome,
+    PAGE_SIZE, PmlOrder,
+};
 use slat_mmu::fault::{Env, Fault, Kind, Outcome, Present};
 use slat_mmu::host::SecondStage;
-use slat_mmu::role::{Cr0, Cr4, Efer, VcpuMode, VcpuState};
+use slat_mmu::role::VcpuMode;
 use slat_mmu::roots::RootId;
 use slat_mmu::spte::{Access, Format, Mmio, Spte};
 use slat_mmu::tdp::{HardwareAccess, Unobserved};
 
 use super::TdpVm;
+use super::activity::{Activity, Step};
 use crate::traces::{Exit, Predicted};
+use crate::{CallError, CallResult};
 
-/// How the guest translates its own addresses.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub enum Paging {
-    /// It does not.
-    #[default]
-    Off,
-    /// By four levels of tables with pages of 2 MiB. The tables follow each other: the first level at `cr3`, the second,
-    /// then one for each GiB.
-    Long {
-        /// Where the tables begin.
-        cr3: Gpa,
-        /// Pages that are not where their own address says.
-        pages: Vec<(u64, Gpa)>,
-    },
-}
-
-/// 2 MiB.
-const HUGE: u64 = 1 << 21;
-
-impl Paging {
-    /// The entries that a walk reads, top down.
-    pub(crate) fn walk(&self, address: u64) -> Vec<Gpa> {
-        let Self::Long { cr3, .. } = self else {
-            return Vec::new();
-        };
-        let entry = |table: u64, shift: u32| {
-            let index = address >> shift & 0x1ff;
-            Gpa::new(cr3.raw().wrapping_add((table << 12) + index * 8))
-        };
-        let gib = address >> 30 & 0x1ff;
-        vec![entry(0, 39), entry(1, 30), entry(2 + gib, 21)]
-    }
-
-    /// A vCPU's registers with those that this paging needs.
-    pub(super) fn registers(&self, state: &VcpuState) -> VcpuState {
-        match self {
-            Self::Off => *state,
-            Self::Long { cr3, .. } => VcpuState {
-                cr0: state.cr0 | Cr0::PG | Cr0::PE,
-                cr3: cr3.raw(),
-                cr4: state.cr4 | Cr4::PAE,
-                efer: state.efer | Efer::LME | Efer::LMA,
-                ..*state
-            },
-        }
-    }
-
-    pub(crate) fn translate(&self, address: u64) -> Gpa {
-        if let Self::Long { pages, .. } = self {
-            let page = pages.iter().find(|(gva, _)| *gva == address & !(HUGE - 1));
-            if let Some((gva, gpa)) = page {
-                return Gpa::new(gpa.raw().wrapping_add(address - gva));
-            }
-        }
-        Gpa::new(address)
-    }
-}
-
-/// One access, to an address of the guest's own.
+/// Why a guest does not run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// What it does.
-    pub kind: Kind,
-    /// Where.
-    pub address: u64,
+pub(super) enum Stop {
+    /// `KVM_RUN` returned with something for userspace to do.
+    Exit(Came),
+    /// It failed.
+    Failed(Errno),
 }
 
-/// How the guest stops when it has done everything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum Ending {
-    /// It halts.
-    #[default]
-    Halt,
-    /// An exception that it cannot handle, nor what comes of that (`KVM_EXIT_SHUTDOWN`).
-    TripleFault,
+/// What userspace does with `KVM_EXIT_MMIO`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Userspace {
+    /// It answers, and runs the guest on. The guest's accesses are of one byte.
+    Answers,
+    /// It takes it for the end. They are of four.
+    Stops,
 }
 
-impl Ending {
-    pub(crate) const fn exit(self) -> Exit {
+impl Userspace {
+    const fn bytes(self) -> u32 {
         match self {
-            Self::Halt => Exit::Halt,
-            Self::TripleFault => Exit::Other { reason: 8 },
+            Self::Answers => 1,
+            Self::Stops => 4,
         }
     }
-}
-
-/// The tables that L1 gives to L2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SecondStageOfL2 {
-    /// Nested page tables.
-    Npt {
-        /// `nCR3`.
-        cr3: Gpa,
-    },
-    /// Extended page tables.
-    Ept {
-        /// `EPTP12`.
-        pointer: u64,
-    },
-}
-
-/// What the guest does from one entry to the exit.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Activity {
-    /// A change of mode when it is entered.
-    pub mode_first: Option<VcpuMode>,
-    /// The accesses, instruction fetches among them.
-    pub steps: Vec<Step>,
-    /// A change of mode after them.
-    pub mode_then: Option<VcpuMode>,
-    /// The tables that L2 has of L1's, if the change starts such an L2.
-    pub l2_tables: Option<SecondStageOfL2>,
-    /// The accesses after that.
-    pub steps_then: Vec<Step>,
-    /// How it stops.
-    pub ending: Ending,
-}
-
-impl Activity {
-    /// It fetches a halt at an address.
-    pub fn halt(at: Gpa) -> Self {
-        Self::default().step(Kind::Execute, at.raw())
-    }
-
-    /// With one more access.
-    #[must_use]
-    pub fn step(mut self, kind: Kind, address: u64) -> Self {
-        self.steps.push(Step { kind, address });
-        self
-    }
-}
-
-/// What an access came to.
-pub(super) enum Reached {
-    Done,
-    /// Userspace has to do it.
-    Mmio,
-    /// The run fails.
-    Failed(Errno, Option<Exit>),
 }
 
 /// How often an access is tried: an emulated guest would go on for ever.
 const ATTEMPTS: u32 = 64;
+/// Places in the log that hardware keeps of modified pages (`PML_ENTITY_NUM`).
+const MODIFIED: usize = 512;
+/// `KVM_EXIT_INTERNAL_ERROR`: an instruction that lies in no memory cannot be emulated.
+const EXIT_INTERNAL_ERROR: u32 = 17;
+/// `KVM_EXIT_DIRTY_RING_FULL`.
+const EXIT_RING_FULL: u32 = 31;
 
 impl<F: Format> TdpVm<F> {
     /// `KVM_RUN` until the guest halts; accesses that userspace has to do are done.
     pub fn run_guest(&mut self, vcpu: u32, activity: &Activity) {
+        // How it ended is among the events.
+        let _ = self.run(vcpu, activity, Userspace::Answers);
+        self.leave(vcpu);
+    }
+
+    /// One access of a guest, with what `KVM_RUN` says about it.
+    pub(super) fn guest_access(&mut self, access: &GuestAccess) -> CallResult {
+        if let Err(refusal) = self.memory.check_guest_access(access) {
+            self.answer(Err(refusal.errno()));
+            return Err(refusal.into());
+        }
+        let Some(id) = self.id_of(access.vcpu) else {
+            return Err(CallError::errno(Errno::EBADF));
+        };
+        self.prepare(id, access.as_id);
+        let fetch = Activity::halt(Gpa::new(access.instruction()));
+        let activity = match access.kind {
+            AccessKind::Execute => fetch,
+            AccessKind::Read => fetch.step(Kind::Read, access.gpa),
+            AccessKind::Write => fetch.step(Kind::Write, access.gpa),
+        };
+        let run = self.run(id, &activity, Userspace::Stops);
+        self.leave(id);
+        match run {
+            Ok(()) => Ok(CallOutcome::Access(Came::Done)),
+            Err(Stop::Exit(came)) => Ok(CallOutcome::Access(came)),
+            Err(Stop::Failed(errno)) => Err(CallError::errno(errno)),
+        }
+    }
+
+    /// `KVM_SET_SREGS` once, so that the guest sees guest-physical addresses, and `KVM_SET_VCPU_EVENTS` where it enters or
+    /// leaves SMM.
+    fn prepare(&mut self, id: u32, as_id: AsId) {
+        let mode = if as_id == AsId::SMM {
+            VcpuMode::Smm
+        } else {
+            VcpuMode::Normal
+        };
+        let Some(vcpu) = self.vcpus.get_mut(&id) else {
+            return;
+        };
+        let flat = core::mem::replace(&mut vcpu.flat, true);
+        let same = core::mem::replace(&mut vcpu.state.mode, mode) == mode;
+        if !(flat && same) {
+            vcpu.reset_context(&self.tables, &mut self.reader, &self.tdp);
+        }
+    }
+
+    fn run(&mut self, vcpu: u32, activity: &Activity, userspace: Userspace) -> Result<(), Stop> {
         if let Some(mode) = activity.mode_first {
             self.serve_requests(vcpu);
             self.switch_mode(vcpu, mode);
         }
-        let mut well = self.enter(vcpu) && self.steps(vcpu, &activity.steps);
-        if let (true, Some(mode)) = (well, activity.mode_then) {
-            well = match &activity.l2_tables {
-                Some(tables) => self.start_l2(vcpu, tables),
-                None => {
-                    self.switch_mode(vcpu, mode);
-                    true
+        self.enter(vcpu)?;
+        self.steps(vcpu, &activity.steps, userspace)?;
+        if let Some(mode) = activity.mode_then {
+            self.leave(vcpu);
+            match &activity.l2_tables {
+                Some(tables) if !self.start_l2(vcpu, tables) => {
+                    return Err(self.fail(Errno::EINVAL));
                 }
-            };
-            well = well && self.enter(vcpu);
+                Some(_) => {}
+                None => self.switch_mode(vcpu, mode),
+            }
+            self.enter(vcpu)?;
         }
-        if well && self.steps(vcpu, &activity.steps_then) {
-            self.out
-                .events
-                .push(Predicted::Exit(activity.ending.exit()));
+        self.steps(vcpu, &activity.steps_then, userspace)?;
+        self.exit(activity.ending.exit());
+        Ok(())
+    }
+
+    fn exit(&mut self, exit: Exit) {
+        self.out.events.push(Predicted::Exit(exit));
+    }
+
+    /// What every entry begins with (`x86.c:vcpu_enter_guest`).
+    fn enter(&mut self, id: u32) -> Result<(), Stop> {
+        self.serve(id)?;
+        if !self.runs_on_l1_tables(id) {
+            return self.root(id).map(drop);
+        }
+        match self.load_l2_root(id) {
+            true => Ok(()),
+            false => Err(self.fail(Errno::ENOSPC)),
         }
     }
 
-    fn enter(&mut self, vcpu: u32) -> bool {
-        self.serve_requests(vcpu);
-        if self.runs_on_l1_tables(vcpu) {
-            return self.load_l2_root(vcpu);
+    /// What comes before a root is needed.
+    fn serve(&mut self, id: u32) -> Result<(), Stop> {
+        let index = self.vcpus.get(&id).map(|vcpu| vcpu.index);
+        if index.is_some_and(|index| self.memory.ring_blocks_entry(index)) {
+            self.exit(Exit::Other {
+                reason: EXIT_RING_FULL,
+            });
+            return Err(Stop::Exit(Came::RingFull));
         }
-        self.load_root(vcpu).is_some()
+        self.serve_requests(id);
+        Ok(())
     }
 
-    fn steps(&mut self, vcpu: u32, steps: &[Step]) -> bool {
-        steps.iter().all(|step| self.step(vcpu, *step))
+    fn root(&mut self, id: u32) -> Result<RootId, Stop> {
+        let root = self.load_root(id);
+        root.ok_or_else(|| self.fail(Errno::ENOMEM))
     }
 
-    /// One access with the guest's own walk before it. Says whether the guest goes on.
-    fn step(&mut self, id: u32, step: Step) -> bool {
+    pub(super) fn fail(&mut self, errno: Errno) -> Stop {
+        self.out.events.push(Predicted::RunFailed { errno });
+        Stop::Failed(errno)
+    }
+
+    /// What every exit begins with: KVM takes the frames out of the log of modified pages
+    /// (`vmx.c:vmx_flush_pml_buffer`).
+    fn leave(&mut self, id: u32) {
+        let Some(vcpu) = self.vcpus.get_mut(&id) else {
+            return;
+        };
+        let (index, as_id) = (vcpu.index, vcpu.mmu.role().as_id());
+        let modified = &mut vcpu.modified;
+        if self.memory.profile().pml_order.get() == PmlOrder::NewestFirst {
+            modified.reverse();
+        }
+        for gfn in modified.drain(..) {
+            let _ = self.memory.mark_dirty(index, as_id, gfn);
+        }
+    }
+
+    fn steps(&mut self, vcpu: u32, steps: &[Step], userspace: Userspace) -> Result<(), Stop> {
+        let mut steps = steps.iter();
+        steps.try_for_each(|step| self.step(vcpu, *step, userspace))
+    }
+
+    /// One access with the guest's own walk before it.
+    fn step(&mut self, id: u32, step: Step, userspace: Userspace) -> Result<(), Stop> {
         let Some(vcpu) = self.vcpus.get(&id) else {
-            return false;
+            return Err(Stop::Failed(Errno::EBADF));
         };
         let (walk, target) = (
             vcpu.paging.walk(step.address),
@@ -210,92 +204,100 @@ impl<F: Format> TdpVm<F> {
         } else {
             Kind::Read
         };
-        walk.into_iter().all(|entry| self.reach(id, kind, entry))
-            && self.reach(id, step.kind, target)
+        for entry in walk {
+            self.reach(id, kind, entry, userspace)?;
+        }
+        self.reach(id, step.kind, target, userspace)
     }
 
-    fn reach(&mut self, id: u32, kind: Kind, gpa: Gpa) -> bool {
+    fn reach(&mut self, id: u32, kind: Kind, gpa: Gpa, userspace: Userspace) -> Result<(), Stop> {
         let reached = match self.runs_on_l1_tables(id) {
             true => self.access_l2(id, kind, gpa),
             false => self.access(id, kind, gpa),
         };
-        match reached {
-            Reached::Done => true,
-            Reached::Mmio => {
-                self.out.events.push(Predicted::Exit(Exit::Mmio {
-                    gpa,
-                    len: 1,
-                    write: kind == Kind::Write,
-                }));
-                // Userspace answers, and the guest is entered again.
-                self.enter(id)
+        match (reached?, kind) {
+            (Reached::Memory, _) => return Ok(()),
+            (Reached::Nothing, Kind::Execute) => {
+                self.exit(Exit::Other {
+                    reason: EXIT_INTERNAL_ERROR,
+                });
+                return Err(Stop::Exit(Came::NoMemory));
             }
-            Reached::Failed(errno, exit) => {
-                self.out.events.push(Predicted::RunFailed { errno });
-                self.out.events.extend(exit.map(Predicted::Exit));
-                false
-            }
+            (Reached::Nothing, Kind::Read | Kind::Write) => self.exit(Exit::Mmio {
+                gpa,
+                len: userspace.bytes(),
+                write: kind == Kind::Write,
+            }),
+        }
+        match userspace {
+            Userspace::Answers => self.enter(id),
+            Userspace::Stops => Err(Stop::Exit(Came::Mmio)),
         }
     }
 
     /// Tries an access until it is done or cannot be.
-    fn access(&mut self, id: u32, kind: Kind, gpa: Gpa) -> Reached {
+    fn access(&mut self, id: u32, kind: Kind, gpa: Gpa) -> Result<Reached, Stop> {
         for _ in 0..ATTEMPTS {
-            self.serve_requests(id);
-            let Some(root) = self.load_root(id) else {
-                return Reached::Failed(Errno::ENOMEM, None);
-            };
-            let present = match self.hardware(id, root, kind, gpa) {
+            self.make_room_to_log(id);
+            self.serve(id)?;
+            let root = self.root(id)?;
+            let present = match self.hardware(root, kind, gpa) {
                 HardwareAccess::Done { became_dirty } => {
                     self.log_modified(id, gpa, became_dirty);
-                    return Reached::Done;
+                    return Ok(Reached::Memory);
                 }
                 HardwareAccess::Mmio { spte, mmio } => {
+                    self.leave(id);
                     if self.is_known_mmio(id, gpa, spte, &mmio) {
-                        return Reached::Mmio;
+                        return Ok(Reached::Nothing);
                     }
                     Present::Reserved
                 }
                 HardwareAccess::NotPresent => Present::No,
                 HardwareAccess::NotAllowed => Present::Yes,
             };
+            self.leave(id);
             match self.fault(id, root, (kind, present), gpa) {
                 Outcome::Retry | Outcome::Fixed | Outcome::Spurious => {}
-                Outcome::Emulate | Outcome::WriteProtected => return Reached::Mmio,
-                Outcome::MemoryFault => return self.memory_fault(gpa),
-                Outcome::BadPage => return Reached::Failed(Errno::EFAULT, None),
-                Outcome::Interrupted => return Reached::Failed(Errno::EINTR, None),
-                Outcome::OutOfTables => return Reached::Failed(Errno::ENOMEM, None),
+                Outcome::Emulate | Outcome::WriteProtected => return Ok(Reached::Nothing),
+                Outcome::MemoryFault => return Err(self.memory_fault(gpa, present)),
+                Outcome::BadPage => return Err(self.fail(Errno::EFAULT)),
+                Outcome::Interrupted => return Err(self.fail(Errno::EINTR)),
+                Outcome::OutOfTables => return Err(self.fail(Errno::ENOMEM)),
             }
         }
-        Reached::Failed(Errno::EINTR, None)
+        Err(self.fail(Errno::EINTR))
     }
 
-    fn hardware(&mut self, id: u32, root: RootId, kind: Kind, gpa: Gpa) -> HardwareAccess<F> {
+    fn hardware(&mut self, root: RootId, kind: Kind, gpa: Gpa) -> HardwareAccess<F> {
         let access = match kind {
             Kind::Read => Access::USER,
             Kind::Write => Access::USER | Access::WRITE,
             Kind::Execute => Access::EXECUTE,
         };
-        let Some(vcpu) = self.vcpus.get_mut(&id) else {
-            return HardwareAccess::NotPresent;
-        };
-        let mut locked = self.tables.shared(&mut vcpu.reader, Unobserved);
+        let mut locked = self.tables.shared(&mut self.reader, Unobserved);
         match locked.root_table(root) {
             Some(table) => locked.hardware_access(table, gpa.gfn(), access),
             None => HardwareAccess::NotPresent,
         }
     }
 
-    /// The log of modified pages: KVM empties it at every exit (`vmx.c:vmx_flush_pml_buffer`).
+    /// Hardware logs a page when it sets its dirty bit.
     fn log_modified(&mut self, id: u32, gpa: Gpa, became_dirty: bool) {
         if became_dirty && self.tables.codec().host().pml() {
             // The log is off while L2 runs.
-            let running = self.vcpus.get(&id);
+            let running = self.vcpus.get_mut(&id);
             if let Some(vcpu) = running.filter(|vcpu| vcpu.state.mode != VcpuMode::Guest) {
-                let as_id = vcpu.mmu.role().as_id();
-                self.memory.mark_dirty(as_id, gpa.gfn());
+                vcpu.modified.push(gpa.gfn());
             }
+        }
+    }
+
+    /// A full log is an exit of its own (`EXIT_REASON_PML_FULL`).
+    fn make_room_to_log(&mut self, id: u32) {
+        let full = |vcpu: &super::Vcpu| vcpu.modified.len() >= MODIFIED;
+        if self.vcpus.get(&id).is_some_and(full) {
+            self.leave(id);
         }
     }
 
@@ -327,7 +329,7 @@ impl<F: Format> TdpVm<F> {
     fn fault(&mut self, id: u32, root: RootId, what: (Kind, Present), gpa: Gpa) -> Outcome {
         let settings = self.settings();
         let (kind, present) = what;
-        let private = self.memory.is_private(gpa.gfn());
+        let private = self.wants_private(gpa, present);
         let fault = Fault {
             kind: self.reported_kind(kind, present),
             present,
@@ -338,7 +340,8 @@ impl<F: Format> TdpVm<F> {
         let Some(vcpu) = self.vcpus.get_mut(&id) else {
             return Outcome::BadPage;
         };
-        let mut locked = self.tables.shared(&mut vcpu.reader, &mut self.out);
+        let index = vcpu.index;
+        let mut locked = self.tables.shared(&mut self.reader, &mut self.out);
         let mut env = Env {
             memory: &self.memory,
             backing: &mut self.host,
@@ -349,7 +352,7 @@ impl<F: Format> TdpVm<F> {
         let handled = locked.page_fault(root, &fault, &mut env);
         drop(locked);
         if let Some((slot, gfn)) = handled.mark_dirty {
-            self.memory.mark_dirty(slot.as_id, gfn);
+            let _ = self.memory.mark_dirty(index, slot.as_id, gfn);
         }
         if let Some(moved) = self.host.take_moved() {
             self.unmap_hva(moved);
@@ -368,15 +371,33 @@ impl<F: Format> TdpVm<F> {
         }
     }
 
-    /// `KVM_EXIT_MEMORY_FAULT`: the VM's attributes say what was wanted.
-    fn memory_fault(&self, gpa: Gpa) -> Reached {
-        const PRIVATE: u64 = 1 << 3;
-        let private = self.memory.is_private(gpa.gfn());
-        let exit = Exit::MemoryFault {
-            flags: if private { PRIVATE } else { 0 },
-            gpa: gpa.gfn().gpa(),
-            size: 1 << 12,
-        };
-        Reached::Failed(Errno::EFAULT, Some(exit))
+    /// Whether an access is to private memory: the VM's attributes say so, but for one that finds an MMIO entry, which is
+    /// always shared (`mmu.c:kvm_mmu_page_fault`).
+    fn wants_private(&self, gpa: Gpa, present: Present) -> bool {
+        present != Present::Reserved && self.memory.is_private(gpa.gfn())
     }
+
+    /// `KVM_EXIT_MEMORY_FAULT`, which says what was wanted.
+    fn memory_fault(&mut self, gpa: Gpa, present: Present) -> Stop {
+        let private = self.wants_private(gpa, present);
+        let flags = if private {
+            Attributes::PRIVATE.bits()
+        } else {
+            0
+        };
+        let (gpa, size) = (gpa.gfn().gpa(), PAGE_SIZE);
+        self.out.events.push(Predicted::RunFailed {
+            errno: Errno::EFAULT,
+        });
+        self.exit(Exit::MemoryFault { flags, gpa, size });
+        let gpa = gpa.raw();
+        Stop::Exit(Came::MemoryFault { flags, gpa, size })
+    }
+}
+
+/// What an access came to.
+pub(super) enum Reached {
+    Memory,
+    /// No memory that could be used: userspace, or the emulator, has to do it.
+    Nothing,
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
-use slat_memslot::{Gfn, GmemId, PAGE_SHIFT, PageSize, Slot};
+use slat_memslot::{Gfn, GmemId, Hva, PAGE_SHIFT, PageSize, Slot};
 use slat_mmu::fault::{Backing, FilePage, HostPage};
 use slat_mmu::shadow::ResidentPages;
 use slat_mmu::spte::{Pfn, PfnKind};
@@ -19,10 +19,29 @@ struct Mapping {
     writable: bool,
 }
 
+/// A page that will be found behind a guest frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Supplied {
+    /// The guest's frame.
+    pub gfn: Gfn,
+    /// The host's.
+    pub pfn: u64,
+    /// How large the host maps it, if it is known; else as it was ever seen ([`HostMemory::know_huge`]).
+    pub size: Option<PageSize>,
+}
+
+impl From<(Gfn, u64)> for Supplied {
+    fn from((gfn, pfn): (Gfn, u64)) -> Self {
+        let size = None;
+        Self { gfn, pfn, size }
+    }
+}
+
 /// The simulated memory of the process that owns a VM.
 ///
 /// All of it is private anonymous memory that was written to, unless it is said to be otherwise. Which page is where, is
-/// told before it is asked for: [`HostMemory::supply`].
+/// told before it is asked for: [`HostMemory::tell`], or [`HostMemory::supply`] where only guest frames are known. Pages
+/// that nobody has told about are made up, small and one behind the other.
 #[derive(Clone, Debug, Default)]
 pub struct HostMemory {
     /// By the first host frame.
@@ -36,7 +55,9 @@ pub struct HostMemory {
     /// Protected against writing.
     protected: Vec<HvaRange>,
     /// The pages that will be found, where none is known.
-    supply: Vec<(Gfn, u64)>,
+    supply: Vec<Supplied>,
+    /// The same of pages of files.
+    file_supply: Vec<(Gfn, u64)>,
     /// Huge pages: by size and first guest frame, the first frames that they were seen to have.
     huge: Vec<(PageSize, Gfn, u64)>,
     /// Ranges that will be unmapped when somebody writes there.
@@ -45,7 +66,14 @@ pub struct HostMemory {
     moved: Option<HvaRange>,
     /// Frames that are no memory.
     devices: Vec<Range<u64>>,
+    /// Nothing is mapped there.
+    absent: Vec<HvaRange>,
+    /// How many pages were made up, since nobody had told which they are.
+    made_up: u64,
 }
+
+/// The first page that is made up: behind the hole for devices below 4 GiB.
+const MADE_UP: u64 = 1 << 20;
 
 impl HostMemory {
     /// Frames that are devices.
@@ -63,8 +91,13 @@ impl HostMemory {
     }
 
     /// The pages that will be found, by guest frame, where none is known; in place of those that were told before.
-    pub fn supply(&mut self, pages: Vec<(Gfn, u64)>) {
-        self.supply = pages;
+    pub fn supply<P: Into<Supplied>>(&mut self, pages: impl IntoIterator<Item = P>) {
+        self.supply = pages.into_iter().map(Into::into).collect();
+    }
+
+    /// The pages of files that will be found; where none is told for a frame, it is the one of [`HostMemory::supply`].
+    pub fn supply_files(&mut self, pages: impl IntoIterator<Item = (Gfn, u64)>) {
+        self.file_supply = pages.into_iter().collect();
     }
 
     /// Invalidations that copies on write will cause; in place of those that were told before.
@@ -77,12 +110,53 @@ impl HostMemory {
         self.copies.drain(..).collect()
     }
 
+    /// Tells the true page at an address: its frame, and the size in which the process maps it, as `pagemap` and
+    /// `kpageflags` say. A huge page is told once for all of it. Anything that was known there is replaced.
+    ///
+    /// The page counts as writable, as after a write of the process. An address and a frame that cannot lie in one huge
+    /// page of this size are mapped small.
+    pub fn tell(&mut self, hva: Hva, pfn: u64, size: PageSize) {
+        let (frame, inside) = (hva.raw() >> PAGE_SHIFT, size.pages().raw() - 1);
+        let (size, part) = if frame & inside == pfn & inside {
+            (size, frame & inside)
+        } else {
+            (PageSize::Size4K, 0)
+        };
+        let first = (frame - part) << PAGE_SHIFT;
+        self.replace(first..first + size.pages().bytes());
+        let mapping = Mapping {
+            pfn: pfn - part,
+            size,
+            writable: true,
+        };
+        self.mappings.insert(frame - part, mapping);
+    }
+
+    /// Tells the true page of a guest_memfd, at an offset in bytes.
+    pub fn tell_file(&mut self, file: GmemId, offset: u64, pfn: u64) {
+        self.files.insert((file, offset >> PAGE_SHIFT), pfn);
+    }
+
+    /// The pages that an address has, if any is known: its frame, the size that it is mapped in, and whether writable.
+    pub fn page_at(&self, hva: Hva) -> Option<(u64, PageSize, bool)> {
+        let frame = hva.raw() >> PAGE_SHIFT;
+        let (first, at) = self.find(frame)?;
+        Some((at.pfn + (frame - first), at.size, at.writable))
+    }
+
+    /// Nothing is mapped there, or nothing that could be accessed (`munmap`, `PROT_NONE`).
+    pub fn set_absent(&mut self, range: HvaRange) {
+        self.forget(range.clone());
+        self.absent.push(range);
+    }
+
     /// The page at an address is known.
-    pub fn know_page(&mut self, hva: u64, gfn: Gfn, pfn: u64) {
-        let frame = hva >> PAGE_SHIFT;
-        if self.find(frame).map(|(first, at)| at.pfn + (frame - first)) != Some(pfn) {
+    pub fn know_page(&mut self, hva: u64, page: impl Into<Supplied>) {
+        let (frame, page) = (hva >> PAGE_SHIFT, page.into());
+        if self.find(frame).map(|(first, at)| at.pfn + (frame - first)) != Some(page.pfn) {
             self.forget(hva..hva + 1);
-            self.insert(frame, gfn, pfn, true);
+            let writable = !Self::is_in(&self.protected, hva) && !Self::is_in(&self.shared, hva);
+            self.insert(frame, page, writable);
         }
     }
 
@@ -104,16 +178,28 @@ impl HostMemory {
         self.forget(range);
     }
 
-    /// `mprotect` without the right to write.
+    /// `mprotect` without the right to write. What has none already stays as it is mapped.
     pub fn protect(&mut self, range: HvaRange) {
-        self.mark(&range, false);
-        self.protected.push(range);
+        let mut changed = vec![range];
+        for protected in &self.protected {
+            subtract(&mut changed, protected);
+        }
+        for part in changed {
+            self.cut(&part);
+            self.mark(&part, false);
+            self.protected.push(part);
+        }
     }
 
-    /// `mprotect` with all rights.
+    /// `mprotect` with all rights. What has them already stays as it is mapped.
     pub fn unprotect(&mut self, range: &HvaRange) {
+        let inside = |part: &HvaRange| part.start.max(range.start)..part.end.min(range.end);
+        let changed: Vec<HvaRange> = self.protected.iter().map(inside).collect();
         subtract(&mut self.protected, range);
-        self.mark(range, true);
+        for part in changed.into_iter().filter(|part| !part.is_empty()) {
+            self.cut(&part);
+            self.mark(&part, true);
+        }
     }
 
     /// `fork`: the memory is copied when somebody writes.
@@ -163,28 +249,52 @@ impl HostMemory {
             let end = first + mapping.size.pages().raw();
             (*first < frames.end && end > frames.start).then_some((*first, *mapping))
         };
-        let touched: Vec<_> = self.mappings.iter().filter_map(touched).collect();
+        let largest = PageSize::Size1G.pages().raw();
+        let near = frames.start.saturating_sub(largest)..frames.end;
+        let near = self.mappings.range(near);
+        let touched: Vec<_> = near.filter_map(touched).collect();
         for (first, mapping) in touched {
+            self.make_small(first, mapping);
+        }
+        let gone: Vec<u64> = self
+            .mappings
+            .range(frames)
+            .map(|(first, _)| *first)
+            .collect();
+        for first in gone {
             self.mappings.remove(&first);
-            for frame in first..first + mapping.size.pages().raw() {
-                if !frames.contains(&frame) {
-                    let small = Mapping {
-                        pfn: mapping.pfn + (frame - first),
-                        size: PageSize::Size4K,
-                        ..mapping
-                    };
-                    self.mappings.insert(frame, small);
-                }
+        }
+    }
+
+    /// A huge page at whose inside a range begins or ends is mapped small from now on.
+    fn cut(&mut self, range: &HvaRange) {
+        for frame in [range.start >> PAGE_SHIFT, range.end >> PAGE_SHIFT] {
+            if let Some((first, mapping)) = self.find(frame).filter(|(first, _)| *first != frame) {
+                self.make_small(first, mapping);
             }
         }
     }
 
+    fn make_small(&mut self, first: u64, mapping: Mapping) {
+        self.mappings.remove(&first);
+        for part in 0..mapping.size.pages().raw() {
+            let small = Mapping {
+                pfn: mapping.pfn + part,
+                size: PageSize::Size4K,
+                ..mapping
+            };
+            self.mappings.insert(first + part, small);
+        }
+    }
+
     /// A page is found at a host frame, which is behind a guest frame.
-    fn insert(&mut self, frame: u64, gfn: Gfn, pfn: u64, writable: bool) -> Mapping {
-        let size = self.size_of(gfn, pfn);
-        let part = gfn.raw() & (size.pages().raw() - 1);
+    fn insert(&mut self, frame: u64, page: Supplied, writable: bool) -> Mapping {
+        let size = page
+            .size
+            .unwrap_or_else(|| self.size_of(page.gfn, page.pfn));
+        let part = frame & (size.pages().raw() - 1);
         let mapping = Mapping {
-            pfn: pfn - part,
+            pfn: page.pfn.wrapping_sub(part),
             size,
             writable,
         };
@@ -210,7 +320,7 @@ impl HostMemory {
     fn fault_in(&mut self, hva: u64, gfn: Gfn, write: bool) -> Result<Mapping, HostPage> {
         let frame = hva >> PAGE_SHIFT;
         let protected = Self::is_in(&self.protected, hva);
-        if write && protected {
+        if Self::is_in(&self.absent, hva) || (write && protected) {
             return Err(HostPage::Bad);
         }
         let known = self.find(frame);
@@ -239,9 +349,12 @@ impl HostMemory {
         // A page that was never written to reads as the zero page.
         let untouched = Self::is_in(&self.untouched, hva);
         let writable = write || !(untouched || shared || protected);
-        let pfn = self.supplied(gfn);
-        let mapping = self.insert(frame, gfn, pfn, writable);
-        Ok(Mapping { pfn, ..mapping })
+        let page = self.supplied(gfn);
+        let mapping = self.insert(frame, page, writable);
+        Ok(Mapping {
+            pfn: page.pfn,
+            ..mapping
+        })
     }
 
     /// The page behind an address, if the host maps it writable now, without waiting for anything.
@@ -254,9 +367,9 @@ impl HostMemory {
         if kept.iter().any(|ranges| Self::is_in(ranges, hva)) {
             return None;
         }
-        let pfn = self.supplied(gfn);
-        let mapping = self.insert(frame, gfn, pfn, true);
-        Some(mapping.pfn + (gfn.raw() & (mapping.size.pages().raw() - 1)))
+        let page = self.supplied(gfn);
+        self.insert(frame, page, true);
+        Some(page.pfn)
     }
 
     fn kind_of(&self, pfn: u64) -> PfnKind {
@@ -266,9 +379,12 @@ impl HostMemory {
         }
     }
 
-    fn supplied(&self, gfn: Gfn) -> u64 {
-        let found = self.supply.iter().find(|(of, _)| *of == gfn);
-        found.map_or(0, |(_, pfn)| *pfn)
+    fn supplied(&mut self, gfn: Gfn) -> Supplied {
+        let found = self.supply.iter().find(|page| page.gfn == gfn);
+        found.copied().unwrap_or_else(|| {
+            self.made_up += 1;
+            (gfn, MADE_UP + self.made_up - 1).into()
+        })
     }
 }
 
@@ -312,8 +428,15 @@ impl Backing for HostMemory {
             return FilePage::Bad;
         };
         let page = first + (gfn - slot.range().start()).raw();
-        let supplied = self.supplied(gfn);
-        let pfn = *self.files.entry((file, page)).or_insert(supplied);
+        let pfn = match self.files.get(&(file, page)) {
+            Some(pfn) => *pfn,
+            None => {
+                let told = self.file_supply.iter().find(|(of, _)| *of == gfn);
+                told.map(|(_, pfn)| *pfn)
+                    .unwrap_or_else(|| self.supplied(gfn).pfn)
+            }
+        };
+        self.files.insert((file, page), pfn);
         FilePage::Page {
             pfn: Pfn::new(pfn),
             size: PageSize::Size4K,

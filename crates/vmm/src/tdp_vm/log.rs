@@ -1,64 +1,86 @@
 //! Dirty logs.
 
 use slat_memslot::{
-    Buffer, ClearBits, Errno, Gfn, GfnRange, ManualProtect, PageSize, Pages, SlotKey,
+    Buffer, Call, ClearBits, DirtyBitmap, DirtyPages, DirtyWindow, Gfn, GfnRange, ManualProtect,
+    Outcome, PageSize, Pages, Refusal, SlotKey,
 };
 use slat_mmu::spte::Format;
 use slat_mmu::tdp::ByWhat;
 
 use super::TdpVm;
-use crate::traces::Predicted;
-
-/// Pages in a word of a bitmap.
-const WORD: u64 = 64;
+use super::call::to_clear;
 
 impl<F: Format> TdpVm<F> {
     /// `KVM_GET_DIRTY_LOG`: what is read is watched anew, unless that is done by hand.
     pub fn get_dirty_log(&mut self, slot: u32) {
-        let key = self.memory.check_get_dirty_log(slot);
-        let pages = self.memory.get_dirty_log(slot, Buffer::Good);
-        let manual = self.memory.manual_protect().contains(ManualProtect::ENABLE);
-        if let (Ok(key), Ok(pages), false) = (&key, &pages, manual) {
-            self.watch_anew(*key, &pages.to_words());
-        }
-        self.answer(pages.as_ref().map(|_| 0).map_err(|r| r.errno()));
-        if let Ok(pages) = pages {
-            self.out
-                .events
-                .push(Predicted::Dirty(pages.iter().collect()));
-        }
+        let _ = self.call(&Call::GetDirtyLog {
+            slot,
+            buffer: Buffer::Good,
+        });
     }
 
     /// `KVM_CLEAR_DIRTY_LOG` with all bits set: what was dirty is watched anew.
     pub fn clear_dirty_log(&mut self, slot: u32, first: u64, pages: Pages) {
-        let result = self.clear(slot, first, pages);
-        self.answer(result.map(|()| 0));
+        let _ = self.call(&Call::ClearDirtyLog {
+            slot,
+            first_page: first,
+            num_pages: u32::try_from(pages.raw()).unwrap_or(u32::MAX),
+            bits: ClearBits::All,
+        });
     }
 
-    fn clear(&mut self, slot: u32, first: u64, pages: Pages) -> Result<(), Errno> {
-        let (memory, bits) = (&mut self.memory, ClearBits::All);
-        let count = u32::try_from(pages.raw()).map_err(|_| Errno::EINVAL)?;
-        let key = memory.check_clear_dirty_log(slot, first, count, &bits);
-        let key = key.map_err(|refusal| refusal.errno())?;
-        let log = memory.slot(slot).and_then(slat_memslot::Slot::dirty);
-        let mut words = log.map(|log| log.get().to_words()).unwrap_or_default();
-        let cleared = memory.clear_dirty_log(slot, first, count, &bits);
-        cleared.map_err(|refusal| refusal.errno())?;
-        let wanted = first..first + pages.raw();
-        for (at, word) in (0..).zip(&mut words) {
-            let bit = |bit: u64| u64::from(wanted.contains(&(at * WORD + bit))) << bit;
-            *word &= (0..WORD).map(bit).sum::<u64>();
+    /// The log of a slot as it is. With a buffer that cannot be written, pages are watched anew all the same.
+    pub(super) fn read_dirty_log(
+        &mut self,
+        slot: u32,
+        buffer: Buffer,
+    ) -> Result<DirtyPages, Refusal> {
+        let key = self.memory.check_get_dirty_log(slot)?;
+        let dirty = self.dirty_pages(key);
+        let result = self.memory.get_dirty_log(slot, buffer);
+        let manual = self.memory.manual_protect().contains(ManualProtect::ENABLE);
+        if let (Some(dirty), false) = (dirty, manual) {
+            self.watch_anew(key, dirty.windows());
         }
-        self.watch_anew(key, &words);
-        Ok(())
+        result
     }
 
-    fn watch_anew(&mut self, key: SlotKey, words: &[u64]) {
-        for (at, mask) in (0..).zip(words) {
-            if *mask != 0 {
-                self.enable_log(key, at * WORD, *mask);
-            }
+    pub(super) fn forget_dirty(
+        &mut self,
+        slot: u32,
+        first: u64,
+        count: u32,
+        bits: &ClearBits,
+    ) -> Result<Outcome, Refusal> {
+        let key = self
+            .memory
+            .check_clear_dirty_log(slot, first, count, bits)?;
+        let dirty = self.dirty_pages(key);
+        let result = self.memory.clear_dirty_log(slot, first, count, bits)?;
+        if let Some(dirty) = dirty {
+            self.watch_anew(key, to_clear(&dirty, first, count, bits));
         }
+        Ok(result)
+    }
+
+    fn dirty_pages(&self, key: SlotKey) -> Option<DirtyPages> {
+        let slot = self.memory.space(key.as_id).by_id(key.id)?;
+        slot.dirty().map(DirtyBitmap::get)
+    }
+
+    fn watch_anew(&mut self, key: SlotKey, windows: impl IntoIterator<Item = DirtyWindow>) {
+        for window in windows {
+            self.enable_log(key, window.offset, window.mask);
+        }
+    }
+
+    /// `KVM_RESET_DIRTY_RINGS`: the pages of harvested entries are watched anew (`dirty_ring.c:kvm_dirty_ring_reset`).
+    pub(super) fn free_rings(&mut self) -> Result<Outcome, Refusal> {
+        let freed = self.memory.free_dirty_rings()?;
+        for (key, window) in freed.rearm {
+            self.watch_anew(key, [window]);
+        }
+        Ok(Outcome::Value(freed.count))
     }
 
     /// Lets the next writes to some of 64 pages of a slot show (`mmu.c:kvm_arch_mmu_enable_log_dirty_pt_masked`).
@@ -81,7 +103,7 @@ impl<F: Format> TdpVm<F> {
             ByWhat::WriteProtection
         };
         let mut locked = self.tables.exclusive(&mut self.out);
-        locked.clear_dirty_masked(key.as_id, first, mask, by);
+        locked.clear_dirty(key.as_id, by).word(first, mask);
         let mut locked = self.nested.mmu.lock(&mut self.out);
         locked.clear_dirty_masked(key.as_id, first, mask, by);
     }
@@ -96,8 +118,9 @@ impl<F: Format> TdpVm<F> {
         }
         let mut locked = self.tables.exclusive(&mut self.out);
         locked.write_track(key.as_id, start, PageSize::Size2M);
-        let level = PageSize::Size2M.level();
-        if start.round_down(level) != last.round_down(level) {
+        // KVM rounds up, so that it takes the first frame of a huge page for one of the page before.
+        let huge = PageSize::Size2M.pages().raw();
+        if start.raw().next_multiple_of(huge) != last.raw().next_multiple_of(huge) {
             locked.write_track(key.as_id, last, PageSize::Size2M);
         }
     }

@@ -29,7 +29,9 @@
 //! assert_eq!(told.last().unwrap(), "NOTE exit HLT");
 //! ```
 
+mod activity;
 mod any;
+mod call;
 mod guest;
 mod host;
 mod log;
@@ -44,18 +46,19 @@ mod vcpu;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use slat_memslot::{Errno, Memory, Profile, Quirks, VmType};
-use slat_mmu::fault::{Invalidation, Settings};
+use slat_memslot::{Call, Errno, Memory, Profile, Quirks, VmType};
+use slat_mmu::fault::{Apicv, Invalidation, PrefaultOutside, Settings};
 use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::role::TdpHost;
 use slat_mmu::spte::{Format, GuestPat, NxHugePages};
 use slat_mmu::table::Reader;
-use slat_mmu::tdp::{Limits, Passes, Tables, Uninterrupted, ZapAll};
+use slat_mmu::tdp::{ExistingLeaf, Limits, Passes, Tables, Uninterrupted, ZapAll};
 
 use crate::traces::Predicted;
+pub use activity::{Activity, Ending, Paging, SecondStageOfL2, Step};
 pub use any::AnyTdpVm;
-pub use guest::{Activity, Ending, Paging, SecondStageOfL2, Step};
-pub use host::{HostMemory, HvaRange};
+pub use host::{HostMemory, HvaRange, Supplied};
+pub use pre_fault::PreFaulted;
 use sink::Sink;
 use vcpu::Vcpu;
 
@@ -75,7 +78,7 @@ pub struct TdpVm<F: Format> {
     memory: Memory,
     tables: Tables<F>,
     tdp: TdpHost,
-    /// For work that is not a vCPU's.
+    /// One thread does everything.
     reader: Reader,
     vcpus: BTreeMap<u32, Vcpu>,
     host: HostMemory,
@@ -85,22 +88,30 @@ pub struct TdpVm<F: Format> {
     passes: Passes,
     /// What L2s run on.
     nested: nested::Nested<F>,
+    prefault_outside: PrefaultOutside,
     out: Sink,
 }
 
-/// Tables and threads of one VM: far more than a recording has.
+/// Tables of one VM: enough for 512 GiB of small pages.
 const LIMITS: Limits = Limits {
-    tables: 1 << 14,
-    readers: 40,
+    tables: 1 << 18,
+    readers: 2,
 };
 
 impl<F: Format> TdpVm<F> {
-    /// A VM of this type, if the profile has it, on a host; `None` if the host has no second stage.
+    /// A VM of this type, if the profile has it, on a host; `None` if the host has no second stage. The rules for accessed
+    /// and dirty bits are those of the profile's kernel.
     ///
     /// # Panics
     /// Not in practice: new tables have places for readers.
     pub fn new(profile: impl Into<Arc<Profile>>, vm_type: VmType, host: &Host) -> Option<Self> {
-        let tables = Tables::with_limits(host, LIMITS);
+        let profile = profile.into();
+        let existing = match profile.pre_fault_remakes_leaf.get() {
+            true => ExistingLeaf::MadeAnew,
+            false => ExistingLeaf::Kept,
+        };
+        let host = &host.of_kernel(&profile);
+        let tables = Tables::with_limits(host, LIMITS).with_existing_leaf(existing);
         Some(Self {
             memory: Memory::new(profile, vm_type),
             reader: tables.reader().expect("nobody has taken a place"),
@@ -113,6 +124,7 @@ impl<F: Format> TdpVm<F> {
             eager_split: EagerSplit::On,
             passes: Passes::default(),
             nested: nested::Nested::new(host),
+            prefault_outside: PrefaultOutside::default(),
             out: Sink::default(),
         })
     }
@@ -126,6 +138,12 @@ impl<F: Format> TdpVm<F> {
     /// What userspace has set up.
     pub fn memory(&self) -> &Memory {
         &self.memory
+    }
+
+    /// The same, to be changed by what no call can say, such as who calls ([`slat_memslot::Gate`]). The page tables do
+    /// not follow changes of slots that are made here.
+    pub fn memory_mut(&mut self) -> &mut Memory {
+        &mut self.memory
     }
 
     /// The page tables.
@@ -160,8 +178,11 @@ impl<F: Format> TdpVm<F> {
 
     /// `KVM_ENABLE_CAP` on the VM.
     pub fn enable_cap(&mut self, cap: u32, arg: u64) {
-        let result = self.memory.enable_cap(cap, 0, [arg, 0, 0, 0]);
-        self.answer(result.map(|()| 0).map_err(|refusal| refusal.errno()));
+        let _ = self.call(&Call::EnableCap {
+            cap,
+            flags: 0,
+            args: [arg, 0, 0, 0],
+        });
     }
 
     /// `kvm.eager_page_split` changes.
@@ -185,6 +206,7 @@ impl<F: Format> TdpVm<F> {
                 .contains(Quirks::IGNORE_GUEST_PAT);
         Settings {
             nx_huge_pages: self.nx_huge_pages,
+            apicv: Apicv::Active,
             guest_pat: if honoured {
                 GuestPat::Honoured
             } else {
@@ -200,7 +222,7 @@ impl<F: Format> TdpVm<F> {
         let locked = &mut self.tables.exclusive(&mut self.out);
         let _ = ZapAll::new(self.passes).run(locked, &mut Uninterrupted);
         for (id, vcpu) in &mut self.vcpus {
-            vcpu.unload(&self.tables);
+            vcpu.unload(&self.tables, &mut self.reader);
             self.nested.unload(*id, &mut self.out);
         }
     }

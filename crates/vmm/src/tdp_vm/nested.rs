@@ -12,8 +12,8 @@ use slat_mmu::spte::Format;
 use slat_mmu::tdp::HardwareAccess;
 use slat_mmu::walk::{GuestCpu, GuestVendor};
 
-use super::guest::{Reached, SecondStageOfL2};
-use super::{Sink, TdpVm};
+use super::guest::{Reached, Stop};
+use super::{SecondStageOfL2, Sink, TdpVm};
 use crate::shadow_vm::{L2, L2Access, Ram};
 
 /// The shadow pages of a VM, and the MMUs of vCPUs that run L2 on them.
@@ -79,6 +79,7 @@ impl<F: Format> TdpVm<F> {
         let settings = self.settings();
         let vcpu = self.vcpus.get_mut(&id)?;
         Some(L2Access {
+            vcpu: vcpu.index,
             mmu: &mut self.nested.mmu,
             l2: self.nested.running.get_mut(&id)?,
             memory: &mut self.memory,
@@ -108,18 +109,18 @@ impl<F: Format> TdpVm<F> {
     }
 
     /// One access of L2 to an address that L1's tables translate.
-    pub(super) fn access_l2(&mut self, id: u32, kind: Kind, gpa: Gpa) -> Reached {
+    pub(super) fn access_l2(&mut self, id: u32, kind: Kind, gpa: Gpa) -> Result<Reached, Stop> {
         for _ in 0..ATTEMPTS {
             self.serve_requests(id);
             if !self.load_l2_root(id) {
-                return Reached::Failed(Errno::ENOSPC, None);
+                return Err(self.fail(Errno::ENOSPC));
             }
             let Some(mut access) = self.l2_access(id) else {
-                return Reached::Failed(Errno::EFAULT, None);
+                return Err(self.fail(Errno::EFAULT));
             };
             let present = match access.hardware(kind, gpa) {
-                HardwareAccess::Done { .. } => return Reached::Done,
-                HardwareAccess::Mmio { .. } => return Reached::Mmio,
+                HardwareAccess::Done { .. } => return Ok(Reached::Memory),
+                HardwareAccess::Mmio { .. } => return Ok(Reached::Nothing),
                 HardwareAccess::NotPresent => Present::No,
                 HardwareAccess::NotAllowed => Present::Yes,
             };
@@ -129,15 +130,15 @@ impl<F: Format> TdpVm<F> {
             }
             match fault.map(|(outcome, _)| outcome) {
                 Some(Outcome::Retry | Outcome::Fixed | Outcome::Spurious) => {}
-                Some(Outcome::Emulate | Outcome::WriteProtected) => return Reached::Mmio,
-                Some(Outcome::Interrupted) => return Reached::Failed(Errno::EINTR, None),
-                Some(Outcome::OutOfTables) => return Reached::Failed(Errno::ENOSPC, None),
+                Some(Outcome::Emulate | Outcome::WriteProtected) => return Ok(Reached::Nothing),
+                Some(Outcome::Interrupted) => return Err(self.fail(Errno::EINTR)),
+                Some(Outcome::OutOfTables) => return Err(self.fail(Errno::ENOSPC)),
                 // L1 would get the violation; it has no handler.
                 Some(Outcome::MemoryFault | Outcome::BadPage) | None => {
-                    return Reached::Failed(Errno::EFAULT, None);
+                    return Err(self.fail(Errno::EFAULT));
                 }
             }
         }
-        Reached::Failed(Errno::EINTR, None)
+        Err(self.fail(Errno::EINTR))
     }
 }

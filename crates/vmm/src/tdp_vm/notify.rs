@@ -31,15 +31,16 @@ impl<F: Format> TdpVm<F> {
 
     /// Zaps the leaves of frames whose pages go.
     pub(super) fn zap_frames(&mut self, as_id: AsId, frames: GfnRange) {
-        self.invalidation.begin();
-        self.invalidation.add(frames);
         let locked = &mut self.tables.exclusive(&mut self.out);
+        self.invalidation.begin(locked);
+        self.invalidation.add(locked, frames);
         let _ = ZapLeafs::of_address_space(as_id, frames).run(locked, &mut Uninterrupted);
         self.nested
             .mmu
             .lock(&mut self.out)
             .zap_frames(as_id, frames);
-        self.invalidation.end();
+        let locked = &self.tables.exclusive(&mut self.out);
+        self.invalidation.end(locked);
     }
 
     /// Whether host addresses were used since this was last asked (`kvm_mmu_notifier_clear_flush_young` and its kin).

@@ -1,7 +1,7 @@
 //! Slots: what setting a region does to the tables.
 
 use slat_memslot::{
-    Effects, Gfn, LogOff, LogSwitch, PageSize, Region, Slot, SlotKey, Zap, ZapReach,
+    Call, Effects, Gfn, LogOff, LogSwitch, PageSize, Refusal, Region, Slot, SlotKey, Zap, ZapReach,
 };
 use slat_mmu::roots::Request;
 use slat_mmu::spte::Format;
@@ -14,6 +14,10 @@ use super::{EagerSplit, TdpVm};
 impl<F: Format> TdpVm<F> {
     /// `KVM_SET_USER_MEMORY_REGION` or its second version.
     pub fn set_region(&mut self, request: &Region) {
+        let _ = self.call(&Call::SetRegion(*request));
+    }
+
+    pub(super) fn change_region(&mut self, request: &Region) -> Result<(), Refusal> {
         let result = self.memory.set_region(request);
         // A refused move has zapped before it was refused.
         let effects = match &result {
@@ -28,14 +32,16 @@ impl<F: Format> TdpVm<F> {
             let mut locked = self.nested.mmu.lock(&mut self.out);
             locked.commit_region(effects.kind, pages);
         }
-        self.answer(result.map(|_| 0).map_err(|refusal| refusal.errno()));
+        result.map(drop)
     }
 
     fn follow(&mut self, effects: &Effects) {
         for zap in [effects.zap, effects.wrap].into_iter().flatten() {
             self.zap(zap);
         }
-        match effects.log {
+        // No leaf of a slot that cannot be written to has anything to lose or to win (`x86.c:kvm_mmu_slot_apply_flags`).
+        let readonly = self.slot(effects.slot).is_some_and(Slot::is_readonly);
+        match effects.log.filter(|_| !readonly) {
             Some(LogSwitch::On) => self.log_on(effects.slot),
             Some(LogSwitch::Off) => self.log_off(effects.slot),
             Some(LogSwitch::OnInitiallySet) | None => {}

@@ -1,5 +1,6 @@
 //! vCPUs: their registers as far as roots depend on them, and the roots they hold.
 
+use slat_memslot::{Gfn, Outcome, Refusal};
 use slat_mmu::fault::MmioCache;
 use slat_mmu::host::SecondStage;
 use slat_mmu::role::{PhysBits, TdpHost, VcpuMode, VcpuState, root_role_for_tdp};
@@ -9,33 +10,43 @@ use slat_mmu::table::Reader;
 use slat_mmu::tdp::{Tables, Unobserved};
 
 use super::TdpVm;
-use super::guest::Paging;
+use super::activity::Paging;
 
 /// One vCPU.
 #[derive(Debug)]
 pub(super) struct Vcpu {
+    /// The number in the order of creation, from 0: whose ring it has.
+    pub(super) index: u32,
     pub(super) mmu: VcpuMmu,
-    pub(super) reader: Reader,
     pub(super) mmio: MmioCache,
     pub(super) state: VcpuState,
     pub(super) paging: Paging,
     /// L1's paging, while L2 runs.
     pub(super) l1_paging: Option<Paging>,
+    /// Frames that hardware has logged as modified and KVM has not taken yet (PML).
+    pub(super) modified: Vec<Gfn>,
+    /// Its segments were set up to run in guest-physical addresses.
+    pub(super) flat: bool,
 }
 
 impl Vcpu {
     /// Gives up all roots and wants those of the present state (`mmu.c:kvm_mmu_reset_context`).
-    fn reset_context<F: Format>(&mut self, tables: &Tables<F>, tdp: &TdpHost) {
+    pub(super) fn reset_context<F: Format>(
+        &mut self,
+        tables: &Tables<F>,
+        reader: &mut Reader,
+        tdp: &TdpHost,
+    ) {
         let role = root_role_for_tdp(&self.state, tdp);
         let dropped = self.mmu.reset_context(tables.roots(), role);
-        let mut locked = tables.shared(&mut self.reader, Unobserved);
+        let mut locked = tables.shared(reader, Unobserved);
         locked.free_roots(dropped);
     }
 
-    pub(super) fn unload<F: Format>(&mut self, tables: &Tables<F>) {
+    pub(super) fn unload<F: Format>(&mut self, tables: &Tables<F>, reader: &mut Reader) {
         let role = self.mmu.role();
         let dropped = self.mmu.reset_context(tables.roots(), role);
-        let mut locked = tables.shared(&mut self.reader, Unobserved);
+        let mut locked = tables.shared(reader, Unobserved);
         locked.free_roots(dropped);
     }
 
@@ -45,9 +56,9 @@ impl Vcpu {
         self.state.mode = VcpuMode::Guest;
     }
 
-    fn serve_requests<F: Format>(&mut self, tables: &Tables<F>) {
+    fn serve_requests<F: Format>(&mut self, tables: &Tables<F>, reader: &mut Reader) {
         while let Some((_, dropped)) = self.mmu.serve(tables.roots()) {
-            let mut locked = tables.shared(&mut self.reader, Unobserved);
+            let mut locked = tables.shared(reader, Unobserved);
             locked.free_roots(dropped);
         }
     }
@@ -56,22 +67,27 @@ impl Vcpu {
 impl<F: Format> TdpVm<F> {
     /// `KVM_CREATE_VCPU`; answered with a descriptor.
     pub fn create_vcpu(&mut self, id: u32) {
-        let made = self.memory.create_vcpu().map_err(|r| r.errno());
-        let reader = self.tables.reader();
-        if let (Ok(_), Some(reader)) = (&made, reader) {
-            let state = VcpuState::default();
-            let vcpu = Vcpu {
-                mmu: VcpuMmu::new(root_role_for_tdp(&state, &self.tdp)),
-                reader,
-                mmio: MmioCache::default(),
-                state,
-                paging: Paging::Off,
-                l1_paging: None,
-            };
-            self.vcpus.insert(id, vcpu);
-        }
+        let made = self.add_vcpu(id).map_err(|refusal| refusal.errno());
         let answer = crate::traces::Predicted::Returned(made.map(|_| None));
         self.out.events.push(answer);
+    }
+
+    pub(super) fn add_vcpu(&mut self, id: u32) -> Result<Outcome, Refusal> {
+        let index = self.memory.vcpus();
+        let made = self.memory.create_vcpu()?;
+        let state = VcpuState::default();
+        let vcpu = Vcpu {
+            index,
+            mmu: VcpuMmu::new(root_role_for_tdp(&state, &self.tdp)),
+            mmio: MmioCache::default(),
+            state,
+            paging: Paging::Off,
+            l1_paging: None,
+            modified: Vec::new(),
+            flat: false,
+        };
+        self.vcpus.insert(id, vcpu);
+        Ok(made)
     }
 
     /// `KVM_SET_CPUID2`, with this MAXPHYADDR.
@@ -102,7 +118,7 @@ impl<F: Format> TdpVm<F> {
     fn change_vcpu(&mut self, id: u32, change: impl FnOnce(&mut Vcpu)) {
         if let Some(vcpu) = self.vcpus.get_mut(&id) {
             change(vcpu);
-            vcpu.reset_context(&self.tables, &self.tdp);
+            vcpu.reset_context(&self.tables, &mut self.reader, &self.tdp);
         }
         self.answer(Ok(0));
     }
@@ -119,26 +135,34 @@ impl<F: Format> TdpVm<F> {
                 vcpu.paging = paging;
             }
             vcpu.state.mode = mode;
-            vcpu.reset_context(&self.tables, &self.tdp);
+            vcpu.reset_context(&self.tables, &mut self.reader, &self.tdp);
         }
     }
 
     /// Serves what a vCPU was asked for, as every entry into the guest begins.
     pub(super) fn serve_requests(&mut self, id: u32) {
         if let Some(vcpu) = self.vcpus.get_mut(&id) {
-            vcpu.serve_requests(&self.tables);
+            vcpu.serve_requests(&self.tables, &mut self.reader);
         }
     }
 
     /// The root that a vCPU runs on, loaded if there is none (`mmu.c:kvm_mmu_reload`).
     pub(super) fn load_root(&mut self, id: u32) -> Option<RootId> {
         let vcpu = self.vcpus.get_mut(&id)?;
-        let mut locked = self.tables.shared(&mut vcpu.reader, &mut self.out);
+        let mut locked = self.tables.shared(&mut self.reader, &mut self.out);
         locked.load(&mut vcpu.mmu).ok()?;
         match vcpu.mmu.cache().current() {
             Root::Page(root) => Some(root),
             Root::None | Root::Special(_) => None,
         }
+    }
+
+    /// The id of the vCPU that was created as this one, from 0.
+    pub(super) fn id_of(&self, index: u32) -> Option<u32> {
+        let mut vcpus = self.vcpus.iter();
+        vcpus
+            .find(|(_, vcpu)| vcpu.index == index)
+            .map(|(id, _)| *id)
     }
 
     pub(super) fn request_all(&mut self, request: Request) {

@@ -270,7 +270,59 @@ fn page(input: &mut Input<'_>) -> ModalResult<TracedPage> {
     .parse_next(input)
 }
 
+/// `4 q0 direct wux !pae nxe wp smm`: what the plugin of `trace-cmd` makes of a role. It knows the layout of an older kernel,
+/// in which bit 4 meant the opposite.
+fn plugin_role(input: &mut Input<'_>) -> ModalResult<PageRole> {
+    let level = dec::<u8>.verify_map(level_of).parse_next(input)?;
+    let quadrant = preceded(" q", quadrant).parse_next(input)?;
+    let direct = flag(" direct").parse_next(input)?;
+    let access = preceded(' ', access).parse_next(input)?;
+    let invalid = flag(" invalid").parse_next(input)?;
+    let four = alt((" pae".value(true), " !pae".value(false))).parse_next(input)?;
+    let nx = alt((" nxe".value(true), " !nxe".value(false))).parse_next(input)?;
+    let wp = alt((" wp".value(true), " !wp".value(false))).parse_next(input)?;
+    let smep = flag(" smep").parse_next(input)?;
+    let smap = flag(" smap").parse_next(input)?;
+    let smm = flag(" smm").parse_next(input)?;
+    let flags = [
+        (RoleFlag::FourByteGpte, four),
+        (RoleFlag::Direct, direct),
+        (RoleFlag::Invalid, invalid),
+        (RoleFlag::EferNx, nx),
+        (RoleFlag::Cr0Wp, wp),
+        (RoleFlag::SmepAndNotWp, smep),
+        (RoleFlag::SmapAndNotWp, smap),
+        (RoleFlag::Smm, smm),
+    ];
+    let plain = PageRole::new(level)
+        .with_quadrant(quadrant)
+        .with_access(access);
+    let set = flags.into_iter().filter(|(_, set)| *set);
+    Ok(set.fold(plain, |role, (flag, _)| role.with(flag)))
+}
+
+/// The plugin leaves the generation out.
+fn plugin_page(input: &mut Input<'_>) -> ModalResult<TracedPage> {
+    let gfn = preceded("sp gfn ", gfn).parse_next(input)?;
+    let role = preceded(' ', plugin_role).parse_next(input)?;
+    let root_count = preceded(" root ", dec).parse_next(input)?;
+    let unsync = preceded(' ', alt(("sync".value(false), "unsync".value(true))));
+    let page = unsync.map(|unsync| TracedPage {
+        generation: 0,
+        gfn,
+        role,
+        root_count,
+        unsync,
+    });
+    terminated(page, opt(' ')).parse_next(input)
+}
+
 fn get_page<'a>(input: &mut Input<'a>) -> ModalResult<Traced<'a>> {
+    let mut by_plugin = opt(alt(("new ".value(true), "existing ".value(false))));
+    if let Some(created) = by_plugin.parse_next(input)? {
+        let page = plugin_page.parse_next(input)?;
+        return Ok(Traced::GetPage { page, created });
+    }
     seq!(Traced::GetPage {
         page: page,
         created: alt((" new".value(true), " existing".value(false))),
@@ -313,11 +365,14 @@ fn spte_requested<'a>(input: &mut Input<'a>) -> ModalResult<Traced<'a>> {
     .parse_next(input)
 }
 
-/// `P|W|U|0x100000000`: bits with a name, and the others as a number.
+/// `P|W|U|0x100000000`: bits with a name, and the others as a number; nothing if there are none.
 fn error_code(input: &mut Input<'_>) -> ModalResult<u64> {
     let part = |input: &mut Input<'_>| {
         alt((
             "RSVD".value(8),
+            "PK".value(1 << 5),
+            "SS".value(1 << 6),
+            "SGX".value(1 << 15),
             'P'.value(1),
             'W'.value(2),
             'U'.value(4),
@@ -326,7 +381,8 @@ fn error_code(input: &mut Input<'_>) -> ModalResult<u64> {
         ))
         .parse_next(input)
     };
-    separated_foldl1(part, '|', |all: u64, _, more| all | more).parse_next(input)
+    let some = separated_foldl1(part, '|', |all: u64, _, more| all | more);
+    opt(some).map(Option::unwrap_or_default).parse_next(input)
 }
 
 fn fast_page_fault<'a>(input: &mut Input<'a>) -> ModalResult<Traced<'a>> {

@@ -35,6 +35,7 @@
 mod builtin;
 mod compare;
 mod event;
+pub mod kernel;
 mod lex;
 mod note;
 mod op;
@@ -49,7 +50,7 @@ pub use compare::{
     Adopted, Agreement, Comparer, Difference, Kind, Kinds, Mismatch, Predicted, Renaming,
 };
 pub use event::{MmioAccess, Traced, TracedAccess, TracedPage};
-pub use note::{Exit, Note, Ret};
+pub use note::{Exit, Leaves, Note, Ret};
 pub use op::{GuestAct, Op, SetRegion, Sregs};
 pub use probe::Probe;
 

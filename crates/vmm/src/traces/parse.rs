@@ -58,14 +58,15 @@ fn header<'a>(input: &mut Input<'a>) -> ModalResult<(&'a str, u32)> {
     (name, preceded(" status ", dec)).parse_next(input)
 }
 
+/// A line with its number.
 #[derive(Clone, Copy)]
-struct Line<'a> {
-    number: u32,
-    text: &'a str,
+pub(super) struct Line<'a> {
+    pub(super) number: u32,
+    pub(super) text: &'a str,
 }
 
 impl<'a> Line<'a> {
-    fn what(&self) -> Result<What<'a>, ParseError> {
+    pub(super) fn what(&self) -> Result<What<'a>, ParseError> {
         if let Some(text) = self.text.strip_prefix("OP ") {
             return self.all(text, "an operation", op::op).map(What::Op);
         }
@@ -106,7 +107,7 @@ impl<'a> Line<'a> {
     }
 
     /// All of `text`, which is the end of the line but for blanks, with `parser`.
-    fn all<T>(
+    pub(super) fn all<T>(
         &self,
         text: &'a str,
         name: &str,
@@ -120,7 +121,7 @@ impl<'a> Line<'a> {
     }
 
     /// `rest`, a part of this line, is wrong.
-    fn error(&self, rest: &str, wrong: &str) -> ParseError {
+    pub(super) fn error(&self, rest: &str, wrong: &str) -> ParseError {
         let offset = (rest.as_ptr() as usize).saturating_sub(self.text.as_ptr() as usize);
         let word = rest.split_whitespace().next();
         let value = word.unwrap_or("the end of the line");

@@ -70,6 +70,45 @@ fn every_recording_parses_and_holds_nothing_unknown() {
     assert_eq!(count("Note::Backing"), 7365);
 }
 
+/// What is written says the same, read again.
+#[test]
+fn operations_results_and_notes_are_read_as_they_are_written() {
+    let mut count = 0;
+    for recorded in builtin() {
+        let recording = Recording::parse(recorded.text()).expect("a recording");
+        for item in recording.items {
+            let written = match &item.what {
+                What::Op(op) => format!("OP {op}"),
+                What::Ret(ret) => format!("RET {ret}"),
+                What::Note(note) => format!("NOTE {note}"),
+                _ => continue,
+            };
+            assert_eq!(what(&written), item.what, "{}", item.text);
+            count += 1;
+        }
+    }
+    assert!(count > 15_000, "{count}");
+}
+
+/// What newer recordings say beyond those.
+#[test]
+fn inputs_that_older_recordings_leave_out() {
+    for line in [
+        "OP KVM_SET_USER_MEMORY_REGION slot=1 as=1 flags=0x1 gfn=400 npages=200 hva=200000400000",
+        "OP KVM_SET_USER_MEMORY_REGION2 slot=1 as=0 flags=0x4 gfn=400 npages=200 gmem_off=0x1000 hva=1000",
+        "OP KVM_PRE_FAULT_MEMORY vcpu=1 gfn=400 npages=2 flags=0x1",
+        "NOTE backing gfn=400 pfn=17b400 level=2",
+    ] {
+        let text = match what(line) {
+            What::Op(op) => format!("OP {op}"),
+            What::Note(note) => format!("NOTE {note}"),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(text, line);
+    }
+    assert!(error("NOTE backing gfn=400 pfn=17b400 level=9").contains("level=9"));
+}
+
 #[test]
 fn remarks_are_few() {
     let mut remarks: BTreeMap<String, u32> = BTreeMap::new();

@@ -25,6 +25,7 @@ fn plan(
         host: &Host::ept(46).with_five_levels(),
         vcpu,
         outside,
+        apicv: Apicv::Active,
     };
     let range = GfnRange::between(Gfn::new(start), Gfn::new(end)).unwrap();
     who.plan(&memory(), range, |_, _| PageSize::Size1G)
@@ -66,6 +67,35 @@ fn what_the_list_argued_about_is_a_policy() {
     assert!(base.caveats.contains(&Caveat::NotItsRoot));
     let refused = plan(&smm, PrefaultOutside::Refused, range);
     assert_eq!(refused, Err(OutsideBaseMode(VcpuMode::Smm)));
+}
+
+/// As `fault::tests::apic` has it of faults.
+#[test]
+fn the_apic_access_page_is_mapped_for_l1_while_apicv_is_active() {
+    let mut memory = memory();
+    memory.create_irqchip().unwrap();
+    let _vcpu = memory.create_vcpu().unwrap();
+    let apic = Gfn::new(0xfee00);
+    let range = GfnRange::new(apic, Pages::new(1)).unwrap();
+    for (mode, apicv, stop) in [
+        (VcpuMode::Normal, Apicv::Active, None),
+        (VcpuMode::Normal, Apicv::Inhibited, Some(apic)),
+        (VcpuMode::Guest, Apicv::Active, Some(apic)),
+    ] {
+        let vcpu = VcpuState {
+            mode,
+            ..VcpuState::default()
+        };
+        let who = Prefaulter {
+            host: &Host::ept(46),
+            vcpu: &vcpu,
+            outside: PrefaultOutside::CurrentRoot,
+            apicv,
+        };
+        let plan = who.plan(&memory, range, |_, _| PageSize::Size4K).unwrap();
+        assert_eq!(plan.stop, stop.map(Stop::ApicAccessPage));
+        assert_eq!(plan.faults(), u64::from(stop.is_none()));
+    }
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! Faults from the exit to the entry, by the kernel's rules.
 #![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
+mod apic;
 mod fast;
 mod nx;
 mod outcomes;
+mod parts;
 mod prefault;
+mod races;
 mod sizes;
 
 use slat_memslot::{
@@ -126,6 +129,25 @@ impl<F: Format> World<F> {
 
     fn set_region(&mut self, region: Region) {
         let _effects = self.memory.set_region(&region).unwrap();
+    }
+
+    /// An invalidation begins; its range may follow.
+    fn begin(&mut self, range: Option<GfnRange>) {
+        let held = self.tables.exclusive(Unobserved);
+        self.invalidation.begin(&held);
+        if let Some(range) = range {
+            self.invalidation.add(&held, range);
+        }
+    }
+
+    fn add(&mut self, range: GfnRange) {
+        let held = self.tables.exclusive(Unobserved);
+        self.invalidation.add(&held, range);
+    }
+
+    fn end(&mut self) {
+        let held = self.tables.exclusive(Unobserved);
+        self.invalidation.end(&held);
     }
 
     fn handle(&mut self, fault: &Fault) -> Handled {

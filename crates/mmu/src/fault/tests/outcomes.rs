@@ -144,35 +144,34 @@ fn attributes_and_the_kind_of_access_have_to_agree() {
 fn an_invalidation_keeps_faults_on_its_frames_away() {
     let host = Host::ept(40);
     let mut world = World::<Ept>::new(&host).with_slot(0, 0x1000, SlotFlags::empty());
-    world.invalidation.begin();
+    world.begin(None);
     // Its range is not known yet.
     assert_eq!(world.fault(3, Kind::Read).outcome, Outcome::Retry);
-    world.invalidation.add(range(0x10, 0x20));
+    world.add(range(0x10, 0x20));
     assert_eq!(world.fault(3, Kind::Read).outcome, Outcome::Fixed);
     assert_eq!(world.fault(0x1f, Kind::Read).outcome, Outcome::Retry);
     // Another one makes the range larger, until both are over.
-    world.invalidation.begin();
-    world.invalidation.add(range(0x40, 0x41));
-    world.invalidation.end();
+    world.begin(Some(range(0x40, 0x41)));
+    world.end();
     assert_eq!(world.fault(0x30, Kind::Read).outcome, Outcome::Retry);
     // Without a slot there is no page that could go stale.
     assert_eq!(world.fault(0x5000, Kind::Read).outcome, Outcome::Emulate);
-    world.invalidation.end();
+    world.end();
     assert_eq!(world.fault(0x1f, Kind::Read).outcome, Outcome::Fixed);
 }
 
 #[test]
 fn an_answer_is_stale_when_an_invalidation_has_ended_since() {
-    let (mut invalidation, gfn) = (Invalidation::default(), Gfn::new(5));
-    let before = invalidation.sequence();
-    invalidation.begin();
-    invalidation.add(range(0x10, 0x20));
-    let meanwhile = invalidation.sequence();
+    let (mut world, gfn) = (World::<Ept>::new(&Host::ept(40)), Gfn::new(5));
+    let before = world.invalidation.sequence();
+    world.begin(Some(range(0x10, 0x20)));
+    let meanwhile = world.invalidation.sequence();
     assert_eq!(before, meanwhile);
-    assert!(!invalidation.must_retry(before, gfn));
-    invalidation.end();
-    assert!(invalidation.must_retry(meanwhile, gfn));
-    assert!(!invalidation.must_retry(invalidation.sequence(), gfn));
+    assert!(!world.invalidation.must_retry(before, gfn));
+    world.end();
+    assert!(world.invalidation.must_retry(meanwhile, gfn));
+    let now = world.invalidation.sequence();
+    assert!(!world.invalidation.must_retry(now, gfn));
 }
 
 #[test]

@@ -31,17 +31,58 @@ fn progress_ends_with_the_page_and_with_what_was_asked_for() {
 fn refusals_say_why() {
     let mut world = World::<Ept>::new(&Host::ept(40)).with_slot(0, 16, SlotFlags::empty());
     assert_eq!(world.prefault(16, 1), Err(PrefaultError::NoSlot));
-    world.invalidation.begin();
-    world.invalidation.add(range(3, 4));
-    assert_eq!(world.prefault(3, 1), Err(PrefaultError::Retry));
-    world.invalidation.end();
     for (answer, error) in [
         (HostPage::Bad, PrefaultError::BadPage),
-        (HostPage::Poisoned, PrefaultError::Retry),
-        (HostPage::Interrupted, PrefaultError::Retry),
+        (HostPage::Interrupted, PrefaultError::Interrupted),
     ] {
         world.backing.host = answer;
         assert_eq!(world.prefault(3, 1), Err(error));
+    }
+}
+
+/// Why a prefault would never end, if it would not.
+fn endless(world: &mut World<Ept>) -> Option<Endless> {
+    match world.prefault(3, 1) {
+        Err(PrefaultError::Endless { why, tries }) => {
+            assert!(tries > 1);
+            Some(why)
+        }
+        Ok(_) => None,
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// In KVM only a signal ends these, so the recordings of 6.12.117 with an obsolete root have `EINTR` from a timer.
+#[test]
+fn what_no_try_changes_is_told_apart() {
+    let mut world = World::<Ept>::new(&Host::ept(40)).with_slot(0, 16, SlotFlags::empty());
+    world.begin(Some(range(3, 4)));
+    assert_eq!(endless(&mut world), Some(Endless::Invalidation));
+    world.end();
+    assert_eq!(endless(&mut world), None);
+    let page = core::mem::replace(&mut world.backing.host, HostPage::Poisoned);
+    assert_eq!(endless(&mut world), Some(Endless::Page));
+    world.backing.host = page;
+    world.tables.exclusive(Unobserved).invalidate_roots();
+    assert_eq!(endless(&mut world), Some(Endless::ObsoleteRoot));
+}
+
+#[test]
+fn a_slot_that_is_going_ends_a_prefault_since_6_18() {
+    for (profile, spins) in [
+        ("debian-6.12.117", true),
+        ("linux-6.12", true),
+        ("linux-6.18", false),
+    ] {
+        let mut world = World::<Ept>::new(&Host::ept(40));
+        world.memory = Memory::new(Profile::named(profile).unwrap(), VmType::Default);
+        world.set_slot(0, 16, SlotFlags::empty());
+        assert!(world.memory.invalidate_slot(SlotKey::normal(1)).is_some());
+        if spins {
+            assert_eq!(endless(&mut world), Some(Endless::InvalidSlot));
+        } else {
+            assert_eq!(world.prefault(3, 1), Err(PrefaultError::InvalidSlot));
+        }
     }
 }
 

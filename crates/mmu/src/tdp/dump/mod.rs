@@ -32,6 +32,7 @@
 
 mod diff;
 mod line;
+mod load;
 mod read;
 mod take;
 #[cfg(all(test, not(any(loom, shuttle))))]
@@ -45,6 +46,7 @@ use slat_memslot::{Gfn, GfnRange, Level, Pages};
 
 pub use diff::{Diff, HostChange, RootDiff};
 pub use line::DumpError;
+pub use load::LoadError;
 pub use words::{access_letters, ad_word, memory_word};
 
 use crate::host::Host;

@@ -5,6 +5,7 @@
     reason = "a test may fail anywhere"
 )]
 
+mod load;
 mod property;
 
 use slat_memslot::{Generation, Gfn, GfnRange, Level, PageSize, Pages};

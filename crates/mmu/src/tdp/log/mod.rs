@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | [`Weaken::write_protect`] | shared | of a range, from a size on | each change |
 //! | [`Weaken::clear_dirty`] | shared | of a range | each change |
-//! | [`Locked::clear_dirty_masked`](super::Locked::clear_dirty_masked) | exclusive | 4 KiB leaves of 64 frames | each change |
+//! | [`Locked::clear_dirty`](super::Locked::clear_dirty) | exclusive | 4 KiB leaves, by 64 frames | each change |
 //! | [`Locked::write_track`](super::Locked::write_track) | exclusive | of one frame | each change |
 //!
 //! TLBs are the caller's to flush.
@@ -13,5 +13,5 @@ mod masked;
 mod track;
 mod weaken;
 
-pub use masked::ByWhat;
+pub use masked::{ByWhat, ClearDirty};
 pub use weaken::Weaken;

@@ -120,8 +120,9 @@ fn a_word_of_a_log_is_cleared_bit_by_bit() {
         let mut world = world();
         let mut locked = world.tables.exclusive(&mut world.events);
         let (as_id, by) = (AsId::NORMAL, ByWhat::WriteProtection);
-        locked.clear_dirty_masked(as_id, Gfn::new(first), mask, by);
-        locked.clear_dirty_masked(AsId::new(1).unwrap(), Gfn::new(first), mask, by);
+        locked.clear_dirty(as_id, by).word(Gfn::new(first), mask);
+        let other = AsId::new(1).unwrap();
+        locked.clear_dirty(other, by).word(Gfn::new(first), mask);
         let story = world.story();
         assert_eq!(story.len(), cleared.len(), "{first:#x}: {story:?}");
         for (line, gfn) in story.iter().zip(cleared) {
@@ -129,4 +130,30 @@ fn a_word_of_a_log_is_cleared_bit_by_bit() {
             assert!(!world.spte(gfn).is_writable());
         }
     }
+}
+
+#[test]
+fn words_cleared_together_tell_the_same_story() {
+    let (as_id, by) = (AsId::NORMAL, ByWhat::WriteProtection);
+    // Upwards over several tables, back, and across the end of one.
+    let words: Vec<u64> = (0x180..0x480)
+        .step_by(64)
+        .chain([0x1c0, 0x1f0, 0])
+        .collect();
+    let mut apart = world();
+    for first in &words {
+        let mut locked = apart.tables.exclusive(&mut apart.events);
+        locked
+            .clear_dirty(as_id, by)
+            .word(Gfn::new(*first), 0x8000_ffff_0f0f_5555);
+    }
+    let mut together = world();
+    let mut locked = together.tables.exclusive(&mut together.events);
+    let mut log = locked.clear_dirty(as_id, by);
+    for first in &words {
+        log.word(Gfn::new(*first), 0x8000_ffff_0f0f_5555);
+    }
+    let story = apart.story();
+    assert!(story.len() > 20, "{story:?}");
+    assert_eq!(together.story(), story);
 }

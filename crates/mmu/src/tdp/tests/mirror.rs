@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-use slat_memslot::Level;
+use slat_memslot::{AsId, Level};
 
 use super::*;
 use crate::role::mirror_root_role;
@@ -221,4 +221,143 @@ fn a_fast_zap_leaves_mirrors_alone() {
     assert_eq!(mirror.owner().take(), []);
     assert_eq!(mirror.tables.totals().pages_4k, 1);
     mirror.audit();
+}
+
+/// The same tables with a direct root beside the mirror.
+fn with_direct(mirror: &mut Mirror) -> TableId {
+    let role = role(mirror.tables.codec().host());
+    let mut locked = mirror.tables.exclusive(Unobserved);
+    let root = locked.acquire_root(role).unwrap().root();
+    let root = locked.root_table(root).unwrap();
+    let request = MapRequest::page(Gfn::new(0x200), PageSize::Size4K, Pfn::new(0x200));
+    assert_eq!(
+        locked.map(root, &request).unwrap().resolution,
+        Resolution::Fixed
+    );
+    let _ = mirror.owner().take();
+    root
+}
+
+#[test]
+fn a_zap_can_be_of_mirrors_or_of_direct_roots_alone() {
+    let mut mirror = Mirror::new();
+    mirror.map(0x200, PageSize::Size4K);
+    with_direct(&mut mirror);
+    let range = GfnRange::between(Gfn::new(0), Gfn::new(0x400)).unwrap();
+    for (types, calls) in [
+        (RootTypes::Direct, vec![]),
+        (RootTypes::Mirror, vec![Call::Remove(0x200)]),
+        (RootTypes::All, vec![]),
+    ] {
+        let mut zap = ZapLeafs::of_address_space(AsId::NORMAL, range).with_types(types);
+        let locked = &mut mirror.tables.exclusive(Unobserved);
+        assert_eq!(zap.run(locked, &mut Uninterrupted), Progress::Done);
+        let zapped = u64::from(types != RootTypes::All);
+        assert_eq!((zap.zapped(), mirror.owner().take()), (zapped, calls));
+        mirror.audit();
+    }
+}
+
+#[test]
+fn zapping_all_leaves_mirrors_until_their_owner_lets_go() {
+    let mut mirror = Mirror::new();
+    mirror.map(0x200, PageSize::Size4K);
+    with_direct(&mut mirror);
+    let mut zap = ZapAll::new(Passes::default());
+    let locked = &mut mirror.tables.exclusive(Unobserved);
+    assert_eq!(zap.run(locked, &mut Uninterrupted), Progress::Done);
+    assert_eq!(mirror.owner().take(), []);
+    assert_eq!(mirror.tables.totals().pages_4k, 1);
+    let mut zap = ZapAll::of_mirrors_too(Passes::default());
+    let locked = &mut mirror.tables.exclusive(Unobserved);
+    assert_eq!(zap.run(locked, &mut Uninterrupted), Progress::Done);
+    let calls = mirror.owner().take();
+    assert_eq!(calls.len(), 4, "a leaf and three tables: {calls:?}");
+    assert!(!calls.iter().any(|call| matches!(call, Call::Set(_))));
+    assert_eq!(mirror.tables.totals().tables, 0);
+    mirror.audit();
+}
+
+/// An owner with a single hook, who keeps what each entry was and became: 0 empty, 1 a link, 2 a leaf.
+#[derive(Debug, Default)]
+struct Judge(RefCell<Vec<(u64, u8, u8, u8)>>);
+
+impl Judge {
+    fn kind(spte: Spte<Ept>, level: Level) -> u8 {
+        u8::from(spte.is_present()) + u8::from(spte.is_leaf(level))
+    }
+}
+
+impl External<Ept> for Judge {
+    fn change(&self, change: &EntryChange<Ept>) -> Result<(), Busy> {
+        let (old, new) = (change.old, change.new);
+        assert_eq!(change.table.is_some(), new.is_link(change.level));
+        self.0.borrow_mut().push((
+            change.gfn.raw(),
+            change.level as u8,
+            Self::kind(old, change.level),
+            Self::kind(new, change.level),
+        ));
+        Ok(())
+    }
+
+    fn set_leaf(&self, _: Gfn, _: Level, _: Spte<Ept>) -> Result<(), Busy> {
+        unreachable!("there is one hook for all changes")
+    }
+
+    fn link_table(&self, _: Gfn, _: Level, _: TableId) -> Result<(), Busy> {
+        unreachable!("there is one hook for all changes")
+    }
+
+    fn split_leaf(&self, _: Gfn, _: Level, _: TableId) -> Result<(), Busy> {
+        unreachable!("there is one hook for all changes")
+    }
+
+    fn remove_leaf(&self, _: Gfn, _: Level, _: Spte<Ept>) -> Result<(), Busy> {
+        unreachable!("there is one hook for all changes")
+    }
+
+    fn free_table(&self, _: Gfn, _: Level, _: TableId) -> Result<(), Busy> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_single_hook_hears_of_every_change() {
+    let host = Host::ept(46);
+    let tables = Tables::with(&host, Limits::default(), Judge::default(), NoCheck);
+    let mut tables = tables.with_existing_leaf(ExistingLeaf::Kept);
+    let role = mirror_root_role(role(&host));
+    let mut locked = tables.exclusive(Unobserved);
+    let root = locked.acquire_root(role).unwrap().root();
+    let root = locked.root_table(root).unwrap();
+    for (gfn, size) in [(0x200, PageSize::Size2M), (0x205, PageSize::Size4K)] {
+        let request = MapRequest::page(Gfn::new(gfn), size, Pfn::new(gfn));
+        let _mapped = locked.map(root, &request).unwrap();
+    }
+    let range = GfnRange::between(Gfn::new(0x205), Gfn::new(0x206)).unwrap();
+    let mut zap = ZapLeafs::of_valid_roots(range);
+    assert_eq!(zap.run(&mut locked, &mut Uninterrupted), Progress::Done);
+    let table = locked.find(root, Gfn::new(0x205)).place.table;
+    assert!(locked.zap_page(table));
+    let (empty, link, leaf) = (0, 1, 2);
+    let heard = tables.external().0.take();
+    assert_eq!(
+        heard[..5],
+        [
+            (0, 4, empty, link),
+            (0, 3, empty, link),
+            (0x200, 2, empty, leaf),
+            (0x200, 2, leaf, link),
+            (0x205, 1, leaf, empty),
+        ]
+    );
+    // The table goes: the link to it, then the leaves that are left.
+    assert_eq!(heard[5], (0x200, 2, link, empty));
+    assert_eq!(heard.len(), 6 + 511);
+    assert!(
+        heard[6..]
+            .iter()
+            .all(|each| (each.2, each.3) == (leaf, empty))
+    );
 }

@@ -14,7 +14,7 @@ use crate::tdp::events::{FlushReason, FlushScope, Harvest, Harvesting, Observer}
 use crate::tdp::hooks::{AccessCheck, Busy, External};
 use crate::tdp::lock::{Exclusive, Locked};
 use crate::tdp::resched::{Progress, Resched};
-use crate::tdp::rootwalk::RootWalk;
+use crate::tdp::rootwalk::{RootTypes, RootWalk};
 
 /// Zaps the leaves of a range.
 ///
@@ -61,6 +61,13 @@ impl ZapLeafs {
     /// need it (`tdp_mmu.c:kvm_tdp_mmu_unmap_gfn_range`).
     pub const fn of_address_space(as_id: AsId, range: GfnRange) -> Self {
         Self::new(RootWalk::new(RootSelect::All, Some(as_id), range))
+    }
+
+    /// In roots of these types only: what private memory loses is zapped in mirrors, what shared memory loses in direct
+    /// roots (`tdp_mmu.c:kvm_gfn_range_filter_to_root_types`).
+    pub const fn with_types(mut self, types: RootTypes) -> Self {
+        self.walk = self.walk.with_types(types);
+        self
     }
 
     const fn new(walk: RootWalk) -> Self {

@@ -13,7 +13,7 @@ use crate::tdp::events::Observer;
 use crate::tdp::hooks::{AccessCheck, External};
 use crate::tdp::lock::{Exclusive, Locked, Shared};
 use crate::tdp::resched::{Progress, Resched};
-use crate::tdp::rootwalk::RootWalk;
+use crate::tdp::rootwalk::{RootTypes, RootWalk};
 use crate::tdp::store::{NotStored, Store};
 
 /// In which order the entries below a root go.
@@ -196,8 +196,8 @@ pub(super) const EVERYTHING: GfnRange = {
     }
 };
 
-/// Zaps everything below all roots, invalid ones too (`tdp_mmu.c:kvm_tdp_mmu_zap_all`), when the VM is dying. The roots
-/// stay.
+/// Zaps everything below all roots, invalid ones too (`tdp_mmu.c:kvm_tdp_mmu_zap_all`), when the memory of the VM's
+/// process goes. The roots stay, and so do mirrors with all they map: nothing of theirs is the process's.
 #[derive(Debug)]
 #[must_use = "it does nothing until it is run"]
 pub struct ZapAll {
@@ -208,6 +208,15 @@ pub struct ZapAll {
 impl ZapAll {
     /// In these passes.
     pub const fn new(passes: Passes) -> Self {
+        Self {
+            walk: RootWalk::new(RootSelect::All, None, EVERYTHING).with_types(RootTypes::Direct),
+            state: PassState::new(passes),
+        }
+    }
+
+    /// Mirrors too, when the VM is no more and their owner lets go of everything
+    /// (`tdp_mmu.c:kvm_mmu_uninit_tdp_mmu`).
+    pub const fn of_mirrors_too(passes: Passes) -> Self {
         Self {
             walk: RootWalk::new(RootSelect::All, None, EVERYTHING),
             state: PassState::new(passes),

@@ -293,6 +293,40 @@ proptest! {
     }
 }
 
+/// A batch answers as single walks do, and leaves memory as they do.
+#[test]
+fn batches_are_many_walks() {
+    let config = ProptestConfig {
+        cases: 1000,
+        ..ProptestConfig::default()
+    };
+    let raws = prop::collection::vec(any_raw(), PAGES as usize * INDEXES.len());
+    let accesses = prop::collection::vec(any_access(), 1..40);
+    proptest!(config, |(cpu in any_cpu(), raws in raws, accesses in accesses)| {
+        let single: Vec<Cell<u64>> = memory(&cpu, &raws).into_iter().map(Cell::new).collect();
+        let batch = single.clone();
+        let paging = cpu.paging();
+        let code = code_of(accesses[0]);
+        let addresses: Vec<Gva> = accesses
+            .iter()
+            .map(|wanted| Gva::new(cpu.canonical(wanted.address, wanted.address & 15 == 3)))
+            .collect();
+        // Marks are the tables' own entries here, which later walks read: both sides walk twice.
+        for _ in 0..2 {
+            let mut answers = Vec::new();
+            paging.translate_batch(batch.as_slice(), addresses.iter().copied(), code, |address, found| {
+                answers.push((address, answer(found, address.raw())));
+            });
+            let one_by_one: Vec<_> = addresses
+                .iter()
+                .map(|address| (*address, answer(paging.translate(single.as_slice(), *address, code), address.raw())))
+                .collect();
+            prop_assert_eq!(answers, one_by_one);
+            prop_assert_eq!(&batch, &single);
+        }
+    });
+}
+
 /// The generator reaches deep walks and every kind of end, in every mode.
 #[test]
 fn random_cases_come_to_every_end() {

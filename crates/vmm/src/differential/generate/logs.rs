@@ -1,6 +1,8 @@
 //! Random dirty-log and dirty-ring calls, and guest writes.
 
-use slat_memslot::{Buffer, Call, ClearBits, Memory, PAGE_SIZE, Region, SlotFlags, SlotKey, cap};
+use slat_memslot::{
+    Buffer, Call, ClearBits, GuestAccess, Memory, PAGE_SIZE, Region, SlotFlags, SlotKey, cap,
+};
 
 use super::{Generator, live_slot};
 
@@ -103,11 +105,17 @@ impl Generator {
             }
             _ => self.dice.below(1 << 20),
         };
-        Call::GuestWrite {
-            gpa: page
-                .wrapping_mul(PAGE_SIZE)
-                .wrapping_add(8 * self.dice.below(500)),
-        }
+        let gpa = page
+            .wrapping_mul(PAGE_SIZE)
+            .wrapping_add(8 * self.dice.below(500));
+        let access = match self.dice.below(12) {
+            0 => GuestAccess::read(gpa),
+            1 => GuestAccess::execute(gpa),
+            _ => GuestAccess::write(gpa),
+        };
+        let vcpus = u64::from(memory.vcpus().max(1));
+        let vcpu = u32::try_from(self.dice.below(vcpus)).unwrap_or(0);
+        Call::Guest(access.by_vcpu(vcpu))
     }
 
     pub(super) fn dirty_ring_call(&mut self, memory: &Memory) -> Call {

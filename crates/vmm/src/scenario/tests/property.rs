@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 use slat_memslot::{
-    Access, Buffer, Call, ClearBits, DirtyPages, Errno, FileCall, FileRef, GmemId, Hva, MapCall,
-    MapId, OtherFile, Outcome, Pages, Region, RegionVersion,
+    Access, AccessKind, AsId, Buffer, Call, ClearBits, DirtyPages, Errno, FileCall, FileRef,
+    GmemId, GuestAccess, Hva, MapCall, MapId, OtherFile, Outcome, Pages, Region, RegionVersion,
 };
 
 use super::super::{Names, StepKind, parse, write};
@@ -156,7 +156,7 @@ fn vm_call() -> impl Strategy<Value = Call> {
         number().prop_map(|pages| Call::SetNrMmuPages { pages }),
         number().prop_map(|gpa| Call::SetTssAddr { gpa }),
         number().prop_map(|gpa| Call::SetIdentityMapAddr { gpa }),
-        number().prop_map(|gpa| Call::GuestWrite { gpa }),
+        guest_access().prop_map(Call::Guest),
         (number(), number(), number(), number()).prop_map(|(address, size, attributes, flags)| {
             Call::SetAttributes {
                 address,
@@ -166,6 +166,25 @@ fn vm_call() -> impl Strategy<Value = Call> {
             }
         }),
     ]
+}
+
+fn guest_access() -> impl Strategy<Value = GuestAccess> {
+    let kind = prop_oneof![
+        Just(AccessKind::Read),
+        Just(AccessKind::Write),
+        Just(AccessKind::Execute)
+    ];
+    let as_id = prop_oneof![Just(AsId::NORMAL), Just(AsId::SMM)];
+    let code = prop::option::of(number());
+    (any::<u32>(), as_id, kind, number(), code).prop_map(|(vcpu, as_id, kind, gpa, code)| {
+        GuestAccess {
+            vcpu,
+            as_id,
+            kind,
+            gpa,
+            code: code.filter(|_| kind != AccessKind::Execute),
+        }
+    })
 }
 
 fn call() -> impl Strategy<Value = Call> {
@@ -190,7 +209,16 @@ fn answer(call: Call) -> impl Strategy<Value = Answered> {
         Call::PreFault { .. } => (number(), number())
             .prop_map(|(gpa, size)| Outcome::Remaining { gpa, size })
             .boxed(),
-        Call::GuestWrite { .. } => Just(Outcome::Access(Access::RingFull)).boxed(),
+        Call::Guest(_) => prop_oneof![
+            Just(Access::RingFull),
+            (number(), number(), number()).prop_map(|(flags, gpa, size)| Access::MemoryFault {
+                flags,
+                gpa,
+                size
+            }),
+        ]
+        .prop_map(Outcome::Access)
+        .boxed(),
         Call::Map(..) | Call::CheckExtension { .. } => number().prop_map(Outcome::Value).boxed(),
         _ => Just(Outcome::Done).boxed(),
     };

@@ -60,8 +60,10 @@ impl<F: Format> Comparer<F> {
         let kept = self.entry("new_spte", *level, *new, *recorded_new, taken.bits, false)?;
         self.keep_ahead(place, kept.bits);
         self.replaced = Some((place, taken.bits));
-        let link = Spte::<F>::from_raw(*old);
-        if link.is_link(*level) && frame(*old) != frame(*new) {
+        let [before_it, after_it] = [*old, *new].map(Spte::<F>::from_raw);
+        // What is no link may look like one to table 0.
+        let stays = after_it.is_link(*level) && frame(*old) == frame(*new);
+        if before_it.is_link(*level) && !stays {
             self.renaming.forget(frame(*old));
         }
         Ok(Taken {

@@ -295,6 +295,9 @@ fn noted(predicted: &Predicted, recorded: &Note<'_>) -> Compared {
             same("number of pages", pages, recorded_pages)
         }
         (Predicted::Idle(predicted), Note::Idle(recorded)) => same("idle", predicted, recorded),
+        (Predicted::Leaves(predicted), Note::Leaves(recorded)) => {
+            same("pages", predicted, recorded)
+        }
         _ => Err(Mismatch::Kind),
     }
 }

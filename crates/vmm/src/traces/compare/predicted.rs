@@ -8,7 +8,7 @@ use slat_mmu::shadow::{PageId, PageInfo, ValidGeneration};
 use slat_mmu::spte::{Pfn, bits};
 use slat_mmu::tdp::Event;
 
-use crate::traces::{Exit, Note, Probe, Traced, What};
+use crate::traces::{Exit, Leaves, Note, Probe, Traced, What};
 
 /// What stands for the page where no slot is (`KVM_PFN_NOSLOT`).
 const NO_SLOT: u64 = 1 << 63;
@@ -110,6 +110,8 @@ pub enum Predicted {
     PreFaultLeft { gfn: Gfn, pages: Pages },
     /// [`Note::Idle`].
     Idle(bool),
+    /// [`Note::Leaves`].
+    Leaves(Leaves),
 }
 
 impl Predicted {
@@ -198,6 +200,7 @@ impl Predicted {
             Self::Dirty(_) => Kind::Dirty,
             Self::PreFaultLeft { .. } => Kind::PreFaultLeft,
             Self::Idle(_) => Kind::Idle,
+            Self::Leaves(_) => Kind::Leaves,
         }
     }
 }
@@ -334,6 +337,7 @@ impl fmt::Display for Predicted {
                 write!(f, "NOTE pre_fault left gfn={gfn:x} npages={pages:x}")
             }
             Self::Idle(idle) => write!(f, "NOTE idle={}", u8::from(*idle)),
+            Self::Leaves(leaves) => write!(f, "NOTE {leaves}"),
         }
     }
 }
@@ -374,11 +378,13 @@ pub enum Kind {
     PreFaultLeft,
     /// Idle pages.
     Idle,
+    /// Statistics.
+    Leaves,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::SpteChanged,
         Self::PageAllocated,
         Self::PageZapped,
@@ -395,6 +401,7 @@ impl Kind {
         Self::Dirty,
         Self::PreFaultLeft,
         Self::Idle,
+        Self::Leaves,
     ];
 
     /// The kind of a recorded line; `None` for operations, remarks, and what is never compared.
@@ -432,6 +439,7 @@ impl Kind {
             Note::Dirty { .. } => Self::Dirty,
             Note::PreFaultLeft { .. } => Self::PreFaultLeft,
             Note::Idle(_) => Self::Idle,
+            Note::Leaves(_) => Self::Leaves,
             _ => return None,
         })
     }

@@ -10,7 +10,9 @@ use slat_mmu::spte::{Codec, Ept, Format, Npt, Spte, bits};
 
 use super::event::frame;
 use super::{Comparer, Difference, Kind, Kinds, Mismatch, Predicted};
-use crate::traces::{Builtin, Exit, Item, Machine, Note, Probe, Recording, Ret, Traced, What};
+use crate::traces::{
+    Builtin, Exit, Item, Leaves, Machine, Note, Probe, Recording, Ret, Traced, What,
+};
 
 const EMPTY: u64 = 1 << 63;
 const FROZEN: u64 = 1 << 63 | 0x5a0;
@@ -412,6 +414,7 @@ impl Perfect {
                     pages: *pages,
                 }),
                 What::Note(Note::Idle(idle)) => Some(Predicted::Idle(*idle)),
+                What::Note(Note::Leaves(leaves)) => Some(Predicted::Leaves(*leaves)),
                 _ => None,
             });
         }
@@ -535,6 +538,10 @@ fn wrong(one: &Predicted) -> Vec<Predicted> {
                     }
                 }
                 Predicted::Idle(idle) => wrong.push(Predicted::Idle(!idle)),
+                Predicted::Leaves(leaves) => wrong.push(Predicted::Leaves(Leaves {
+                    pages_2m: leaves.pages_2m + 1,
+                    ..*leaves
+                })),
             }
         };
     }
@@ -655,8 +662,37 @@ fn every_planted_difference_is_found() {
     for (kind, count) in &planted {
         println!("{count:5} {kind:?}");
     }
-    // Where no table is shadowed, no walk of KVM's marks the guest's.
-    assert_eq!(planted.len(), Kind::ALL.len() - 1);
+    // Where no table is shadowed, no walk of KVM's marks the guest's; and statistics are read on live kernels only.
+    assert_eq!(planted.len(), Kind::ALL.len() - 2);
+}
+
+#[test]
+fn statistics_are_compared() {
+    let text = "NOTE pages 4k=12 2m=1 1g=0\n";
+    let recording = Recording::parse(text).expect("a recording");
+    let leaves = Leaves {
+        pages_4k: 12,
+        pages_2m: 1,
+        pages_1g: 0,
+    };
+    let compare = |leaves| on_machine("npt-l4", &[Predicted::Leaves(leaves)], &recording.items);
+    assert!(compare(leaves).is_ok());
+    for other in [
+        Leaves {
+            pages_4k: 11,
+            ..leaves
+        },
+        Leaves {
+            pages_2m: 0,
+            ..leaves
+        },
+        Leaves {
+            pages_1g: 1,
+            ..leaves
+        },
+    ] {
+        assert!(compare(other).is_err(), "{other:?}");
+    }
 }
 
 const SHADOW: &str = "# scenario shadow status 0

@@ -194,7 +194,8 @@ impl<F: Format, const EVENTS: bool, const HARVEST: bool> World<F, EVENTS, HARVES
             false => ByWhat::WriteProtection,
         };
         self.exclusive()
-            .clear_dirty_masked(address_space(space), Gfn::new(first), mask, by);
+            .clear_dirty(address_space(space), by)
+            .word(Gfn::new(first), mask);
         Ok(())
     }
 

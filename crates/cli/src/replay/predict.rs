@@ -1,4 +1,4 @@
-//! `slat replay`: recordings of real kernels' MMUs, predicted from their operations.
+//! Recordings of real kernels' MMUs, predicted from their operations.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -6,25 +6,8 @@ use std::process::ExitCode;
 use slat_vmm::replay::{Machine, NotModelled, Verdict, predict};
 use slat_vmm::traces::{self, Builtin, Recording};
 
+use super::Args;
 use crate::Error;
-
-/// Options of `slat replay`.
-#[derive(Debug, clap::Args)]
-#[command(group = clap::ArgGroup::new("job").required(true))]
-pub(crate) struct Args {
-    /// Predict files, or recordings that come with slat: MACHINE/SCENARIO, or MACHINE for all of its.
-    #[arg(long, value_name = "FILE|MACHINE/SCENARIO", num_args = 1.., group = "job")]
-    predict: Vec<String>,
-    /// Name the recordings that come with slat.
-    #[arg(long, group = "job")]
-    list: bool,
-    /// The machine that files were recorded on. Default: what their directory is called.
-    #[arg(long, value_name = "NAME")]
-    machine: Option<String>,
-    /// Print the results as JSON.
-    #[arg(long)]
-    json: bool,
-}
 
 /// The exit status for what is not modelled: neither agreement nor difference.
 const NOT_MODELLED: u8 = 3;
@@ -35,11 +18,7 @@ struct Done {
     verdict: Verdict,
 }
 
-pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
-    if args.list {
-        list(args.json)?;
-        return Ok(ExitCode::SUCCESS);
-    }
+pub(super) fn run(args: &Args) -> Result<ExitCode, Error> {
     let mut all = Vec::new();
     for target in &args.predict {
         all.extend(predict_target(args, target)?);
@@ -61,7 +40,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
     })
 }
 
-fn list(json: bool) -> Result<(), Error> {
+pub(super) fn list(json: bool) -> Result<(), Error> {
     let names: Vec<String> = traces::builtin().map(|one| name_of(&one)).collect();
     if json {
         println!("{}", serde_json::to_string_pretty(&names)?);

@@ -1,11 +1,13 @@
 //! Results, and what the recorded program saw.
 
-use slat_memslot::{AsId, Errno, Gfn, Gpa, Pages};
+mod write;
+
+use slat_memslot::{AsId, Errno, Gfn, Gpa, Level, Pages};
 use winnow::combinator::{alt, eof, opt, preceded, repeat, seq, terminated};
 use winnow::prelude::*;
 use winnow::token::{rest as anything, take_till};
 
-use super::lex::{Input, as_id, bit, dec, gfn, gpa, hex, hex32, name, pages, signed};
+use super::lex::{Input, as_id, bit, dec, gfn, gpa, hex, hex32, level, name, pages, signed};
 
 /// What a system call returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,17 @@ pub enum Exit {
     },
 }
 
+/// How many leaves the tables of a VM have (`pages_4k`, `pages_2m`, `pages_1g`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Leaves {
+    /// Of 4 KiB.
+    pub pages_4k: u64,
+    /// Of 2 MiB.
+    pub pages_2m: u64,
+    /// Of 1 GiB.
+    pub pages_1g: u64,
+}
+
 /// Something that the recorded program saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -66,6 +79,8 @@ pub enum Note<'a> {
         gfn: Gfn,
         /// The page.
         pfn: u64,
+        /// At which level the host maps it, where it is said.
+        level: Option<Level>,
     },
     /// The backing notes that follow are of this address space.
     BackingOf(AsId),
@@ -85,6 +100,8 @@ pub enum Note<'a> {
     },
     /// Whether the page is still idle.
     Idle(bool),
+    /// The VM's statistics, where they are read.
+    Leaves(Leaves),
     /// The guest's registers.
     Registers {
         /// RIP.
@@ -157,6 +174,7 @@ pub(super) fn note<'a>(input: &mut Input<'a>) -> ModalResult<Note<'a>> {
         "backing" if second.starts_with("gfn=") => backing(input),
         "dirty" => dirty(input),
         "pre_fault" => pre_fault_left(input),
+        "pages" => leaves.map(Note::Leaves).parse_next(input),
         "idle" => preceded("idle=", bit).map(Note::Idle).parse_next(input),
         "KVM_RUN" => run_failed(input),
         "nested" => nested_state(input),
@@ -188,7 +206,12 @@ fn exit(input: &mut Input<'_>) -> ModalResult<Exit> {
 }
 
 fn backing<'a>(input: &mut Input<'a>) -> ModalResult<Note<'a>> {
-    seq!(Note::Backing { _: "backing gfn=", gfn: gfn, _: " pfn=", pfn: hex }).parse_next(input)
+    seq!(Note::Backing {
+        _: "backing gfn=", gfn: gfn,
+        _: " pfn=", pfn: hex,
+        level: opt(preceded(" level=", level)),
+    })
+    .parse_next(input)
 }
 
 fn dirty<'a>(input: &mut Input<'a>) -> ModalResult<Note<'a>> {
@@ -205,6 +228,15 @@ fn pre_fault_left<'a>(input: &mut Input<'a>) -> ModalResult<Note<'a>> {
     seq!(Note::PreFaultLeft {
         _: "pre_fault left gfn=", gfn: gfn,
         _: " npages=", pages: pages,
+    })
+    .parse_next(input)
+}
+
+fn leaves(input: &mut Input<'_>) -> ModalResult<Leaves> {
+    seq!(Leaves {
+        _: "pages 4k=", pages_4k: dec,
+        _: " 2m=", pages_2m: dec,
+        _: " 1g=", pages_1g: dec,
     })
     .parse_next(input)
 }
@@ -259,20 +291,4 @@ fn rarer<'a>(input: &mut Input<'a>) -> ModalResult<Note<'a>> {
     });
     let alarm = seq!(Note::Alarm { _: "SIGALRM armed, ", seconds: dec, _: " s" });
     alt((page_of, created, cpuid, added, alarm)).parse_next(input)
-}
-
-/// As the recordings have it behind `NOTE exit`.
-impl core::fmt::Display for Exit {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::Halt => write!(f, "HLT"),
-            Self::Mmio { gpa, len, write } => {
-                write!(f, "MMIO gpa={gpa} len={len} write={}", u8::from(*write))
-            }
-            Self::MemoryFault { flags, gpa, size } => {
-                write!(f, "MEMORY_FAULT flags={flags:#x} gpa={gpa} size={size:#x}")
-            }
-            Self::Other { reason } => write!(f, "reason={reason}"),
-        }
-    }
 }

@@ -1,0 +1,91 @@
+//! `slat diff --area access`: accesses that a guest executes, against walks.
+
+use std::process::ExitCode;
+
+use slat_vmm::walks::{AccessConfig, AccessOutcome, compare_accesses};
+
+use super::{Args, exit_code, progress};
+use crate::{Error, table};
+
+/// Random accesses by a guest and by the model.
+pub(super) fn run(args: &Args, seed: u64) -> Result<ExitCode, Error> {
+    let mut guest = match open() {
+        Ok(guest) => guest,
+        Err(why) => {
+            eprintln!("skipped: access: {why}");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    eprintln!("accesses: executed by a guest in long mode, seed {seed}");
+    let config = AccessConfig {
+        seed,
+        accesses: args.ops,
+        per_state: 24,
+    };
+    let bar = progress(args.ops);
+    let outcome = compare_accesses(&mut guest, &config, |done| bar.set_position(done))
+        .map_err(|errno| format!("accesses cannot be compared: {errno}"))?;
+    bar.finish_and_clear();
+    match args.json {
+        true => println!(
+            "{}",
+            serde_json::to_string_pretty(&summary(seed, &outcome))?
+        ),
+        false => print(&outcome),
+    }
+    if let Some(difference) = &outcome.difference {
+        eprintln!("{difference}");
+    }
+    Ok(exit_code(outcome.difference.is_none()))
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn open() -> Result<slat_vmm::kvm::AccessGuest, Error> {
+    Ok(slat_vmm::kvm::AccessGuest::open()?)
+}
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+fn open() -> Result<std::convert::Infallible, Error> {
+    Err("KVM for x86-64 needs Linux on x86-64".into())
+}
+
+fn print(outcome: &AccessOutcome) {
+    let mut ends = table::plain(["privilege", "access", "end", "accesses"]);
+    for ((who, kind, end), count) in &outcome.by_end {
+        ends.add_row([*who, *kind, end, &count.to_string()]);
+    }
+    println!("{ends}");
+    let seconds = outcome.elapsed.as_secs_f64();
+    println!(
+        "\n{} accesses in {seconds:.1} s, {:.0}/s, {} left out since they would leave the test's memory",
+        outcome.accesses,
+        outcome.accesses as f64 / seconds,
+        outcome.left_out,
+    );
+    println!(
+        "{}",
+        match outcome.difference {
+            None => "0 differences in outcome, error code, CR2, accessed and dirty bits",
+            Some(_) => "1 difference",
+        }
+    );
+}
+
+fn summary(seed: u64, outcome: &AccessOutcome) -> serde_json::Value {
+    let ends: Vec<_> = outcome
+        .by_end
+        .iter()
+        .map(|((who, kind, end), count)| {
+            serde_json::json!({ "privilege": who, "access": kind, "end": end, "accesses": count })
+        })
+        .collect();
+    serde_json::json!({
+        "area": "access",
+        "seed": seed,
+        "accesses": outcome.accesses,
+        "left_out": outcome.left_out,
+        "seconds": outcome.elapsed.as_secs_f64(),
+        "ends": ends,
+        "difference": outcome.difference.as_ref().map(ToString::to_string),
+    })
+}

@@ -1,0 +1,77 @@
+//! `slat diff --area tables`: what the tables of a real VM become, event by event.
+
+use std::process::ExitCode;
+
+use super::Args;
+use crate::Error;
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub(super) fn run(args: &Args, seed: u64) -> Result<ExitCode, Error> {
+    use slat_vmm::live::{Config, Live, abilities, here};
+
+    use super::{exit_code, progress};
+
+    let machine = match here() {
+        Ok(machine) => machine,
+        Err(why) => {
+            eprintln!("skipped: tables: {why}");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    eprintln!("tables: {}, seed {seed}", machine.name);
+    let abilities = abilities(&machine);
+    let mut live = match Live::new(machine) {
+        Ok(live) => live,
+        Err(why) => {
+            eprintln!("skipped: tables: {why}");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    let config = Config::new(seed, usize::try_from(args.ops)?, abilities);
+    let bar = progress(args.ops);
+    let outcome = live.compare(&config, |events| bar.set_position(events as u64))?;
+    bar.finish_and_clear();
+    if let Some(finding) = &outcome.finding {
+        let path = args
+            .output
+            .join(format!("slat-tables-{}.txt", finding.seed));
+        std::fs::write(&path, &finding.recording)?;
+        eprintln!(
+            "1 difference, shrunk from {} operations: {}\n{}\nfirst seen as: {}",
+            finding.original,
+            path.display(),
+            finding.difference,
+            finding.first
+        );
+    }
+    let seconds = outcome.elapsed.as_secs_f64();
+    match args.json {
+        true => println!(
+            "{}",
+            serde_json::to_string_pretty(&serde_json::json!({
+                "area": "tables",
+                "seed": seed,
+                "programs": outcome.programs,
+                "operations": outcome.operations,
+                "left_out": outcome.left_out,
+                "events": outcome.events,
+                "seconds": seconds,
+                "difference": outcome.finding.as_ref().map(|finding| &finding.difference),
+            }))?
+        ),
+        false => println!(
+            "{} events and results of {} operations in {} programs compared in {seconds:.1} s, {} differences",
+            outcome.events,
+            outcome.operations,
+            outcome.programs,
+            u8::from(outcome.finding.is_some()),
+        ),
+    }
+    Ok(exit_code(outcome.finding.is_none()))
+}
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+pub(super) fn run(_args: &Args, _seed: u64) -> Result<ExitCode, Error> {
+    eprintln!("skipped: tables: KVM for x86-64 needs Linux on x86-64");
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,90 @@
+//! The three layouts, there and back.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn entries() -> impl Strategy<Value = RmpEntry> {
+    let flags = any::<[bool; 6]>();
+    let used_for = prop_oneof![
+        Just(FirmwareUse::None),
+        Just(FirmwareUse::Context),
+        Just(FirmwareUse::Metadata),
+        Just(FirmwareUse::HvFixed)
+    ];
+    (flags, 0..1u64 << 39, 0..0x400u32, any::<u64>(), used_for).prop_map(
+        |([assigned, huge, immutable, vmsa, validated, in_use], gfn, owner, bits, firmware)| {
+            RmpEntry {
+                assigned,
+                size: if huge {
+                    RmpSize::Size2M
+                } else {
+                    RmpSize::Size4K
+                },
+                immutable,
+                gfn: Gfn::new(gfn),
+                asid: asid(owner),
+                vmsa,
+                validated,
+                permissions: VmplPermissions::from_bits(bits),
+                firmware,
+                in_use,
+            }
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn an_entry_is_read_as_it_was_written(entry in entries()) {
+        prop_assert_eq!(RmpEntry::from_words(entry.raw(), entry.high()), entry);
+        prop_assert_eq!(entry.raw() & (0x1ff << 3 | 1 << 63), 0);
+    }
+
+    #[test]
+    fn reserved_bits_of_an_operand_are_refused(words in any::<[u64; 2]>()) {
+        match RmpState::from_words(words) {
+            Some(state) => prop_assert_eq!(state.to_words(), words),
+            None => prop_assert_ne!(words[1] & 0xfffe_fefe, 0),
+        }
+    }
+}
+
+#[test]
+fn operand_and_answer_have_their_bytes_in_place() {
+    let state = RmpState {
+        immutable: true,
+        ..private(0, RmpSize::Size2M)
+    };
+    assert_eq!(state.to_words(), [0x4000_0000, 5 << 32 | 0x01_01_01]);
+    let rmp = with_huge();
+    let read = rmp.rmpread(Asid::HOST, Pfn::new(PFN)).unwrap();
+    assert_eq!(read.to_words(), [0x4000_0000, 5 << 32 | 0x00_01_01]);
+    rmp.psmash(Pfn::new(PFN)).unwrap();
+    let read = rmp.rmpread(Asid::HOST, Pfn::new(PFN)).unwrap();
+    assert_eq!(read.to_words(), [0x4000_0000, 5 << 32 | 0x00_02_01]);
+    let bad = rmp.rmpread(asid(5), Pfn::new(PFN)).unwrap_err();
+    assert_eq!(
+        (
+            bad.code(),
+            rmp.rmpread(Asid::HOST, Pfn::new(0x1000))
+                .unwrap_err()
+                .code()
+        ),
+        (2, 1)
+    );
+}
+
+#[test]
+fn the_operand_of_rmpadjust() {
+    let adjustment = Adjustment::from_rdx(1 << 16 | 0x1 << 8 | 1).unwrap();
+    let expected = Adjustment {
+        target: Vmpl::Vmpl1,
+        permissions: Permissions::READ,
+        vmsa: true,
+    };
+    assert_eq!(adjustment, expected);
+    for bad in [4, 1 << 12, 1 << 17] {
+        assert_eq!(Adjustment::from_rdx(bad), None);
+    }
+}

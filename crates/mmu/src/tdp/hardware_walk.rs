@@ -1,0 +1,301 @@
+//! A walk of the tables as hardware makes it: entry by entry, with what it says when it stops.
+
+use core::fmt;
+
+use slat_memslot::{Gpa, Hpa, Level};
+use thiserror::Error;
+
+use super::hooks::{AccessCheck, External, Translated};
+use super::lock::{Locked, Shared};
+use super::tables::Tables;
+use crate::spte::{Access, Entry, Format, Mmio, Pfn, Spte};
+use crate::sync::Ordering;
+use crate::table::{TableId, index, span};
+
+/// An entry of the second stage that hardware has read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SecondStep {
+    /// The address that is translated.
+    pub gpa: Gpa,
+    /// The level of the table.
+    pub level: Level,
+    /// The table.
+    pub table: TableId,
+    /// Which entry of it.
+    pub index: usize,
+    /// The entry.
+    pub entry: u64,
+    /// What the entries down to this one allow together; reading is [`Access::USER`].
+    pub rights: Access,
+}
+
+/// Hears of each entry that hardware reads. `()` hears nothing and costs nothing.
+pub trait SecondObserver {
+    /// Whether it hears anything.
+    const OBSERVES: bool = true;
+
+    /// An entry was read. It has not been checked yet.
+    #[inline]
+    fn step(&mut self, step: &SecondStep) {
+        let _ = step;
+    }
+}
+
+impl SecondObserver for () {
+    const OBSERVES: bool = false;
+}
+
+impl SecondObserver for Vec<SecondStep> {
+    fn step(&mut self, step: &SecondStep) {
+        self.push(*step);
+    }
+}
+
+impl<O: SecondObserver + ?Sized> SecondObserver for &mut O {
+    const OBSERVES: bool = O::OBSERVES;
+
+    #[inline]
+    fn step(&mut self, step: &SecondStep) {
+        (**self).step(step);
+    }
+}
+
+/// Where a guest-physical address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SecondPage {
+    /// The address of the host, to the byte.
+    pub hpa: Hpa,
+    /// The level of the leaf.
+    pub level: Level,
+    /// What the entries allow together; reading is [`Access::USER`].
+    pub rights: Access,
+    /// Whether the leaf became dirty by the access: hardware that logs modified pages logs this one.
+    pub became_dirty: bool,
+}
+
+/// Why hardware does not reach a page, before it says so in the words of its vendor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SecondFault<D> {
+    /// The address.
+    pub gpa: Gpa,
+    /// What was wanted of it; reading is [`Access::USER`].
+    pub wanted: Access,
+    /// What the entries down to the last one allow together; nothing if that is not present.
+    pub rights: Access,
+    /// The level of the last entry.
+    pub level: Level,
+    /// Why.
+    pub cause: SecondCause<D>,
+}
+
+/// What stops a walk of the second stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
+#[non_exhaustive]
+pub enum SecondCause<D> {
+    /// The entry allows nothing: it is empty, frozen, or its permissions are put aside.
+    #[error("nothing is mapped")]
+    NotPresent,
+    /// The entries do not allow it.
+    #[error("{missing} is not allowed")]
+    NotAllowed {
+        /// What they lack.
+        missing: Access,
+    },
+    /// The entry has reserved bits, or says what no entry may say (EPT misconfiguration).
+    #[error("reserved bits {bits:#x}{}", match mmio { Some(_) => ": MMIO", None => "" })]
+    Misconfigured {
+        /// The bits.
+        bits: u64,
+        /// What KVM means by it, if it is an MMIO entry.
+        mmio: Option<Mmio>,
+    },
+    /// The tables allow it, and the check behind them does not.
+    #[error("denied")]
+    Denied(D),
+}
+
+impl<D> fmt::Display for SecondFault<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, level {}: ", self.gpa, self.level as u8)?;
+        match &self.cause {
+            SecondCause::NotPresent => f.write_str("nothing is mapped"),
+            SecondCause::NotAllowed { missing } => write!(f, "{missing} is not allowed"),
+            SecondCause::Misconfigured { mmio: Some(_), .. } => f.write_str("MMIO"),
+            SecondCause::Misconfigured { bits, .. } => write!(f, "reserved bits {bits:#x}"),
+            SecondCause::Denied(_) => f.write_str("denied"),
+        }
+    }
+}
+
+/// What hardware lets an entry allow: reading is bit 0 of EPT, the user bit of NPT, whose walks are made in user mode.
+///
+/// Mode-based execution is taken for off.
+#[inline]
+fn hardware_rights<F: Format>(raw: u64) -> Access {
+    let [low, ..] = raw.to_le_bytes();
+    let (read, execute) = if F::EXECUTE != 0 {
+        (low & 1, low >> 2 & 1)
+    } else {
+        (low >> 2 & 1, u8::from(raw & F::NO_EXECUTE == 0))
+    };
+    Access::from_bits_truncate(read << 2 | low & 2 | execute)
+}
+
+/// Whether hardware takes an entry for present.
+#[inline]
+fn is_present<F: Format>(raw: u64) -> bool {
+    let bits = if F::EXECUTE != 0 { 7 } else { 1 };
+    raw & bits != 0
+}
+
+impl<F: Format, X: External<F>, C: AccessCheck, O> Locked<Shared<'_, F, X, C>, O> {
+    /// Makes an access as hardware does, and says where it goes. Reading is [`Access::USER`].
+    ///
+    /// The leaf is marked as accessed, and on a write as dirty, where hardware maintains these bits. Marks in links, which
+    /// KVM sets ahead, are left alone. What the tables allow is put to the check behind them.
+    ///
+    /// # Errors
+    /// Why it does not reach a page.
+    #[inline]
+    pub fn hardware_walk<W: SecondObserver>(
+        &mut self,
+        root: TableId,
+        gpa: Gpa,
+        wanted: Access,
+        observer: &mut W,
+    ) -> Result<SecondPage, SecondFault<C::Denied>> {
+        let tables = self.tables();
+        let gfn = gpa.gfn().raw();
+        let (mut table, mut level) = (root, tables.page(root).role().level());
+        let mut rights = Access::all();
+        loop {
+            let index = index(gfn, level);
+            let spte = tables.load(table, index);
+            rights &= hardware_rights::<F>(spte.raw());
+            observer.step(&SecondStep {
+                gpa,
+                level,
+                table,
+                index,
+                entry: spte.raw(),
+                rights,
+            });
+            let at = At {
+                gpa,
+                wanted,
+                rights,
+                level,
+            };
+            at.check_entry(tables, spte)?;
+            match (tables.child_of(spte, level), level.child()) {
+                (Some(child), Some(below)) => (table, level) = (child, below),
+                _ => return at.finish(tables, (table, index), spte),
+            }
+        }
+    }
+}
+
+/// Where a walk is.
+struct At {
+    gpa: Gpa,
+    wanted: Access,
+    rights: Access,
+    level: Level,
+}
+
+impl At {
+    #[inline]
+    fn check_entry<F: Format, X, C: AccessCheck>(
+        &self,
+        tables: &Tables<F, X, C>,
+        spte: Spte<F>,
+    ) -> Result<(), SecondFault<C::Denied>> {
+        if !is_present::<F>(spte.raw()) {
+            return Err(SecondFault {
+                rights: Access::empty(),
+                ..self.fault(SecondCause::NotPresent)
+            });
+        }
+        match tables.codec.reserved().violations(spte, self.level) {
+            0 => Ok(()),
+            bits => Err(self.misconfigured(tables, spte, bits)),
+        }
+    }
+
+    #[cold]
+    fn misconfigured<F: Format, X, C: AccessCheck>(
+        &self,
+        tables: &Tables<F, X, C>,
+        spte: Spte<F>,
+        bits: u64,
+    ) -> SecondFault<C::Denied> {
+        let mmio = match tables.codec.decode(spte, self.level) {
+            Entry::Mmio(mmio) => Some(mmio),
+            _ => None,
+        };
+        self.fault(SecondCause::Misconfigured { bits, mmio })
+    }
+
+    /// The leaf: rights, the check behind the tables, marks.
+    #[inline]
+    fn finish<F: Format, X, C: AccessCheck>(
+        &self,
+        tables: &Tables<F, X, C>,
+        (table, place): (TableId, usize),
+        spte: Spte<F>,
+    ) -> Result<SecondPage, SecondFault<C::Denied>> {
+        let missing = self.wanted - self.rights;
+        if !missing.is_empty() {
+            return Err(self.fault(SecondCause::NotAllowed { missing }));
+        }
+        let gfn = self.gpa.gfn();
+        let pfn = Pfn::new(tables.codec.pfn(spte).raw() + (gfn.raw() & (span(self.level) - 1)));
+        let translated = Translated {
+            gfn,
+            pfn,
+            level: self.level,
+            access: self.wanted,
+        };
+        let checked = tables.check.check(&translated);
+        checked.map_err(|denied| self.fault(SecondCause::Denied(denied)))?;
+        Ok(SecondPage {
+            hpa: Hpa::new(pfn.address() | self.gpa.raw() & 0xfff),
+            level: self.level,
+            rights: self.rights,
+            became_dirty: self.mark(tables, (table, place), spte),
+        })
+    }
+
+    /// Marks the leaf; whether it became dirty.
+    #[inline]
+    fn mark<F: Format, X, C>(
+        &self,
+        tables: &Tables<F, X, C>,
+        (table, place): (TableId, usize),
+        spte: Spte<F>,
+    ) -> bool {
+        if tables.codec.is_ad_disabled(spte) {
+            return false;
+        }
+        let mut marks = F::ACCESSED;
+        if self.wanted.contains(Access::WRITE) {
+            marks |= F::DIRTY;
+        }
+        if spte.raw() & marks == marks {
+            return false;
+        }
+        let before = tables.entry(table, place).fetch_or(marks, Ordering::AcqRel);
+        marks & !before & F::DIRTY != 0
+    }
+
+    #[inline]
+    fn fault<D>(&self, cause: SecondCause<D>) -> SecondFault<D> {
+        SecondFault {
+            gpa: self.gpa,
+            wanted: self.wanted,
+            rights: self.rights,
+            level: self.level,
+            cause,
+        }
+    }
+}

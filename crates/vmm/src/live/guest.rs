@@ -1,0 +1,165 @@
+//! The guest: a few instructions in a page of their own, run with flat segments and without paging.
+
+use kvm_bindings::{KVM_VCPUEVENT_VALID_SMM, kvm_regs, kvm_segment};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+use slat_memslot::{Errno, Gpa};
+
+use crate::kvm::errno;
+use crate::traces::{Exit, GuestAct, Note};
+
+/// Where the instructions are, from the begin of the guest's memory.
+pub(super) const CODE: &[(u64, &[u8])] = &[
+    // hlt
+    (0x1000, &[0xf4]),
+    // mov al, [ebx]; hlt
+    (0x1010, &[0x8a, 0x03, 0xf4]),
+    // mov byte [ebx], 0xf4; hlt: what is written halts when it is executed.
+    (0x1020, &[0xc6, 0x03, 0xf4, 0xf4]),
+    // jmp ebx
+    (0x1030, &[0xff, 0xe3]),
+    // again: mov byte [ebx], 0xf4; add ebx, 0x1000; dec ecx; jnz again; hlt
+    (
+        0x1050,
+        &[
+            0xc6, 0x03, 0xf4, 0x81, 0xc3, 0x00, 0x10, 0x00, 0x00, 0x49, 0x75, 0xf4, 0xf4,
+        ],
+    ),
+];
+
+/// How often a guest may leave for userspace before it halts.
+const MOST_EXITS: u32 = 4096;
+
+/// `KVM_SET_SREGS`: 32-bit protected mode, flat, no paging.
+pub(super) fn make_flat(vcpu: &VcpuFd) -> Result<(), Errno> {
+    let mut sregs = vcpu.get_sregs().map_err(errno)?;
+    let data = kvm_segment {
+        limit: u32::MAX,
+        type_: 3,
+        present: 1,
+        s: 1,
+        db: 1,
+        g: 1,
+        selector: 16,
+        ..Default::default()
+    };
+    sregs.cs = kvm_segment {
+        type_: 11,
+        selector: 8,
+        ..data
+    };
+    (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs) = (data, data, data, data, data);
+    sregs.cr0 |= 1;
+    vcpu.set_sregs(&sregs).map_err(errno)
+}
+
+/// `KVM_SET_CPUID2` with what is supported, but for MAXPHYADDR where it is given.
+pub(super) fn set_cpuid(kvm: &Kvm, vcpu: &VcpuFd, max_phys_addr: Option<u8>) -> Result<(), Errno> {
+    const ADDRESS_SIZES: u32 = 0x8000_0008;
+    let mut cpuid = kvm
+        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+        .map_err(errno)?;
+    let sizes = cpuid.as_mut_slice().iter_mut();
+    for entry in sizes.filter(|entry| entry.function == ADDRESS_SIZES) {
+        let bits = max_phys_addr.map_or(entry.eax & 0xff, u32::from);
+        entry.eax = entry.eax & !0xff | bits;
+    }
+    vcpu.set_cpuid2(&cpuid).map_err(errno)
+}
+
+/// `KVM_SET_VCPU_EVENTS`, to put the vCPU into SMM or take it out.
+pub(super) fn set_smm(vcpu: &VcpuFd, inside: bool) -> Result<(), Errno> {
+    let mut events = vcpu.get_vcpu_events().map_err(errno)?;
+    events.smi.smm = u8::from(inside);
+    events.flags |= KVM_VCPUEVENT_VALID_SMM;
+    vcpu.set_vcpu_events(&events).map_err(errno)
+}
+
+/// Where a guest starts for what it is to do, what RBX and RCX have, and which pages it reaches.
+pub(super) struct Start {
+    rip: u64,
+    rbx: u64,
+    rcx: u64,
+}
+
+impl Start {
+    /// `None` if this guest cannot do that.
+    pub(super) fn of(act: &GuestAct<'_>) -> Option<Self> {
+        let (rip, rbx, rcx) = match act {
+            GuestAct::Halt { at } => (at.map_or(0x1000, Gpa::raw), 0, 0),
+            GuestAct::Read(gpa) => (0x1010, gpa.raw(), 0),
+            GuestAct::Write(gpa) => (0x1020, gpa.raw(), 0),
+            GuestAct::Execute(gpa) => (0x1030, gpa.raw(), 0),
+            GuestAct::WritePages { pages, from } => (0x1050, from.raw(), *pages),
+            _ => return None,
+        };
+        Some(Self { rip, rbx, rcx })
+    }
+
+    /// The first address that it reaches besides its instructions, and how many pages follow each other there.
+    pub(super) fn reaches(&self) -> (Gpa, u64) {
+        match self.rip {
+            0x1010 | 0x1020 | 0x1030 => (Gpa::new(self.rbx), 1),
+            0x1050 => (Gpa::new(self.rbx), self.rcx),
+            at => (Gpa::new(at), 1),
+        }
+    }
+}
+
+/// Runs a guest until it halts or cannot go on. `tell` takes what is seen, in order.
+pub(super) fn run<E>(
+    vcpu: &mut VcpuFd,
+    start: &Start,
+    mut tell: impl FnMut(&Note<'_>) -> Result<(), E>,
+) -> Result<Result<(), E>, Errno> {
+    let regs = kvm_regs {
+        rip: start.rip,
+        rbx: start.rbx,
+        rcx: start.rcx,
+        rflags: 2,
+        ..Default::default()
+    };
+    vcpu.set_regs(&regs).map_err(errno)?;
+    for _ in 0..MOST_EXITS {
+        let (note, ended) = step(vcpu);
+        let told = note.iter().try_for_each(&mut tell);
+        if ended || told.is_err() {
+            return Ok(told);
+        }
+    }
+    Ok(tell(&Note::Fatal("the guest does not come to an end")))
+}
+
+/// Enters the guest once. Says what was seen, and whether that was the end.
+fn step(vcpu: &mut VcpuFd) -> (Vec<Note<'static>>, bool) {
+    let mmio = |gpa, len, write| Exit::Mmio {
+        gpa: Gpa::new(gpa),
+        len: u32::try_from(len).unwrap_or(u32::MAX),
+        write,
+    };
+    let (exit, ended) = match vcpu.run() {
+        Ok(VcpuExit::Hlt) => (Exit::Halt, true),
+        Ok(VcpuExit::MmioRead(gpa, data)) => (mmio(gpa, data.len(), false), false),
+        Ok(VcpuExit::MmioWrite(gpa, data)) => (mmio(gpa, data.len(), true), false),
+        Ok(VcpuExit::MemoryFault { flags, gpa, size }) => {
+            let failed = Note::RunFailed {
+                errno: Errno::EFAULT,
+                exit_reason: kvm_bindings::KVM_EXIT_MEMORY_FAULT,
+            };
+            let gpa = Gpa::new(gpa);
+            let fault = Note::Exit(Exit::MemoryFault { flags, gpa, size });
+            return (vec![failed, fault], true);
+        }
+        Ok(_) => {
+            let reason = vcpu.get_kvm_run().exit_reason;
+            (Exit::Other { reason }, true)
+        }
+        Err(error) => {
+            let failed = Note::RunFailed {
+                errno: errno(error),
+                exit_reason: vcpu.get_kvm_run().exit_reason,
+            };
+            return (vec![failed], true);
+        }
+    };
+    (vec![Note::Exit(exit)], ended)
+}

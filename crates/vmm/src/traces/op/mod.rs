@@ -1,0 +1,257 @@
+//! Operations: what the program that was recorded asked for, or let its guest do.
+
+use slat_memslot::{AsId, Gfn, Gpa, Hva, Pages};
+mod parse;
+mod write;
+
+pub(super) use parse::op;
+
+/// `KVM_SET_USER_MEMORY_REGION` or its second version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SetRegion {
+    /// The slot's id.
+    pub slot: u16,
+    /// Its address space.
+    pub as_id: AsId,
+    /// The flags, in raw bits.
+    pub flags: u32,
+    /// The first frame.
+    pub gfn: Gfn,
+    /// The size; 0 deletes.
+    pub pages: Pages,
+    /// The offset in the guest_memfd, in bytes; only in the second version.
+    pub gmem_offset: Option<u64>,
+    /// The address in the host, where it is said.
+    pub hva: Option<Hva>,
+}
+
+/// How the guest's registers are set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Sregs<'a> {
+    /// 32-bit protected mode, flat, no paging.
+    Flat,
+    /// One bit, or a few, of a register.
+    Bits {
+        /// `CR0`, `CR4` or `EFER`.
+        register: &'a str,
+        /// The names of the bits, with `|` between them.
+        bits: &'a str,
+        /// Whether they are set.
+        set: bool,
+    },
+    /// Long mode, with pages of 2 MiB that map the guest's memory one to one.
+    LongMode {
+        /// Where the guest's tables begin.
+        cr3: Gpa,
+        /// The bit that allows to run nested guests, if it is set: `EFER.SVME` or `CR4.VMXE`.
+        nesting: Option<&'a str>,
+    },
+    /// Long mode, with pages of 2 MiB at these addresses, virtual and physical.
+    LongModeWith {
+        /// The pages.
+        pages: Vec<(u64, Gpa)>,
+    },
+    /// Anything else.
+    Other(&'a str),
+}
+
+/// What a guest does before it halts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GuestAct<'a> {
+    /// It halts where it is, or at an address.
+    Halt {
+        /// The address of the instruction, if the vCPU is put there first.
+        at: Option<Gpa>,
+    },
+    /// It reads.
+    Read(Gpa),
+    /// It writes.
+    Write(Gpa),
+    /// It executes.
+    Execute(Gpa),
+    /// It writes to pages in a row.
+    WritePages {
+        /// How many.
+        pages: u64,
+        /// The first.
+        from: Gpa,
+    },
+    /// It takes the SMI that is pending: its handler is at this address and halts.
+    EnterSmm {
+        /// The handler.
+        handler: Gpa,
+    },
+    /// In SMM it reads.
+    SmmRead(Gpa),
+    /// It leaves SMM, for where it was before.
+    LeaveSmm,
+    /// It starts a nested guest, which reads.
+    Launch {
+        /// Whether with VMX instead of SVM.
+        vmx: bool,
+        /// Whether the nested guest has a second stage of its own.
+        nested_paging: bool,
+        /// What is read.
+        read: Gpa,
+    },
+    /// The nested guest writes.
+    NestedWrite(Gpa),
+    /// The nested guest executes CPUID and so leaves for L1, which halts.
+    NestedCpuid,
+    /// L1 writes, without a change, to one of its own page tables that KVM shadows.
+    OrInto(Gpa),
+    /// Anything else.
+    Other(&'a str),
+}
+
+/// One operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Op<'a> {
+    /// `KVM_CREATE_VM`.
+    CreateVm {
+        /// `KVM_X86_*_VM`.
+        vm_type: u64,
+    },
+    /// The VM's descriptor is closed.
+    CloseVm,
+    /// `KVM_CREATE_VCPU`.
+    CreateVcpu {
+        /// Its id.
+        id: u32,
+    },
+    /// The vCPU's descriptor is closed.
+    CloseVcpu {
+        /// Its id.
+        id: u32,
+    },
+    /// `KVM_SET_CPUID2` with what `KVM_GET_SUPPORTED_CPUID` gave.
+    SetCpuid {
+        /// The vCPU.
+        vcpu: u32,
+        /// The guest's MAXPHYADDR, if it is another than the supported one.
+        max_phys_addr: Option<u8>,
+    },
+    /// `KVM_SET_SREGS`.
+    SetSregs {
+        /// The vCPU, where it is said; else the only one.
+        vcpu: Option<u32>,
+        /// What is set.
+        sregs: Sregs<'a>,
+    },
+    /// `KVM_SET_MSRS` with one of them.
+    SetMsr {
+        /// The name.
+        msr: &'a str,
+        /// The value.
+        value: u64,
+    },
+    /// `KVM_SET_VCPU_EVENTS`, to put the vCPU into SMM or take it out.
+    SetSmm(bool),
+    /// `KVM_SMI`.
+    Smi,
+    /// `KVM_ENABLE_CAP`.
+    EnableCap {
+        /// The name, without `KVM_CAP_`.
+        cap: &'a str,
+        /// The bits of the argument by name, where they are said.
+        bits: Option<&'a str>,
+        /// The first argument.
+        arg: u64,
+    },
+    /// `KVM_SET_USER_MEMORY_REGION`, `KVM_SET_USER_MEMORY_REGION2`.
+    SetRegion(SetRegion),
+    /// `KVM_CREATE_GUEST_MEMFD`.
+    CreateGmem {
+        /// The size, in bytes.
+        size: u64,
+    },
+    /// The guest_memfd's descriptor is closed.
+    CloseGmem,
+    /// A hole is punched into the guest_memfd.
+    PunchHole {
+        /// Where, in bytes.
+        offset: u64,
+        /// How much, in bytes.
+        len: u64,
+    },
+    /// `KVM_SET_MEMORY_ATTRIBUTES`.
+    SetAttributes {
+        /// The first frame.
+        gfn: Gfn,
+        /// How many.
+        pages: Pages,
+        /// The attributes, in raw bits.
+        attributes: u64,
+    },
+    /// `KVM_PRE_FAULT_MEMORY`.
+    PreFault {
+        /// The vCPU.
+        vcpu: u32,
+        /// The first frame.
+        gfn: Gfn,
+        /// How many.
+        pages: Pages,
+        /// The flags, where they are said.
+        flags: Option<u64>,
+    },
+    /// `KVM_GET_DIRTY_LOG`.
+    GetDirtyLog {
+        /// The slot.
+        slot: u16,
+    },
+    /// `KVM_CLEAR_DIRTY_LOG` with all bits set.
+    ClearDirtyLog {
+        /// The slot.
+        slot: u16,
+        /// The first page, in the slot.
+        first: u64,
+        /// How many.
+        pages: Pages,
+    },
+    /// A parameter of the module `kvm`.
+    ModuleParameter {
+        /// The name.
+        name: &'a str,
+        /// The value.
+        value: &'a str,
+    },
+    /// `madvise` on the host's memory behind frames.
+    Madvise {
+        /// Without `MADV_`.
+        advice: &'a str,
+        /// The first frame.
+        gfn: Gfn,
+        /// How many.
+        pages: Pages,
+    },
+    /// `mprotect` on the host's memory behind frames.
+    Mprotect {
+        /// Whether it may be written to.
+        writable: bool,
+        /// The frames; none where it is the range of the call before.
+        range: Option<(Gfn, Pages)>,
+    },
+    /// The program forks: private memory becomes copy-on-write.
+    Fork,
+    /// `/sys/kernel/mm/page_idle`: a page is marked as idle.
+    MarkIdle {
+        /// The page.
+        pfn: u64,
+    },
+    /// `/sys/kernel/mm/page_idle`: is the page still idle?
+    ReadIdle,
+    /// The guest runs.
+    Guest {
+        /// The vCPU.
+        vcpu: u32,
+        /// What it does.
+        act: GuestAct<'a>,
+    },
+    /// L1 reads one of its own page tables that KVM shadows.
+    TouchShadowed,
+    /// An operation that nobody knows.
+    Other(&'a str),
+}

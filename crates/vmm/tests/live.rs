@@ -1,0 +1,119 @@
+//! Random programs on the kernel that this runs on, each event predicted.
+//!
+//! `SLAT_EVENTS` and `SLAT_SEED` choose how much and what. Needs a kernel with the TDP MMU, and its events.
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
+use std::time::{Duration, Instant};
+
+use slat_memslot::{LogOff, PageSize, SlotZap};
+use slat_mmu::host::Layout;
+use slat_mmu::spte::NxHugePages;
+use slat_mmu::tdp::Passes;
+use slat_vmm::live::{Config, Live, abilities, here};
+use slat_vmm::replay::Machine;
+
+fn number(name: &str, default: u64) -> u64 {
+    let text = std::env::var(name).ok();
+    text.and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// The machine, where it has what is needed. Several tests at a time would see each other's events.
+fn machine() -> Option<Machine> {
+    match here() {
+        Ok(machine) => Some(machine),
+        Err(why) => {
+            println!("skipped: {why}");
+            None
+        }
+    }
+}
+
+#[test]
+fn every_event_is_predicted_and_wrong_rules_are_found() {
+    let Some(machine) = machine() else { return };
+    every_event_is_predicted(&machine);
+    wrong_rules_are_found(&machine);
+}
+
+fn every_event_is_predicted(machine: &Machine) {
+    let events = usize::try_from(number("SLAT_EVENTS", 30_000)).expect("a number of events");
+    let config = Config::new(number("SLAT_SEED", 1), events, abilities(machine));
+    let mut live = Live::new(machine.clone()).expect("a capture");
+    let outcome = live.compare(&config, |_| {}).expect("programs that run");
+    if let Some(finding) = &outcome.finding {
+        println!("{}", finding.recording);
+        panic!("seed {}: {}", finding.seed, finding.difference);
+    }
+    println!(
+        "{} programs, {} operations, {} events and results as predicted, {:.1} s",
+        outcome.programs,
+        outcome.operations,
+        outcome.events,
+        outcome.elapsed.as_secs_f64()
+    );
+}
+
+/// One rule of the kernel or the machine, made wrong.
+type Wrong = fn(&mut Machine);
+
+const WRONG: &[(&str, Wrong)] = &[
+    ("other bits of KVM's own", |m| {
+        m.host = m.host.with_layout(Layout::P1);
+    }),
+    ("no 2 MiB pages", |m| {
+        m.host = m.host.with_largest_page(PageSize::Size4K);
+    }),
+    ("no MMIO entries", |m| {
+        m.host = m.host.without_mmio_caching()
+    }),
+    ("roots are zapped in another order", |m| {
+        m.passes = match m.passes {
+            Passes::LargestFirst => Passes::SmallestFirst,
+            Passes::SmallestFirst => Passes::LargestFirst,
+        };
+    }),
+    ("huge pages never executable", |m| {
+        m.nx_huge_pages = NxHugePages::On;
+        m.profile.log_off.set(LogOff::Recover);
+    }),
+    ("logging ends in place", |m| {
+        m.profile.log_off.set(LogOff::Recover);
+    }),
+    ("slots always zap all", |m| {
+        m.profile.slot_zap.set(SlotZap::AlwaysAll);
+    }),
+    ("no SMM", |m| m.profile.smm.set(false)),
+    ("a leaf in the place of a writable one is dirty", |m| {
+        m.profile.replaced_leaf_is_clean.set(false);
+    }),
+    ("a leaf that allows the access stays", |m| {
+        m.profile.pre_fault_remakes_leaf.set(false);
+    }),
+    ("no pre-fault", |m| m.profile.pre_fault.set(false)),
+];
+
+/// A minute is what each may take.
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn wrong_rules_are_found(machine: &Machine) {
+    for (what, wrong) in WRONG {
+        let mut lying = machine.clone();
+        wrong(&mut lying);
+        let begin = Instant::now();
+        let config = Config {
+            tries: 0,
+            ..Config::new(number("SLAT_SEED", 1), 2_000_000, abilities(machine))
+        };
+        let mut live = Live::new(lying).expect("a capture");
+        let outcome = live.compare(&config, |_| {}).expect("programs that run");
+        let seconds = begin.elapsed().as_secs_f64();
+        let finding = outcome
+            .finding
+            .unwrap_or_else(|| panic!("{what}: not found"));
+        assert!(begin.elapsed() < MINUTE, "{what}: {seconds:.1} s");
+        println!(
+            "{what}: found in {seconds:.1} s, by seed {}, after {} events",
+            finding.seed, outcome.events
+        );
+    }
+}

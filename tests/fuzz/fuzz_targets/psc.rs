@@ -1,0 +1,11 @@
+//! Page-state changes whose buffer changes while it is read.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../../crates/coco/tests/fuzzed/psc.rs"]
+mod psc;
+
+fuzz_target!(|bytes: &[u8]| {
+    psc::check(bytes);
+});
