@@ -328,28 +328,32 @@ where
         if O::OBSERVES || !S::QUIET {
             return None;
         }
-        let address = self.address.raw();
-        let wanted = ErrorCode::USER | ErrorCode::GUEST_PAGE | ErrorCode::WRITE;
         let mut entry = self.paging.root;
         let mut bits = u64::MAX;
-        let mut level = TOP;
-        loop {
-            let index = address >> (12 + 9 * level) & 511;
-            let place = Gpa::new(entry & Paging64::ADDRESS | index << 3);
-            let real = self.stage.translate(place, wanted).ok()?;
-            entry = self.memory.read_u64(real)?;
+        for level in (1..=TOP).rev() {
+            entry = self.smooth_entry(entry, level)?;
             bits &= entry ^ Paging64::INVERTED;
             if !self.paging.reserved.is_good_link(entry, level) {
                 // A leaf, or something is wrong with it.
-                break;
+                return self.smooth_leaf(entry, bits, level);
             }
-            level = level.checked_sub(1)?;
         }
-        self.smooth_leaf(entry, bits, level)
+        entry = self.smooth_entry(entry, 0)?;
+        self.smooth_leaf(entry, bits & (entry ^ Paging64::INVERTED), 0)
+    }
+
+    /// The entry of a table that the address selects.
+    #[inline]
+    fn smooth_entry(&mut self, table: u64, level: u32) -> Option<u64> {
+        let wanted = ErrorCode::USER | ErrorCode::GUEST_PAGE | ErrorCode::WRITE;
+        let index = self.address.raw() >> (12 + 9 * level) & 511;
+        let place = Gpa::new(table & Paging64::ADDRESS | index << 3);
+        let real = self.stage.translate(place, wanted).ok()?;
+        self.memory.read_u64(real)
     }
 
     /// The end of a smooth walk, if it is a leaf that allows the access and has its marks.
-    #[inline]
+    #[inline(always)]
     fn smooth_leaf(&mut self, leaf: u64, bits: u64, level: u32) -> Option<Translation<S::Address>> {
         let [number, ..] = level.to_le_bytes();
         let mut marks = Paging64::ACCESSED;
