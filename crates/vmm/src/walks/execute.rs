@@ -299,7 +299,7 @@ fn tried(dice: &mut Dice) -> Tried {
     // The halt behind a fetch is emulated, and the emulator reads up to 15 bytes of it: they must be in the same page, or
     // the next one is marked as accessed too.
     let address = match kind {
-        Kind::Execute => address & !0xfff | (address & 0xfff) % 0xff0,
+        Kind::Execute => address & !0xfff | ((address & 0xfff) % 0xff0),
         Kind::Read | Kind::Write => address,
     };
     Tried {
