@@ -321,66 +321,6 @@ where
         })
     }
 
-    /// The walk of most accesses, in long mode from a table of level `TOP` (from 0): nothing faults, nothing has to be
-    /// marked, and nobody watches. Whatever is otherwise is left to the walk that looks at everything.
-    #[inline]
-    fn smooth<const TOP: u32>(&mut self) -> Option<Translation<S::Address>> {
-        if O::OBSERVES || !S::QUIET {
-            return None;
-        }
-        let address = self.address.raw();
-        let wanted = ErrorCode::USER | ErrorCode::GUEST_PAGE | ErrorCode::WRITE;
-        let mut entry = self.paging.root;
-        let mut bits = u64::MAX;
-        let mut level = TOP;
-        loop {
-            let index = address >> (12 + 9 * level) & 511;
-            let place = Gpa::new(entry & Paging64::ADDRESS | index << 3);
-            let real = self.stage.translate(place, wanted).ok()?;
-            entry = self.memory.read_u64(real)?;
-            bits &= entry ^ Paging64::INVERTED;
-            if !self.paging.reserved.is_good_link(entry, level) {
-                // A leaf, or something is wrong with it.
-                break;
-            }
-            level = level.checked_sub(1)?;
-        }
-        self.smooth_leaf(entry, bits, level)
-    }
-
-    /// The end of a smooth walk, if it is a leaf that allows the access and has its marks.
-    #[inline]
-    fn smooth_leaf(&mut self, leaf: u64, bits: u64, level: u32) -> Option<Translation<S::Address>> {
-        let [number, ..] = level.to_le_bytes();
-        let mut marks = Paging64::ACCESSED;
-        if self.access.contains(ErrorCode::WRITE) {
-            marks |= Paging64::DIRTY;
-        }
-        // All entries have the accessed bit, and the leaf what a write needs.
-        let marked = bits & Paging64::ACCESSED != 0 && leaf & marks == marks;
-        let good = marked
-            && leaf & Paging64::PRESENT != 0
-            && self.paging.reserved.violations(leaf, number) == 0
-            && is_leaf(PagingMode::Level4, leaf, number);
-        if !good {
-            return None;
-        }
-        let (rights, key) = (Paging64::rights(bits), Paging64::key(leaf));
-        if !self.paging.allows(self.access, rights, key) {
-            return None;
-        }
-        let gpa = page_address::<Paging64>(leaf, number, self.address);
-        Some(Translation {
-            address: self.final_page(gpa).ok()?,
-            gpa,
-            size: leaf_size::<Paging64>(number),
-            rights,
-            leaf,
-            key,
-            dirty: leaf & Paging64::DIRTY != 0,
-        })
-    }
-
     fn through_pointers(&mut self) -> Result<Translation<S::Address>, WalkFault<S::Fault>> {
         let pointer = self.paging.pointers.select(self.address);
         let all = Access::EXECUTE | Access::WRITE | Access::USER;
@@ -608,7 +548,7 @@ where
     }
 
     #[inline]
-    fn final_page(&mut self, gpa: Gpa) -> Result<S::Address, WalkFault<S::Fault>> {
+    pub(super) fn final_page(&mut self, gpa: Gpa) -> Result<S::Address, WalkFault<S::Fault>> {
         let wanted = self.access | ErrorCode::GUEST_FINAL;
         let address = self.stage.translate(gpa, wanted);
         address.map_err(|fault| WalkFault::Second {

@@ -126,7 +126,7 @@ impl Reserved {
     pub(super) fn is_good_link(&self, entry: u64, level: u32) -> bool {
         // Present, no leaf, no reserved bit: one comparison.
         let bad = self.masks[0][(level % 5) as usize] | PAGE_SIZE_BIT;
-        level != 0 && (entry ^ 1) & (bad | 1) == 0
+        (entry ^ 1) & (bad | 1) == 0
     }
 
     /// The reserved bits that a present entry has; 0 if all is well. `level` counts from 0.
