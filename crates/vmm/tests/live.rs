@@ -1,6 +1,7 @@
 //! Random programs on the kernel that this runs on, each event predicted.
 //!
-//! `SLAT_EVENTS` and `SLAT_SEED` choose how much and what. Needs a kernel with the TDP MMU, and its events.
+//! `SLAT_EVENTS` and `SLAT_SEED` choose how much and what, `SLAT_TRIES` how often a program that differs is tried with less
+//! in it. Needs a kernel with the TDP MMU, and its events.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 use std::time::{Duration, Instant};
@@ -37,7 +38,10 @@ fn every_event_is_predicted_and_wrong_rules_are_found() {
 
 fn every_event_is_predicted(machine: &Machine) {
     let events = usize::try_from(number("SLAT_EVENTS", 30_000)).expect("a number of events");
-    let config = Config::new(number("SLAT_SEED", 1), events, abilities(machine));
+    let config = Config {
+        tries: usize::try_from(number("SLAT_TRIES", 120)).expect("a number of tries"),
+        ..Config::new(number("SLAT_SEED", 1), events, abilities(machine))
+    };
     let mut live = Live::new(machine.clone()).expect("a capture");
     let outcome = live.compare(&config, |_| {}).expect("programs that run");
     if let Some(finding) = &outcome.finding {

@@ -69,6 +69,15 @@ impl Memory {
         }
     }
 
+    /// What a log that was switched asks of page tables (`x86.c:kvm_mmu_slot_apply_flags`): nothing where the slot was made
+    /// or moved, since nothing is mapped there, and nothing where it is read-only, since no leaf of it can be written to.
+    pub fn log_of_tables(&self, effects: &Effects) -> Option<LogSwitch> {
+        let slot = self.space(effects.slot.as_id).by_id(effects.slot.id);
+        let readonly = slot.is_some_and(Slot::is_readonly);
+        let asks = effects.kind == ChangeKind::FlagsOnly && !readonly;
+        effects.log.filter(|_| asks)
+    }
+
     fn carry_out(&mut self, change: &Change) -> Effects {
         let wrap = self.wrap_between(change.before, change.swaps);
         match change.kind {

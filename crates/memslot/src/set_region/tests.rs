@@ -314,6 +314,24 @@ fn how_far_a_zap_reaches() {
     }
 }
 
+/// As seen on Linux 6.12.117: neither a slot that moves nor one that is read-only has leaves to protect or to collapse.
+#[test]
+fn a_log_asks_nothing_of_tables_where_a_slot_moves_or_is_read_only() {
+    let mut memory = vm(1);
+    let request = region(slot(AsId::NORMAL, 0), 0);
+    let _effects = done(&mut memory, request);
+    let moved = region(slot(AsId::NORMAL, 0), 1 << 30).with_flags(SlotFlags::LOG_DIRTY_PAGES);
+    let effects = done(&mut memory, moved);
+    assert_eq!(effects.log, Some(LogSwitch::On));
+    assert_eq!(memory.log_of_tables(&effects), None);
+    let readonly = region(slot(AsId::NORMAL, 1), 2 << 30).with_flags(SlotFlags::READONLY);
+    let _effects = done(&mut memory, readonly);
+    let both = readonly.with_flags(SlotFlags::READONLY | SlotFlags::LOG_DIRTY_PAGES);
+    let effects = done(&mut memory, both);
+    assert_eq!(effects.log, Some(LogSwitch::On));
+    assert_eq!(memory.log_of_tables(&effects), None);
+}
+
 #[test]
 fn create_and_flags_zap_nothing() {
     let mut memory = vm(1);
@@ -322,6 +340,7 @@ fn create_and_flags_zap_nothing() {
     let logged = request.with_flags(SlotFlags::LOG_DIRTY_PAGES);
     let effects = done(&mut memory, logged);
     assert_eq!((effects.zap, effects.log), (None, Some(LogSwitch::On)));
+    assert_eq!(memory.log_of_tables(&effects), Some(LogSwitch::On));
     let effects = done(&mut memory, request);
     assert_eq!((effects.zap, effects.log), (None, Some(LogSwitch::Off)));
 }

@@ -1,6 +1,6 @@
 //! The operations of a recording, done one after the other.
 
-use slat_memslot::{Errno, Gfn, GmemId, Gpa, Pages, Region, Slot, VmType, cap};
+use slat_memslot::{Errno, Gfn, GmemId, Gpa, Pages, Region, RegionVersion, Slot, VmType, cap};
 use slat_mmu::role::VcpuMode;
 use slat_mmu::spte::{Codec, NxHugePages};
 
@@ -221,8 +221,10 @@ impl<V: PagedVm> Run<'_, V> {
         let Some(vm) = &mut self.vm else { return };
         let (gpa, size) = (region.gfn.gpa().raw(), region.pages.raw() << 12);
         let mut request = Region::new(key, gpa, size, hva);
-        if let (Some(offset), Some(file)) = (region.gmem_offset, file) {
-            request = request.with_gmem(file, offset);
+        match (region.gmem_offset, file) {
+            (Some(offset), Some(file)) => request = request.with_gmem(file, offset),
+            (Some(_), None) => request.version = RegionVersion::V2,
+            (None, _) => {}
         }
         request.flags = region.flags;
         let refused = region.hva.is_none() && recorded == Some(Ret::Failed(Errno::EINVAL));

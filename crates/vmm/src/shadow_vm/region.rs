@@ -36,7 +36,7 @@ impl<F: Format> ShadowVm<F> {
         for zap in [effects.zap, effects.wrap].into_iter().flatten() {
             self.zap(zap);
         }
-        match effects.log {
+        match self.memory.log_of_tables(effects) {
             Some(LogSwitch::On) => self.log_on(effects.slot),
             Some(LogSwitch::Off) => self.log_off(effects.slot),
             Some(LogSwitch::OnInitiallySet) | None => {}

@@ -346,10 +346,16 @@ impl HostMemory {
                 ..mapping
             });
         }
+        let page = self.supplied(gfn);
+        if let Some(size) = page.size.filter(|size| *size > PageSize::Size4K) {
+            // The host had a huge page to give, and no zero page of that size.
+            let first = frame & !(size.pages().raw() - 1);
+            let end = (first + size.pages().raw()) << PAGE_SHIFT;
+            subtract(&mut self.untouched, &(first << PAGE_SHIFT..end));
+        }
         // A page that was never written to reads as the zero page.
         let untouched = Self::is_in(&self.untouched, hva);
         let writable = write || !(untouched || shared || protected);
-        let page = self.supplied(gfn);
         let mapping = self.insert(frame, page, writable);
         Ok(Mapping {
             pfn: page.pfn,

@@ -39,9 +39,7 @@ impl<F: Format> TdpVm<F> {
         for zap in [effects.zap, effects.wrap].into_iter().flatten() {
             self.zap(zap);
         }
-        // No leaf of a slot that cannot be written to has anything to lose or to win (`x86.c:kvm_mmu_slot_apply_flags`).
-        let readonly = self.slot(effects.slot).is_some_and(Slot::is_readonly);
-        match effects.log.filter(|_| !readonly) {
+        match self.memory.log_of_tables(effects) {
             Some(LogSwitch::On) => self.log_on(effects.slot),
             Some(LogSwitch::Off) => self.log_off(effects.slot),
             Some(LogSwitch::OnInitiallySet) | None => {}
