@@ -166,7 +166,9 @@ impl<F: Format> World<F> {
         log.written &= !reported;
         drop(log);
         let mut locked = tables.exclusive(Unobserved);
-        locked.clear_dirty_masked(self.as_id(), Gfn::new(0), reported, by);
+        locked
+            .clear_dirty(self.as_id(), by)
+            .word(Gfn::new(0), reported);
         drop(locked);
         drop(tables);
         self.flush();
