@@ -57,6 +57,29 @@ impl Drop for Ring {
     }
 }
 
+/// `KVM_SET_SREGS`: 32-bit protected mode, flat, no paging.
+pub(crate) fn make_flat(vcpu: &VcpuFd) -> Result<(), Errno> {
+    let mut sregs = vcpu.get_sregs().map_err(errno)?;
+    let data = kvm_segment {
+        limit: u32::MAX,
+        type_: 3,
+        present: 1,
+        s: 1,
+        db: 1,
+        g: 1,
+        selector: 16,
+        ..Default::default()
+    };
+    sregs.cs = kvm_segment {
+        type_: 11,
+        selector: 8,
+        ..data
+    };
+    (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs) = (data, data, data, data, data);
+    sregs.cr0 |= 1;
+    vcpu.set_sregs(&sregs).map_err(errno)
+}
+
 /// A vCPU.
 #[derive(Debug)]
 pub(super) struct Vcpu {
@@ -77,25 +100,7 @@ impl Vcpu {
         if std::mem::replace(&mut self.flat, true) {
             return Ok(());
         }
-        let mut sregs = self.fd.get_sregs().map_err(errno)?;
-        let data = kvm_segment {
-            limit: u32::MAX,
-            type_: 3,
-            present: 1,
-            s: 1,
-            db: 1,
-            g: 1,
-            selector: 16,
-            ..Default::default()
-        };
-        sregs.cs = kvm_segment {
-            type_: 11,
-            selector: 8,
-            ..data
-        };
-        (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs) = (data, data, data, data, data);
-        sregs.cr0 |= 1;
-        self.fd.set_sregs(&sregs).map_err(errno)
+        make_flat(&self.fd)
     }
 
     /// Enters or leaves SMM (`KVM_SET_VCPU_EVENTS`).

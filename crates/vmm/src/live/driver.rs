@@ -19,7 +19,7 @@ use thiserror::Error;
 use super::areas::Areas;
 use super::guest;
 use super::pagemap::{Page, Pagemap};
-use crate::kvm::{create_gmem, errno, ioctl};
+use crate::kvm::{create_gmem, errno, ioctl, make_flat};
 use crate::traces::{GuestAct, Leaves, Note, Op, Ret, SetRegion, Sregs};
 
 /// Where a driver writes what it does.
@@ -422,7 +422,7 @@ impl<J: Journal> Driver<J> {
             Op::SetSregs {
                 vcpu: id,
                 sregs: Sregs::Flat,
-            } => guest::make_flat(vcpu(&id.unwrap_or(0))?).map(|()| 0),
+            } => make_flat(vcpu(&id.unwrap_or(0))?).map(|()| 0),
             Op::SetSmm(inside) => {
                 let result = guest::set_smm(vcpu(&0)?, *inside).map(|()| 0);
                 let space = u8::from(*inside && result.is_ok());

@@ -1,6 +1,6 @@
 //! The guest: a few instructions in a page of their own, run with flat segments and without paging.
 
-use kvm_bindings::{KVM_VCPUEVENT_VALID_SMM, kvm_regs, kvm_segment};
+use kvm_bindings::{KVM_VCPUEVENT_VALID_SMM, kvm_regs};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use slat_memslot::{Errno, Gpa};
 
@@ -28,29 +28,6 @@ pub(super) const CODE: &[(u64, &[u8])] = &[
 
 /// How often a guest may leave for userspace before it halts.
 const MOST_EXITS: u32 = 4096;
-
-/// `KVM_SET_SREGS`: 32-bit protected mode, flat, no paging.
-pub(super) fn make_flat(vcpu: &VcpuFd) -> Result<(), Errno> {
-    let mut sregs = vcpu.get_sregs().map_err(errno)?;
-    let data = kvm_segment {
-        limit: u32::MAX,
-        type_: 3,
-        present: 1,
-        s: 1,
-        db: 1,
-        g: 1,
-        selector: 16,
-        ..Default::default()
-    };
-    sregs.cs = kvm_segment {
-        type_: 11,
-        selector: 8,
-        ..data
-    };
-    (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs) = (data, data, data, data, data);
-    sregs.cr0 |= 1;
-    vcpu.set_sregs(&sregs).map_err(errno)
-}
 
 /// `KVM_SET_CPUID2` with what is supported, but for MAXPHYADDR where it is given.
 pub(super) fn set_cpuid(kvm: &Kvm, vcpu: &VcpuFd, max_phys_addr: Option<u8>) -> Result<(), Errno> {

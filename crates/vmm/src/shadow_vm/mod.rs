@@ -29,7 +29,6 @@ mod paged;
 mod pre_fault;
 mod ram;
 mod region;
-mod sink;
 mod vcpu;
 
 use std::collections::BTreeMap;
@@ -43,11 +42,11 @@ use slat_mmu::roots::TdpMmu;
 use slat_mmu::shadow::ShadowMmu;
 use slat_mmu::spte::{Format, GuestPat, NxHugePages};
 
+use crate::tdp_vm::Sink;
 use crate::tdp_vm::{EagerSplit, HostMemory};
 use crate::traces::Predicted;
 pub(crate) use nested::{L2, L2Access};
 pub(crate) use ram::Ram;
-use sink::Sink;
 use vcpu::Vcpu;
 
 /// A VM on shadow pages.

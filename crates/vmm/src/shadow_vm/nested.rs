@@ -199,7 +199,7 @@ impl<F: Format> ShadowVm<F> {
         true
     }
 
-    fn l2_access(&mut self, id: u32) -> Option<L2Access<'_, F, super::sink::Sink>> {
+    fn l2_access(&mut self, id: u32) -> Option<L2Access<'_, F, crate::tdp_vm::Sink>> {
         let settings = self.settings();
         let vcpu = self.vcpus.get_mut(&id)?;
         Some(L2Access {

@@ -11,9 +11,9 @@ use slat_mmu::spte::Format;
 
 use super::ShadowVm;
 use super::nested::L2;
-use super::sink::Sink;
 use crate::paged_vm::ControlBits;
 use crate::tdp_vm::Paging;
+use crate::tdp_vm::Sink;
 use crate::traces::Predicted;
 
 /// One vCPU.

@@ -59,7 +59,7 @@ pub use activity::{Activity, Ending, Paging, SecondStageOfL2, Step};
 pub use any::AnyTdpVm;
 pub use host::{HostMemory, HvaRange, Supplied};
 pub use pre_fault::PreFaulted;
-use sink::Sink;
+pub(crate) use sink::Sink;
 use vcpu::Vcpu;
 
 /// Whether huge pages are split when a slot's log is switched on, or cleared (`kvm.eager_page_split`).

@@ -6,11 +6,11 @@ use crate::traces::Predicted;
 
 /// Keeps what happens, in order.
 #[derive(Debug, Default)]
-pub(super) struct Sink {
-    pub(super) events: Vec<Predicted>,
+pub(crate) struct Sink {
+    pub(crate) events: Vec<Predicted>,
     /// Who faults, and where.
-    pub(super) vcpu: u32,
-    pub(super) address: u64,
+    pub(crate) vcpu: u32,
+    pub(crate) address: u64,
 }
 
 impl<F> Observer<F> for Sink {
