@@ -10,8 +10,8 @@ use slat_memslot::{LogOff, PageSize, SlotZap};
 use slat_mmu::host::Layout;
 use slat_mmu::spte::NxHugePages;
 use slat_mmu::tdp::Passes;
-use slat_vmm::live::{Config, Live, abilities, here};
-use slat_vmm::replay::Machine;
+use slat_vmm::live::{Abilities, Config, Live, Outcome, abilities, here};
+use slat_vmm::replay::{Machine, Planted};
 
 fn number(name: &str, default: u64) -> u64 {
     let text = std::env::var(name).ok();
@@ -34,6 +34,7 @@ fn every_event_is_predicted_and_wrong_rules_are_found() {
     let Some(machine) = machine() else { return };
     every_event_is_predicted(&machine);
     wrong_rules_are_found(&machine);
+    planted_rules_are_found(&machine);
 }
 
 fn every_event_is_predicted(machine: &Machine) {
@@ -103,21 +104,51 @@ fn wrong_rules_are_found(machine: &Machine) {
     for (what, wrong) in WRONG {
         let mut lying = machine.clone();
         wrong(&mut lying);
-        let begin = Instant::now();
-        let config = Config {
-            tries: 0,
-            ..Config::new(number("SLAT_SEED", 1), 2_000_000, abilities(machine))
-        };
-        let mut live = Live::new(lying).expect("a capture");
-        let outcome = live.compare(&config, |_| {}).expect("programs that run");
-        let seconds = begin.elapsed().as_secs_f64();
-        let finding = outcome
-            .finding
-            .unwrap_or_else(|| panic!("{what}: not found"));
-        assert!(begin.elapsed() < MINUTE, "{what}: {seconds:.1} s");
-        println!(
-            "{what}: found in {seconds:.1} s, by seed {}, after {} events",
-            finding.seed, outcome.events
-        );
+        is_found(what, Live::new(lying).expect("a capture"), machine);
     }
+}
+
+/// Rules about what the host and the guest do, each made wrong as well, where this kernel can be asked for what it is about.
+fn planted_rules_are_found(machine: &Machine) {
+    let can = abilities(machine);
+    for planted in Planted::ALL {
+        if can_show(planted, &can) {
+            let live = Live::new(machine.clone()).expect("a capture");
+            is_found(&format!("{planted:?}"), live.with_planted(planted), machine);
+        } else {
+            println!("skipped: {planted:?}: this machine cannot show it");
+        }
+    }
+}
+
+fn can_show(planted: Planted, can: &Abilities) -> bool {
+    match planted {
+        Planted::AgeingForgets => can.host.ageing,
+        Planted::MergedIsWritable => can.host.merging,
+        Planted::MovedStays => can.host.offlining,
+        Planted::FilledReadsZero => can.host.userfault,
+        Planted::SmiKeepsRoot | Planted::RsmKeepsRoot => can.smm,
+        Planted::HolesZapNothing => can.private_memory,
+        Planted::RingsWatchNothing => can.rings,
+        Planted::UnmapsNothing | Planted::ForkedIsWritable | Planted::CollapsedStaysSmall => true,
+    }
+}
+
+/// A run has to find what is wrong within a minute.
+fn is_found(what: &str, mut live: Live, machine: &Machine) {
+    let begin = Instant::now();
+    let config = Config {
+        tries: 0,
+        ..Config::new(number("SLAT_SEED", 1), 2_000_000, abilities(machine))
+    };
+    let outcome: Outcome = live.compare(&config, |_| {}).expect("programs that run");
+    let seconds = begin.elapsed().as_secs_f64();
+    let finding = outcome
+        .finding
+        .unwrap_or_else(|| panic!("{what}: not found"));
+    assert!(begin.elapsed() < MINUTE, "{what}: {seconds:.1} s");
+    println!(
+        "{what}: found in {seconds:.1} s, by seed {}, after {} events",
+        finding.seed, outcome.events
+    );
 }

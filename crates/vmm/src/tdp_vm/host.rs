@@ -68,6 +68,8 @@ pub struct HostMemory {
     devices: Vec<Range<u64>>,
     /// Nothing is mapped there.
     absent: Vec<HvaRange>,
+    /// No zero page ever stands for what was never written to.
+    filled: Vec<HvaRange>,
     /// How many pages were made up, since nobody had told which they are.
     made_up: u64,
 }
@@ -153,11 +155,12 @@ impl HostMemory {
     /// The page at an address is known.
     pub fn know_page(&mut self, hva: u64, page: impl Into<Supplied>) {
         let (frame, page) = (hva >> PAGE_SHIFT, page.into());
-        if self.find(frame).map(|(first, at)| at.pfn + (frame - first)) != Some(page.pfn) {
-            self.forget(hva..hva + 1);
-            let writable = !Self::is_in(&self.protected, hva) && !Self::is_in(&self.shared, hva);
-            self.insert(frame, page, writable);
+        if self.find(frame).map(|(first, at)| at.pfn + (frame - first)) == Some(page.pfn) {
+            return self.resize(hva, page);
         }
+        self.forget(hva..hva + 1);
+        let writable = !Self::is_in(&self.protected, hva) && !Self::is_in(&self.shared, hva);
+        self.insert(frame, page, writable);
     }
 
     /// Memory that nobody has written to yet.
@@ -168,7 +171,34 @@ impl HostMemory {
 
     /// Memory is given back (`MADV_DONTNEED`).
     pub fn discard(&mut self, range: HvaRange) {
+        subtract(&mut self.shared, &range);
         self.set_untouched(range);
+    }
+
+    /// The memory has pages before anybody reads them: files, or what a program fills (`userfaultfd`).
+    pub fn set_filled(&mut self, range: HvaRange) {
+        self.filled.push(range);
+    }
+
+    /// Which pages are in a range is not known any more: they may have moved. Who shares them, and who may write to them, is
+    /// as before.
+    pub fn forget_pages(&mut self, range: HvaRange) {
+        self.forget(range);
+    }
+
+    /// The page that is known at an address is mapped in this size now.
+    pub fn resize(&mut self, hva: u64, page: impl Into<Supplied>) {
+        let (frame, page) = (hva >> PAGE_SHIFT, page.into());
+        let Some((first, at)) = self.find(frame) else {
+            return;
+        };
+        if at.pfn + (frame - first) != page.pfn || page.size.is_none_or(|size| size == at.size) {
+            return;
+        }
+        self.make_small(first, at);
+        if page.size > Some(PageSize::Size4K) {
+            self.insert(frame, page, at.writable);
+        }
     }
 
     /// Other pages take the place of those that were there.
@@ -198,7 +228,19 @@ impl HostMemory {
         subtract(&mut self.protected, range);
         for part in changed.into_iter().filter(|part| !part.is_empty()) {
             self.cut(&part);
-            self.mark(&part, true);
+            self.restore(&part);
+        }
+    }
+
+    /// Pages of a range may be written to again, but for those that are somebody else's as well.
+    fn restore(&mut self, range: &HvaRange) {
+        let frames = range.start >> PAGE_SHIFT..range.end.div_ceil(1 << PAGE_SHIFT);
+        let mut pages: Vec<_> = self.mappings.range(frames).map(|at| *at.0).collect();
+        pages.retain(|first| self.may_write(first << PAGE_SHIFT));
+        for first in pages {
+            self.mappings
+                .entry(first)
+                .and_modify(|at| at.writable = true);
         }
     }
 
@@ -225,8 +267,42 @@ impl HostMemory {
     /// The range that a fault has replaced, if it has.
     pub(crate) fn take_moved(&mut self) -> Option<HvaRange> {
         let moved = self.moved.take()?;
-        self.replace(moved.clone());
+        let within = |copy: &HvaRange| moved.start <= copy.start && copy.end <= moved.end;
+        if self.copies.iter().any(within) {
+            // A huge page is split first, and a part of it copied then.
+            self.split(&moved);
+        } else {
+            self.replace(moved.clone());
+        }
         Some(moved)
+    }
+
+    /// What is huge in a range is mapped small from now on.
+    fn split(&mut self, range: &HvaRange) {
+        let frames = range.start >> PAGE_SHIFT..range.end >> PAGE_SHIFT;
+        let huge = |(_, at): &(&u64, &Mapping)| at.size > PageSize::Size4K;
+        let huge = self.mappings.range(frames).filter(huge);
+        let huge: Vec<_> = huge.map(|(first, at)| (*first, *at)).collect();
+        for (first, mapping) in huge {
+            self.make_small(first, mapping);
+        }
+    }
+
+    /// Whether a page that nobody has written to since it was made, shared or protected may be written to.
+    fn may_write(&self, hva: u64) -> bool {
+        let zero = Self::is_in(&self.untouched, hva) && !Self::is_in(&self.filled, hva);
+        !(zero || Self::is_in(&self.shared, hva) || Self::is_in(&self.protected, hva))
+    }
+
+    /// Somebody has written to a page: it is nobody else's.
+    fn written(&mut self, frame: u64) {
+        let Some((first, at)) = self.find(frame) else {
+            return;
+        };
+        let end = first + at.size.pages().raw();
+        let range = first << PAGE_SHIFT..end << PAGE_SHIFT;
+        subtract(&mut self.untouched, &range);
+        subtract(&mut self.shared, &range);
     }
 
     fn mark(&mut self, range: &HvaRange, writable: bool) {
@@ -267,7 +343,7 @@ impl HostMemory {
     }
 
     /// A huge page at whose inside a range begins or ends is mapped small from now on.
-    fn cut(&mut self, range: &HvaRange) {
+    pub fn cut(&mut self, range: &HvaRange) {
         for frame in [range.start >> PAGE_SHIFT, range.end >> PAGE_SHIFT] {
             if let Some((first, mapping)) = self.find(frame).filter(|(first, _)| *first != frame) {
                 self.make_small(first, mapping);
@@ -319,8 +395,7 @@ impl HostMemory {
     /// The mapping behind a host address, as `get_user_pages` makes or finds it.
     fn fault_in(&mut self, hva: u64, gfn: Gfn, write: bool) -> Result<Mapping, HostPage> {
         let frame = hva >> PAGE_SHIFT;
-        let protected = Self::is_in(&self.protected, hva);
-        if Self::is_in(&self.absent, hva) || (write && protected) {
+        if Self::is_in(&self.absent, hva) || (write && Self::is_in(&self.protected, hva)) {
             return Err(HostPage::Bad);
         }
         let known = self.find(frame);
@@ -336,6 +411,7 @@ impl HostMemory {
         if let Some((first, mapping)) = known {
             if write && read_only {
                 // Nobody else has the page any more.
+                self.written(frame);
                 self.mappings
                     .entry(first)
                     .and_modify(|at| at.writable = true);
@@ -354,9 +430,11 @@ impl HostMemory {
             subtract(&mut self.untouched, &(first << PAGE_SHIFT..end));
         }
         // A page that was never written to reads as the zero page.
-        let untouched = Self::is_in(&self.untouched, hva);
-        let writable = write || !(untouched || shared || protected);
+        let writable = write || self.may_write(hva);
         let mapping = self.insert(frame, page, writable);
+        if write {
+            self.written(frame);
+        }
         Ok(Mapping {
             pfn: page.pfn,
             ..mapping
