@@ -1,5 +1,6 @@
 //! What confidential hardware allows on top of KVM's own rules.
 //!
+//! - [`migration`]: live migration of SEV guests: a checker that finds its races, and proves the rules that prevent them.
 //! - [`psc`]: page-state changes, as an engine that a VMM can use on any machine.
 //! - [`rmp`]: the reverse map of SEV-SNP, with every instruction that changes or asks it.
 //! - [`snp`]: a guest on a host, with faults, conversions, and an audit.
@@ -8,6 +9,7 @@
 //! What KVM itself decides by VM type (flags of a slot, guest_memfd, memory attributes) is in [`slat_memslot`].
 #![forbid(unsafe_code)]
 
+pub mod migration;
 pub mod psc;
 pub mod rmp;
 pub mod snp;

@@ -1,0 +1,4 @@
+mod counts;
+mod random;
+mod rules;
+mod scenarios;
