@@ -3,6 +3,7 @@
 //! - [`migration`]: live migration of SEV guests: a checker that finds its races, and proves the rules that prevent them.
 //! - [`psc`]: page-state changes, as an engine that a VMM can use on any machine.
 //! - [`rmp`]: the reverse map of SEV-SNP, with every instruction that changes or asks it.
+//! - [`sev`]: SEV and SEV-ES guests, from their launch to their migration, with contents and keys as symbols.
 //! - [`snp`]: a guest on a host, with faults, conversions, and an audit.
 //! - [`tdx`]: the memory half of the TDX module, and KVM's mirror of its tables.
 //!
@@ -12,6 +13,7 @@
 pub mod migration;
 pub mod psc;
 pub mod rmp;
+pub mod sev;
 pub mod snp;
 mod sync;
 pub mod tdx;

@@ -8,6 +8,8 @@
 //! |---|---|
 //! | [`Rules`] | what guest and VMM promise each other |
 //! | [`check`] | every interleaving of a guest that keeps to the rules with a VMM that does: a proof, or the shortest [`Schedule`] that breaks a page |
+//! | [`StatusList`] | what a VMM keeps of what it was told |
+//! | [`MigrationControl`] | whether the guest has said that it can be moved |
 //! | [`count`] | how many interleavings of one [`Program`] with a VMM are bad |
 //!
 //! The guest of [`check`] does whatever the rules allow, for ever, and the VMM makes as many rounds as it likes, so a proof
@@ -24,6 +26,7 @@
 //! assert!(broken.schedule.to_string().contains("get_list"));
 //! ```
 
+mod control;
 mod count;
 mod guest;
 mod host;
@@ -31,9 +34,11 @@ mod page;
 mod rules;
 mod schedule;
 mod search;
+mod status;
 #[cfg(test)]
 mod tests;
 
+pub use control::{Hearing, MigrationControl, Offer};
 pub use count::{Count, Program, ProgramName, count};
 pub use guest::{GuestOp, Half};
 pub use host::{HostOp, ListOrder};
@@ -41,3 +46,4 @@ pub use page::Status;
 pub use rules::{Rule, Rules, Technology};
 pub use schedule::{Actor, Schedule, Step};
 pub use search::{Broken, Damage, Explored, Setting, TooLarge, Verdict, check};
+pub use status::{Keeper, KeeperCost, StatusKeeper, StatusList};

@@ -2,3 +2,4 @@ mod counts;
 mod random;
 mod rules;
 mod scenarios;
+mod status;
