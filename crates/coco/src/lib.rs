@@ -1,5 +1,6 @@
 //! What confidential hardware allows on top of KVM's own rules.
 //!
+//! - [`convert`]: what an exit asks of a VMM, private or shared, and what it answers.
 //! - [`migration`]: live migration of SEV guests: a checker that finds its races, and proves the rules that prevent them.
 //! - [`psc`]: page-state changes, as an engine that a VMM can use on any machine.
 //! - [`rmp`]: the reverse map of SEV-SNP, with every instruction that changes or asks it.
@@ -10,6 +11,7 @@
 //! What KVM itself decides by VM type (flags of a slot, guest_memfd, memory attributes) is in [`slat_memslot`].
 #![forbid(unsafe_code)]
 
+pub mod convert;
 pub mod migration;
 pub mod psc;
 pub mod rmp;
