@@ -21,6 +21,9 @@ mod explain_region;
 #[path = "../examples/guest_memfd.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod guest_memfd;
+#[path = "../examples/migration_races.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod migration_races;
 #[path = "../examples/prefault.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod prefault;
@@ -352,4 +355,16 @@ fn snp_page_state_tells_the_policies_apart() {
             "strict: InvalidEntry, stops at entry 1",
         ],
     );
+}
+
+#[test]
+fn migration_races_finds_all_three() {
+    let text = output(|_, out| migration_races::run(out), &[]);
+    assert_eq!(text.matches("kaboom!").count(), 3);
+    for name in ["sev", "snp", "tdx"] {
+        assert_tells(
+            &text,
+            &[&format!("{name}, all rules kept: no page is lost")],
+        );
+    }
 }
