@@ -127,8 +127,8 @@ pub(crate) fn result_text(result: &CallResult) -> String {
 /// The code of the reason that the model gave.
 pub(crate) fn reason_code(result: &CallResult) -> Option<&'static str> {
     match result {
-        Err(CallError::Refused { reason, .. }) => reason.as_ref().map(|reason| reason.code()),
-        _ => None,
+        Err(error) => error.code(),
+        Ok(_) => None,
     }
 }
 

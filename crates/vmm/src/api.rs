@@ -16,6 +16,12 @@ pub enum CallError {
         /// The cause; a real kernel does not say.
         reason: Option<Reason>,
     },
+    /// KVM's TDX code, the module, or the model in their place, refused.
+    #[error("{} ({why})", why.errno())]
+    Tdx {
+        /// The cause.
+        why: crate::tdx_vm::TdxError,
+    },
     /// This machine cannot make the call at all; nothing happened.
     #[error("not tried: {why}")]
     NotTried {
@@ -34,6 +40,24 @@ impl CallError {
         Self::Refused {
             errno,
             reason: None,
+        }
+    }
+
+    /// The error number; none if the call could not be made.
+    pub fn number(&self) -> Option<Errno> {
+        match self {
+            Self::Refused { errno, .. } => Some(*errno),
+            Self::Tdx { why } => Some(why.errno()),
+            Self::NotTried { .. } => None,
+        }
+    }
+
+    /// The stable code of the cause, where it is known.
+    pub fn code(&self) -> Option<&'static str> {
+        match self {
+            Self::Refused { reason, .. } => reason.as_ref().map(Reason::code),
+            Self::Tdx { why } => Some(why.code()),
+            Self::NotTried { .. } => None,
         }
     }
 }

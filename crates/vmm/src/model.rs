@@ -47,6 +47,7 @@ use slat_mmu::ShadowPageLimit;
 use slat_mmu::host::{Host, SecondStage};
 
 use crate::tdp_vm::{AnyTdpVm, HostMemory};
+use crate::tdx_vm::{TdxSettings, TdxVm};
 use crate::traces::Predicted;
 use crate::{Areas, CallError, CallResult, MemoryVm};
 
@@ -56,6 +57,7 @@ pub struct Machine {
     profile: Arc<Profile>,
     host: Option<Host>,
     areas: Areas,
+    tdx: TdxSettings,
 }
 
 impl Machine {
@@ -65,6 +67,7 @@ impl Machine {
             profile: profile.into(),
             host: None,
             areas: Areas::SYMBOLIC,
+            tdx: TdxSettings::default(),
         }
     }
 
@@ -98,6 +101,12 @@ impl Machine {
     #[must_use]
     pub fn with_areas(self, areas: Areas) -> Self {
         Self { areas, ..self }
+    }
+
+    /// With VMs of type TDX ([`TdxVm`]) on a host like this; the profile has to have the type.
+    #[must_use]
+    pub fn with_tdx(self, tdx: TdxSettings) -> Self {
+        Self { tdx, ..self }
     }
 
     /// The host, if its VMs have page tables.
@@ -137,7 +146,9 @@ impl crate::Machine for Machine {
         let vm_type = supported
             .ok_or(VmError::VmType { vm_type })
             .map_err(Refusal::from)?;
+        let tdx = || TdxVm::new(self.profile.clone(), self.tdx);
         let slots = match self.paging(vm_type) {
+            _ if vm_type == VmType::Tdx => Slots::Td(Box::new(tdx())),
             Some(vm) => Slots::Mapped(Box::new(vm)),
             None => Slots::Alone(Box::new(Memory::new(self.profile.clone(), vm_type))),
         };
@@ -154,6 +165,7 @@ impl crate::Machine for Machine {
 enum Slots {
     Alone(Box<Memory>),
     Mapped(Box<AnyTdpVm>),
+    Td(Box<TdxVm>),
 }
 
 /// A model VM.
@@ -171,6 +183,7 @@ impl Vm {
         match &self.slots {
             Slots::Alone(memory) => memory,
             Slots::Mapped(vm) => vm.memory(),
+            Slots::Td(vm) => vm.memory(),
         }
     }
 
@@ -180,6 +193,7 @@ impl Vm {
         match &mut self.slots {
             Slots::Alone(memory) => memory,
             Slots::Mapped(vm) => vm.memory_mut(),
+            Slots::Td(vm) => vm.memory_mut(),
         }
     }
 
@@ -191,6 +205,11 @@ impl Vm {
     /// What a call would come to, without making it. Page tables are not asked: where they decide, as for guest accesses
     /// and pre-faults, the answer is that of a VM without.
     pub fn preview(&self, call: &Call) -> CallResult {
+        if let (Slots::Td(_), Call::Tdx(_)) = (&self.slots, call) {
+            return Err(CallError::NotTried {
+                why: "a TD says what a call comes to when it is made",
+            });
+        }
         let mut copy = Self {
             slots: Slots::Alone(Box::new(self.memory().clone())),
             shadow_pages: self.shadow_pages,
@@ -202,15 +221,23 @@ impl Vm {
     /// The VM with its page tables, if its machine has a host.
     pub fn paging(&self) -> Option<&AnyTdpVm> {
         match &self.slots {
-            Slots::Alone(_) => None,
+            Slots::Alone(_) | Slots::Td(_) => None,
             Slots::Mapped(vm) => Some(vm),
+        }
+    }
+
+    /// The TD, if it is one.
+    pub fn td(&self) -> Option<&TdxVm> {
+        match &self.slots {
+            Slots::Td(vm) => Some(vm),
+            Slots::Alone(_) | Slots::Mapped(_) => None,
         }
     }
 
     /// The same, for what is no call: notifiers, module parameters, a vCPU's registers.
     pub fn paging_mut(&mut self) -> Option<&mut AnyTdpVm> {
         match &mut self.slots {
-            Slots::Alone(_) => None,
+            Slots::Alone(_) | Slots::Td(_) => None,
             Slots::Mapped(vm) => Some(vm),
         }
     }
@@ -238,6 +265,7 @@ impl Vm {
                 Ok((Outcome::Done, Some(effects.kind)))
             }
             (Slots::Alone(memory), _) => Ok((memory.call(call)?, None)),
+            (Slots::Td(vm), _) => Ok((vm.call(call)?, None)),
             (Slots::Mapped(vm), _) => {
                 let kind = match call {
                     Call::SetRegion(request) => vm.memory().check_region(request).ok(),

@@ -264,24 +264,22 @@ impl<'m, M: Machine> Session<'m, M> {
 
 /// How a result compares with what was expected.
 fn judge(expect: Option<&Expect>, result: &CallResult) -> Verdict {
-    let (plain, reason): (Result<Outcome, Errno>, _) = match result {
-        Ok(outcome) => (Ok(outcome.clone()), None),
-        Err(CallError::Refused { errno, reason }) => (Err(*errno), *reason),
+    let code = result.as_ref().err().and_then(CallError::code);
+    let plain: Result<Outcome, Errno> = match result {
+        Ok(outcome) => Ok(outcome.clone()),
+        Err(CallError::Refused { errno, .. }) => Err(*errno),
+        Err(CallError::Tdx { why }) => Err(why.errno()),
         Err(CallError::NotTried { why }) => {
             return Verdict::NotTried {
                 why: (*why).to_owned(),
             };
         }
     };
-    match (expect, reason) {
+    match (expect, code) {
         (None, _) => Verdict::Unchecked,
         (Some(expect), _) if !expect.accepts(&plain) => Verdict::Differs,
-        (Some(expect), Some(actual))
-            if expect.reason().is_some_and(|code| code != actual.code()) =>
-        {
-            Verdict::OtherReason {
-                code: actual.code(),
-            }
+        (Some(expect), Some(actual)) if expect.reason().is_some_and(|code| code != actual) => {
+            Verdict::OtherReason { code: actual }
         }
         (Some(_), _) => Verdict::Agrees,
     }

@@ -375,8 +375,11 @@ impl Memory {
     }
 
     /// The test before every VM and vCPU ioctl.
+    ///
+    /// # Errors
+    /// The VM is dead, or another process calls.
     #[inline]
-    pub(crate) fn check_gate(&self) -> Result<(), GateError> {
+    pub fn check_gate(&self) -> Result<(), GateError> {
         match self.gate {
             Gate::Open => Ok(()),
             Gate::OtherProcess => Err(GateError::OtherProcess {}),

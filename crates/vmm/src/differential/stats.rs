@@ -42,6 +42,10 @@ impl Stats {
                 }
                 Some(*errno)
             }
+            Err(CallError::Tdx { why }) => {
+                *self.by_reason.entry(why.code()).or_default() += 1;
+                Some(why.errno())
+            }
             Err(CallError::NotTried { .. }) => return,
         };
         *self

@@ -275,6 +275,11 @@ impl MemoryVm for Vm {
                 made.map(|()| Outcome::Done).map_err(errno)
             }
             Call::Guest(access) => return self.guest_access(access),
+            Call::Tdx(_) => {
+                return Err(CallError::NotTried {
+                    why: "a TD and its guest are modelled only",
+                });
+            }
         };
         outcome.map_err(CallError::errno)
     }

@@ -2,9 +2,10 @@
 
 use core::fmt;
 
-use slat_memslot::{Access, Call, Errno, MapCall, Outcome};
+use slat_memslot::{Access, Call, Errno, MapCall, Outcome, TdxCall, TdxOutcome};
 
 use super::lex::{self, Parsed};
+use super::tdx;
 use super::words;
 use super::write::{hex, slot};
 
@@ -28,6 +29,8 @@ pub enum Expect {
     },
     /// `done`, `mmio`, `no-memory`, `ring-full` or `memory-fault flags=.. gpa=.. size=..`: what a guest's access came to.
     Access(Access),
+    /// What only a TD gives, such as `accepted`, `hypercall shared gpa=.. pages=..` or `report none`.
+    Tdx(TdxOutcome),
     /// `ERRNO` or `ERRNO reason`.
     Fails {
         /// The error number.
@@ -61,6 +64,7 @@ impl Expect {
                 size: *size,
             },
             Ok(Outcome::Access(access)) => Self::Access(*access),
+            Ok(Outcome::Tdx(outcome)) => Self::Tdx(outcome.clone()),
         }
     }
 
@@ -94,7 +98,13 @@ impl Expect {
             Self::Dirty(_) => matches!(call, Call::GetDirtyLog { .. }),
             Self::Ring(_) => matches!(call, Call::HarvestDirtyRing { .. }),
             Self::Remaining { .. } => matches!(call, Call::PreFault { .. }),
+            Self::Access(Access::MemoryFault { .. }) => {
+                matches!(call, Call::Guest(_) | Call::Tdx(TdxCall::Guest { .. }))
+            }
             Self::Access(_) => matches!(call, Call::Guest(_)),
+            Self::Tdx(outcome) => {
+                matches!(call, Call::Tdx(call) if tdx::fits(outcome, call))
+            }
         }
     }
 
@@ -131,6 +141,7 @@ impl fmt::Display for Expect {
                 )
             }
             Self::Access(access) => f.write_str(access_name(*access)),
+            Self::Tdx(outcome) => tdx::write_outcome(outcome, f),
             Self::Fails { errno, reason } => match reason {
                 Some(reason) => write!(f, "{errno} {reason}"),
                 None => write!(f, "{errno}"),
@@ -165,6 +176,9 @@ fn access_name(access: Access) -> &'static str {
 
 /// Reads the words behind `=>`.
 pub(super) fn read(words: &[&str]) -> Parsed<Expect> {
+    if let Some(outcome) = tdx::read_outcome(words) {
+        return outcome.map(Expect::Tdx);
+    }
     match *words {
         ["ok"] => Ok(Expect::Ok),
         ["dirty", "none"] => Ok(Expect::Dirty(Vec::new())),

@@ -32,6 +32,7 @@ mod names;
 mod parse;
 mod record;
 mod request;
+mod tdx;
 #[cfg(test)]
 mod tests;
 mod words;
