@@ -42,6 +42,9 @@ mod snp_page_state;
 #[path = "../examples/tdp_roots.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod tdp_roots;
+#[path = "../examples/tdx_lifecycle.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod tdx_lifecycle;
 #[path = "../examples/translate.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod translate;
@@ -367,4 +370,27 @@ fn migration_races_finds_all_three() {
             &[&format!("{name}, all rules kept: no page is lost")],
         );
     }
+}
+
+#[test]
+fn tdx_lifecycle_ends_with_nothing_left() {
+    let text = output(tdx_lifecycle::run, &["--on", "model"]);
+    assert_tells(
+        &text,
+        &[
+            "measured: 16 pages",
+            "4 MiB accepted ahead: 1024 accepted, 2 too large",
+            "what is needed, when it is needed: 1034 accepted",
+            "2 MiB shared for I/O: 1034 accepted, 2 too large, 1 conversions",
+            "pages there and back: 1066 accepted",
+            "memory plugged and unplugged",
+            "violations: 0",
+            "left: Value(0)",
+            "its leaves: what stays is there, 0 faults",
+            "all shared tables: what stays is there, 1 faults",
+            "all tables: EIO (KVM gives the VM up: the table of level",
+        ],
+    );
+    let text = output(tdx_lifecycle::run, &["--on", "kvm"]);
+    assert_tells(&text, &["not "]);
 }

@@ -9,6 +9,7 @@ use slat_memslot::{
     TdxSlotZap,
 };
 use slat_mmu::spte::Pfn;
+use slat_mmu::tdp::RootTypes;
 
 use super::TdxVm;
 use crate::{CallError, CallResult};
@@ -23,6 +24,8 @@ pub(super) struct HostPages {
     values: BTreeMap<u64, u64>,
     /// Which page of the host is behind an address.
     pages: BTreeMap<u64, Pfn>,
+    /// How many pages were ever given out.
+    given: u64,
     /// Frames whose shared side has a page.
     used: BTreeSet<Gfn>,
     /// Frames that devices reach.
@@ -42,7 +45,8 @@ impl HostPages {
     /// The page behind a frame, which is in use from now on.
     pub(super) fn page(&mut self, gfn: Gfn, hva: u64) -> Pfn {
         self.used.insert(gfn);
-        let next = Pfn::new(FIRST_PAGE + self.pages.len() as u64);
+        let next = Pfn::new(FIRST_PAGE + self.given);
+        self.given += 1;
         *self.pages.entry(page_of(hva)).or_insert(next)
     }
 
@@ -112,26 +116,26 @@ impl TdxVm {
         Ok(Outcome::Done)
     }
 
-    /// Host pages go, and what they hold; what maps them is zapped by the notifier.
+    /// Host pages go, and what they hold; what maps them is zapped by the notifier. Pages that devices reach are pinned: they
+    /// stay.
     fn discard(&mut self, range: GfnRange) {
-        let inside: Vec<Gfn> = self
-            .host
-            .used
-            .range(range.start()..range.end())
-            .copied()
+        let slots = self.memory.space(Default::default()).in_range(range);
+        let pages: Vec<(Gfn, u64)> = slots
+            .filter_map(|slot| Some((slot, slot.range().intersection(range)?)))
+            .flat_map(|(slot, part)| {
+                let frames = (part.start().raw()..part.end().raw()).map(Gfn::new);
+                frames.filter_map(|gfn| Some((gfn, slot.hva_of(gfn)?.raw())))
+            })
+            .filter(|(gfn, _)| !self.host.dma.contains(gfn))
             .collect();
-        for gfn in inside {
-            // A page that devices reach is pinned: it stays.
-            if self.host.dma.contains(&gfn) {
-                continue;
-            }
-            self.host.used.remove(&gfn);
-            if let Some((_, hva)) = self.memory.hva_of(Default::default(), gfn.gpa()) {
-                self.host.values.remove(&page_of(hva.raw()));
-                self.host.pages.remove(&page_of(hva.raw()));
-            }
-            if let (Some(td), Some(page)) = (&self.td, GfnRange::new(gfn, Pages::new(1))) {
-                td.zap_leafs(page, slat_mmu::tdp::RootTypes::Direct);
+        for (gfn, hva) in pages {
+            self.host.values.remove(&page_of(hva));
+            let mapped = self.host.pages.remove(&page_of(hva)).is_some();
+            let used = self.host.used.remove(&gfn);
+            if let (true, Some(td), Some(page)) =
+                (mapped || used, &self.td, GfnRange::new(gfn, Pages::new(1)))
+            {
+                td.zap_leafs(page, RootTypes::Direct);
             }
         }
     }
