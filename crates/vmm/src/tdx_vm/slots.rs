@@ -36,6 +36,10 @@ impl TdxVm {
         if matches!(effects.kind, ChangeKind::Create | ChangeKind::Move) {
             self.tell_slot(request);
         }
+        // What the MMIO generation throws away when it wraps is shared: a mirror root is never given up.
+        if let (Some(td), Some(_)) = (&self.td, effects.wrap) {
+            td.zap_direct_roots();
+        }
         Ok(Outcome::Done)
     }
 
