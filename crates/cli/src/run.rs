@@ -5,9 +5,7 @@ use std::process::ExitCode;
 
 use clap::ValueEnum;
 use slat_vmm::scenario::{self, Scenario};
-use slat_vmm::{
-    CallError, CallResult, CheckedMachine, OnDivergence, Report, StepReport, Verdict, model,
-};
+use slat_vmm::{CallResult, CheckedMachine, OnDivergence, Report, StepReport, Verdict, model};
 
 use crate::Error;
 use crate::kernel::{self, Choice};
