@@ -151,7 +151,7 @@ impl GuestPaging {
     /// (`mmu.h:permission_fault`).
     #[inline]
     pub fn allows(&self, access: ErrorCode, rights: Access, key: u8) -> bool {
-        self.permissions.check(access, rights, key).is_empty()
+        self.permissions.allows(access, rights, key)
     }
 
     /// Whether leaves can be global (CR4.PGE).

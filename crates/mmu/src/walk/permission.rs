@@ -126,6 +126,14 @@ impl Permissions {
         if fault { code } else { ErrorCode::empty() }
     }
 
+    /// Whether an access is allowed.
+    #[inline(always)]
+    pub(super) fn allows(&self, access: ErrorCode, rights: Access, key: u8) -> bool {
+        let index = self.index(access);
+        let forbidden = self.faults[index as usize] >> rights.bits() & 1 != 0;
+        !forbidden && (self.key_mask == 0 || !self.key_forbids(index, rights, key))
+    }
+
     /// The lowest byte of a code, one place down.
     #[inline]
     fn index(&self, access: ErrorCode) -> u32 {

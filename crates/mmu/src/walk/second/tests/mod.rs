@@ -1,10 +1,12 @@
 //! Walks in two and three dimensions against a naive composition: where they go, whose fault it is, and what is marked.
 #![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
+pub(in crate::walk) mod naive;
+mod random;
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-use proptest::prelude::*;
 use slat_memslot::{Generation, Gfn, Gpa, Gva, Hpa, Level, PageSize};
 
 use super::{
@@ -28,7 +30,7 @@ use crate::walk::{
 
 /// What the second stage has for a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Backing {
+pub(in crate::walk) enum Backing {
     Absent,
     ReadOnly,
     Mmio,
@@ -36,26 +38,26 @@ enum Backing {
 }
 
 /// Frames of the guest; those of the host follow from [`frame_of_host`].
-const FRAMES: u64 = 32;
-const FRAME_COUNT: usize = 32;
-const HOST_FRAMES: u64 = 64 + FRAMES;
+pub(in crate::walk) const FRAMES: u64 = 32;
+pub(in crate::walk) const FRAME_COUNT: usize = 32;
+pub(in crate::walk) const HOST_FRAMES: u64 = 64 + FRAMES;
 
 /// Where a frame of the guest is on the host: no frame keeps its number.
-fn frame_of_host(gfn: u64) -> u64 {
+pub(in crate::walk) fn frame_of_host(gfn: u64) -> u64 {
     64 + (gfn * 13 + 5) % FRAMES
 }
 
 /// Tables of the TDP MMU over memory of the host.
-struct World<F: Format> {
-    tables: Tables<F>,
-    reader: Reader,
-    root: TableId,
-    memory: Vec<Cell<u64>>,
-    backing: BTreeMap<u64, Backing>,
+pub(in crate::walk) struct World<F: Format> {
+    pub(in crate::walk) tables: Tables<F>,
+    pub(in crate::walk) reader: Reader,
+    pub(in crate::walk) root: TableId,
+    pub(in crate::walk) memory: Vec<Cell<u64>>,
+    pub(in crate::walk) backing: BTreeMap<u64, Backing>,
 }
 
 impl<F: Format> World<F> {
-    fn new(host: &Host, width: u8, backing: &[Backing]) -> Self {
+    pub(in crate::walk) fn new(host: &Host, width: u8, backing: &[Backing]) -> Self {
         let limits = Limits {
             tables: 64,
             readers: 1,
@@ -91,16 +93,16 @@ impl<F: Format> World<F> {
     }
 
     /// A word of the guest's memory, by the guest's address, whatever the second stage says.
-    fn word(&self, gpa: u64) -> &Cell<u64> {
+    pub(in crate::walk) fn word(&self, gpa: u64) -> &Cell<u64> {
         let hpa = frame_of_host(gpa >> 12) << 12 | gpa & 0xfff;
         &self.memory[usize::try_from(hpa >> 3).unwrap()]
     }
 
-    fn snapshot(&self) -> Vec<u64> {
+    pub(in crate::walk) fn snapshot(&self) -> Vec<u64> {
         self.memory.iter().map(Cell::get).collect()
     }
 
-    fn walk(
+    pub(in crate::walk) fn walk(
         &mut self,
         paging: &GuestPaging,
         gva: u64,
@@ -118,7 +120,7 @@ impl<F: Format> World<F> {
     }
 }
 
-fn request<F: Format>(gfn: u64, backing: Backing) -> Option<MapRequest<F>> {
+pub(in crate::walk) fn request<F: Format>(gfn: u64, backing: Backing) -> Option<MapRequest<F>> {
     let pfn = Pfn::new(frame_of_host(gfn));
     let page = MapRequest::page(Gfn::new(gfn), PageSize::Size4K, pfn);
     match backing {
@@ -136,10 +138,10 @@ fn request<F: Format>(gfn: u64, backing: Backing) -> Option<MapRequest<F>> {
     }
 }
 
-type Fault = SecondFault<core::convert::Infallible>;
+pub(in crate::walk) type Fault = SecondFault<core::convert::Infallible>;
 
 /// The guest's registers: four levels, everything allowed.
-fn guest(cr3: u64) -> GuestPaging {
+pub(in crate::walk) fn guest(cr3: u64) -> GuestPaging {
     let vcpu = VcpuState {
         cr0: Cr0::PG | Cr0::PE | Cr0::WP,
         cr3,
@@ -429,326 +431,6 @@ fn kvm_s_own_walker_executes_only_what_l2_can_read() {
             fetch,
         );
         assert_eq!(found.is_ok(), reaches, "{found:?}");
-    }
-}
-
-// --- Naive composition ---------------------------------------------------------------------------------------------
-
-/// A failed access in words: the stages it came through, outermost first.
-type Story = String;
-
-/// The second stage by its map alone.
-fn second(world: &BTreeMap<u64, Backing>, gpa: u64, write: bool) -> Result<u64, Story> {
-    match world.get(&(gpa >> 12)) {
-        Some(Backing::Ordinary) => {}
-        Some(Backing::ReadOnly) if !write => {}
-        Some(Backing::ReadOnly) => return Err("read-only".into()),
-        Some(Backing::Mmio) => return Err("MMIO".into()),
-        Some(Backing::Absent) | None => return Err("absent".into()),
-    }
-    Ok(frame_of_host(gpa >> 12) << 12 | gpa & 0xfff)
-}
-
-/// One stage of four levels whose entries have nothing but permissions and frames, read through the next stage.
-struct Naive<'w> {
-    root: u64,
-    /// The bits that an entry needs, and those that are set in it when it is used, and when it is written through.
-    present: u64,
-    write: u64,
-    accessed: u64,
-    dirty: u64,
-    memory: &'w [Cell<u64>],
-}
-
-impl Naive<'_> {
-    fn translate(
-        &self,
-        address: u64,
-        write: bool,
-        next: &dyn Fn(u64, bool) -> Result<u64, Story>,
-    ) -> Result<u64, Story> {
-        let mut table = self.root;
-        let mut places = Vec::new();
-        let mut writable = true;
-        for level in (1..=4_u32).rev() {
-            let index = address >> (12 + 9 * (level - 1)) & 511;
-            let gpa = table << 12 | index << 3;
-            let hpa = next(gpa, true).map_err(|why| format!("table {level} at {gpa:#x}: {why}"))?;
-            let place = &self.memory[usize::try_from(hpa >> 3).unwrap()];
-            let entry = place.get();
-            if entry & self.present == 0 {
-                return Err(format!("entry {level} absent"));
-            }
-            writable &= entry & self.write != 0;
-            places.push(place);
-            table = entry >> 12 & 0xff_ffff;
-        }
-        if write && !writable {
-            return Err("entry 1 read-only".into());
-        }
-        let gpa = table << 12 | address & 0xfff;
-        let hpa = next(gpa, write).map_err(|why| format!("page at {gpa:#x}: {why}"))?;
-        for place in &places {
-            place.set(place.get() | self.accessed);
-        }
-        if write {
-            let leaf = places.last().unwrap();
-            leaf.set(leaf.get() | self.dirty);
-        }
-        Ok(hpa)
-    }
-}
-
-fn tell_page(fault: &PageFault) -> Story {
-    let what = match fault.code.contains(ErrorCode::PRESENT) {
-        true => "read-only",
-        false => "absent",
-    };
-    format!("entry {} {what}", fault.level as u8)
-}
-
-fn tell_second(fault: &Fault) -> Story {
-    match fault.cause {
-        SecondCause::NotPresent => "absent".into(),
-        SecondCause::NotAllowed { .. } => "read-only".into(),
-        SecondCause::Misconfigured { mmio: Some(_), .. } => "MMIO".into(),
-        other => format!("{other:?}"),
-    }
-}
-
-fn tell<S>(fault: &WalkFault<S>, inner: impl Fn(&S) -> Story) -> Story {
-    match fault {
-        WalkFault::Page(fault) => tell_page(fault),
-        WalkFault::NonCanonical { address } => format!("{address}"),
-        WalkFault::Second {
-            fault,
-            gpa,
-            table: Some(level),
-        } => {
-            format!("table {} at {gpa:#x}: {}", *level as u8, inner(fault))
-        }
-        WalkFault::Second {
-            fault,
-            gpa,
-            table: None,
-        } => format!("page at {gpa:#x}: {}", inner(fault)),
-    }
-}
-
-fn any_backing() -> impl Strategy<Value = Backing> {
-    prop_oneof![
-        30 => Just(Backing::Ordinary),
-        2 => Just(Backing::ReadOnly),
-        1 => Just(Backing::Absent),
-        1 => Just(Backing::Mmio),
-    ]
-}
-
-/// Frames that tables are in; entries 0, 1 and 511 of each are used.
-const INDEXES: [u64; 3] = [0, 1, 511];
-
-/// An entry: which frame, and what it allows.
-type Raw = (u64, u8);
-
-fn any_raws() -> impl Strategy<Value = Vec<Raw>> {
-    let flags = prop_oneof![20 => Just(3_u8), 2 => Just(1), 1 => Just(0)];
-    prop::collection::vec((0..16_u64, flags), 16 * INDEXES.len())
-}
-
-fn any_address() -> impl Strategy<Value = (u64, bool)> {
-    let index = || prop::sample::select(INDEXES[..2].to_vec());
-    let parts = (index(), index(), index(), index(), 0..4096_u64);
-    (parts, any::<bool>()).prop_map(|((a, b, c, d, offset), write)| {
-        (((a << 9 | b) << 9 | c) << 21 | d << 12 | offset, write)
-    })
-}
-
-/// Fills sixteen frames from `first` on with entries that link to frames from `target` on.
-fn fill<F: Format>(world: &World<F>, first: u64, target: u64, raws: &[Raw], bits: [u64; 4]) {
-    for (place, (frame, flags)) in raws.iter().enumerate() {
-        let table = first + place as u64 / 3;
-        let index = INDEXES[place % 3];
-        let entry = (target + frame) << 12 | bits[usize::from(*flags)];
-        world.word(table << 12 | index << 3).set(entry);
-    }
-}
-
-const GUEST_BITS: [u64; 4] = [0, 5, 0, 7];
-
-fn naive_guest<'w>(root: u64, memory: &'w [Cell<u64>]) -> Naive<'w> {
-    Naive {
-        root,
-        present: 1,
-        write: 2,
-        accessed: 1 << 5,
-        dirty: 1 << 6,
-        memory,
-    }
-}
-
-fn two_dimensions<F: Format>(
-    host: &Host,
-    backing: &[Backing],
-    raws: &[Raw],
-    accesses: &[(u64, bool)],
-) -> Result<(), TestCaseError> {
-    let mut world = World::<F>::new(host, 46, backing);
-    fill(&world, 0, 0, raws, GUEST_BITS);
-    let expected: Vec<Cell<u64>> = world.memory.clone();
-    for (address, write) in accesses {
-        let access = if *write {
-            ErrorCode::WRITE
-        } else {
-            ErrorCode::READ
-        };
-        let found = world.walk(&guest(0), *address, access);
-        let found = found
-            .map(|found| found.address.raw())
-            .map_err(|fault| tell(&fault, tell_second));
-        let next = |gpa, write| second(&world.backing, gpa, write);
-        let should = naive_guest(0, &expected).translate(*address, *write, &next);
-        prop_assert_eq!(found, should, "{:#x}", address);
-        let expected: Vec<u64> = expected.iter().map(Cell::get).collect();
-        prop_assert_eq!(world.snapshot(), expected);
-    }
-    Ok(())
-}
-
-/// L2's tables in L1's frames 16 to 31, which L2 knows as 0 to 15; EPT12 in frames 0 to 15.
-fn three_dimensions<F: Format>(
-    host: &Host,
-    backing: &[Backing],
-    (l2, l1): (&[Raw], &[Raw]),
-    accesses: &[(u64, bool)],
-) -> Result<(), TestCaseError> {
-    let mut world = World::<F>::new(host, 46, backing);
-    fill(&world, 16, 0, l2, GUEST_BITS);
-    // Links among EPT12's own tables, but for those of level 1: frames 8 to 15 hold these and map to 16 and up.
-    let ept_bits = [0, 5, 0, 7];
-    fill(&world, 0, 0, l1, ept_bits);
-    for (place, (frame, flags)) in l1.iter().enumerate() {
-        let at = (place as u64 / 3) << 12 | INDEXES[place % 3] << 3;
-        let bits = ept_bits[usize::from(*flags)];
-        // Tables of levels 4 to 2 are frames 0 to 3, 4 to 7 and 8 to 11, those of level 1 frames 12 to 15.
-        let group = place as u64 / 12;
-        let (next, memory_type) = match group {
-            0..3 => (4 * (group + 1) + frame % 4, 0),
-            _ => (16 + frame, 6 << 3),
-        };
-        let bits = if bits == 0 { 0 } else { bits | memory_type };
-        world.word(at).set(next << 12 | bits);
-    }
-    let expected: Vec<Cell<u64>> = world.memory.clone();
-    let root = NestedEptRoot::of(0x5e, ExecuteOnly::Unsupported);
-    let ept12 = GuestPaging::nested_ept(&root, &GuestCpu::new(46));
-    for (address, write) in accesses {
-        let access = if *write {
-            ErrorCode::WRITE
-        } else {
-            ErrorCode::READ
-        };
-        let mut locked = world.tables.shared(&mut world.reader, Unobserved);
-        let behind = TdpStage::new(&mut locked, world.root);
-        let mut stage = NestedStage::new(ept12, world.memory.as_slice(), behind);
-        let found = guest(0).walk(
-            world.memory.as_slice(),
-            &mut stage,
-            &mut (),
-            Gva::new(*address),
-            access,
-        );
-        drop(locked);
-        let found = found.map(|found| found.address.raw());
-        let found = found.map_err(|fault| tell(&fault, |fault| tell(fault, tell_second)));
-        let behind = |gpa, write| second(&world.backing, gpa, write);
-        let ept = Naive {
-            root: 0,
-            present: 7,
-            write: 2,
-            accessed: 1 << 8,
-            dirty: 1 << 9,
-            memory: &expected,
-        };
-        let next = |gpa, write| ept.translate(gpa, write, &behind);
-        let should = naive_guest(0, &expected).translate(*address, *write, &next);
-        prop_assert_eq!(found, should, "{:#x}", address);
-        let expected: Vec<u64> = expected.iter().map(Cell::get).collect();
-        prop_assert_eq!(world.snapshot(), expected);
-    }
-    Ok(())
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
-
-    #[test]
-    fn two_dimensions_are_one_after_the_other(
-        backing in prop::collection::vec(any_backing(), FRAME_COUNT),
-        raws in any_raws(),
-        accesses in prop::collection::vec(any_address(), 6),
-    ) {
-        two_dimensions::<Ept>(&Host::ept(46), &backing, &raws, &accesses)?;
-        two_dimensions::<Npt>(&Host::npt(46), &backing, &raws, &accesses)?;
-    }
-
-    #[test]
-    fn a_guest_of_a_guest_goes_through_all_three(
-        backing in prop::collection::vec(any_backing(), FRAME_COUNT),
-        l2 in any_raws(),
-        l1 in any_raws(),
-        accesses in prop::collection::vec(any_address(), 6),
-    ) {
-        three_dimensions::<Ept>(&Host::ept(46), &backing, (&l2, &l1), &accesses)?;
-        three_dimensions::<Npt>(&Host::npt(46), &backing, (&l2, &l1), &accesses)?;
-    }
-}
-
-/// The property tests come to every end: pages, and each kind of fault in each dimension.
-#[test]
-fn random_walks_come_to_every_end() {
-    use proptest::strategy::ValueTree;
-    use proptest::test_runner::TestRunner;
-    let mut runner = TestRunner::deterministic();
-    let mut ends = BTreeMap::<String, u32>::new();
-    for _ in 0..2000 {
-        let backing = prop::collection::vec(any_backing(), FRAME_COUNT);
-        let backing = backing.new_tree(&mut runner).unwrap().current();
-        let raws = any_raws().new_tree(&mut runner).unwrap().current();
-        let (address, write) = any_address().new_tree(&mut runner).unwrap().current();
-        let mut world = World::<Ept>::new(&Host::ept(46), 46, &backing);
-        fill(&world, 0, 0, &raws, GUEST_BITS);
-        let access = if write {
-            ErrorCode::WRITE
-        } else {
-            ErrorCode::READ
-        };
-        let end = match world.walk(&guest(0), address, access) {
-            Ok(_) => "page".to_owned(),
-            Err(WalkFault::Second { fault, table, .. }) => {
-                let place = if table.is_some() { "table" } else { "page" };
-                format!("{place} {}", tell_second(&fault))
-            }
-            Err(WalkFault::Page(fault)) => tell_page(&fault),
-            Err(WalkFault::NonCanonical { .. }) => unreachable!("low addresses"),
-        };
-        *ends.entry(end).or_default() += 1;
-    }
-    for end in [
-        "page",
-        "table absent",
-        "table read-only",
-        "table MMIO",
-        "page absent",
-        "page read-only",
-        "page MMIO",
-        "entry 1 absent",
-        "entry 4 absent",
-        "entry 1 read-only",
-    ] {
-        assert!(
-            ends.get(end).is_some_and(|count| *count >= 5),
-            "{end}: {ends:?}"
-        );
     }
 }
 
