@@ -88,7 +88,7 @@ pub fn all(abilities: Abilities) -> Vec<Named> {
     let programs = families.into_iter().flatten();
     let can = programs.filter(|(_, need, _)| need.is_met(abilities));
     can.map(|(name, _, write)| Named {
-        name: *name,
+        name,
         program: write(),
     })
     .collect()

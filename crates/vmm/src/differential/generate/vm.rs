@@ -2,7 +2,7 @@
 
 use slat_memslot::{Call, Memory, PAGE_SIZE, cap};
 
-use super::{Generator, live_slot};
+use super::{Area, Generator, live_slot};
 
 /// Numbers that cannot be enabled on any VM.
 const NOT_ENABLED: [u32; 8] = [3, 10, 81, 231, 233, 234, 235, 9999];
@@ -16,9 +16,10 @@ const ODD_RANGE: [u64; 6] = [
 ];
 
 impl Generator {
-    /// Attributes set, or a guest that finds out what they are.
+    /// Attributes set, or, where guests run at all, one that finds out what they are.
     pub(super) fn attributes_call(&mut self, memory: &Memory) -> Call {
-        let has_any = !memory.supported_attributes().is_empty();
+        let has_guests = self.areas.contains(&Area::DirtyLog);
+        let has_any = has_guests && !memory.supported_attributes().is_empty();
         match self.dice.below(10) {
             0..=4 if has_any && memory.vcpus() > 0 => self.guest_write(memory),
             0 if has_any => Call::CreateVcpu,
