@@ -38,7 +38,7 @@ enum Needs {
 const SELFTESTS: &[Selftest] = &[
     Selftest {
         name: "set_memory_region_test",
-        short: &[],
+        short: &["3"],
         always: &[],
         needs: Needs::Nothing,
     },
@@ -62,7 +62,7 @@ const SELFTESTS: &[Selftest] = &[
     },
     Selftest {
         name: "dirty_log_test",
-        short: &["-i", "4"],
+        short: &["-i", "3"],
         always: &[],
         needs: Needs::Nothing,
     },
