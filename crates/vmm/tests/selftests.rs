@@ -207,7 +207,10 @@ fn inferred(rebuilt: &Rebuilt) -> String {
     let some: Vec<String> = some
         .map(|(count, what)| format!("{count} {what}"))
         .collect();
-    some.join(", ")
+    match some.is_empty() {
+        true => "nothing".to_owned(),
+        false => some.join(", "),
+    }
 }
 
 /// Nothing contradicts, nothing is missing, all tables are sound.
