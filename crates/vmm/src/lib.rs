@@ -23,6 +23,8 @@ pub mod model;
 pub mod paged_vm;
 mod parse_error;
 pub mod predict;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod programs;
 pub mod rebuild;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod record;

@@ -18,6 +18,7 @@ mod random;
 mod trace;
 
 pub use areas::{Area, Areas, Kind};
+pub(crate) use compare::quiet;
 pub use compare::{Config, Finding, Live, LiveError, Outcome};
 pub use driver::{DriveError, Driver, Journal};
 pub use machine::{abilities, here};
