@@ -5,8 +5,9 @@ use core::fmt;
 use slat_memslot::{Access, Call, Errno, MapCall, Outcome};
 
 use super::lex::{self, Parsed};
-use super::words;
 use super::write::{hex, slot};
+use super::{snp, words};
+use crate::snp_vm::SnpAnswer;
 
 /// What stands behind `=>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub enum Expect {
     },
     /// `done`, `mmio`, `no-memory`, `ring-full` or `memory-fault flags=.. gpa=.. size=..`: what a guest's access came to.
     Access(Access),
+    /// What an operation on an SNP guest gives.
+    Snp(SnpAnswer),
     /// `ERRNO` or `ERRNO reason`.
     Fails {
         /// The error number.
@@ -95,6 +98,7 @@ impl Expect {
             Self::Ring(_) => matches!(call, Call::HarvestDirtyRing { .. }),
             Self::Remaining { .. } => matches!(call, Call::PreFault { .. }),
             Self::Access(_) => matches!(call, Call::Guest(_)),
+            Self::Snp(_) => false,
         }
     }
 
@@ -131,6 +135,7 @@ impl fmt::Display for Expect {
                 )
             }
             Self::Access(access) => f.write_str(access_name(*access)),
+            Self::Snp(answer) => f.write_str(&snp::answer_text(answer)),
             Self::Fails { errno, reason } => match reason {
                 Some(reason) => write!(f, "{errno} {reason}"),
                 None => write!(f, "{errno}"),

@@ -8,7 +8,7 @@ use slat_memslot::{
 };
 
 use super::words::{self, Words};
-use super::{Request, Scenario, Step, StepKind};
+use super::{Request, Scenario, SnpStep, Step, StepKind, snp};
 
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,6 +59,8 @@ impl fmt::Display for StepKind {
             }
             Self::DropVm(name) => write!(f, "drop_vm {name}"),
             Self::Call(request) => write!(f, "{request}"),
+            Self::Snp(SnpStep::Command(command)) => f.write_str(&snp::write_command(command)),
+            Self::Snp(SnpStep::Op(op)) => f.write_str(&snp::write_op(op)),
         }
     }
 }
@@ -78,11 +80,15 @@ fn quoted(title: &str) -> String {
 }
 
 /// A line that grows by words.
-struct Line(String);
+pub(super) struct Line(String);
 
 impl Line {
-    fn new(op: &str) -> Self {
+    pub(super) fn new(op: &str) -> Self {
         Self(op.to_owned())
+    }
+
+    pub(super) fn text(self) -> String {
+        self.0
     }
 
     fn word(&mut self, word: impl AsRef<str>) {
@@ -90,14 +96,14 @@ impl Line {
         self.0.push_str(word.as_ref());
     }
 
-    fn pair(&mut self, key: &str, value: impl AsRef<str>) {
+    pub(super) fn pair(&mut self, key: &str, value: impl AsRef<str>) {
         self.word(key);
         self.0.push('=');
         self.0.push_str(value.as_ref());
     }
 
     /// A pair that is left out when the value is `0`.
-    fn unless_zero(&mut self, key: &str, value: String) {
+    pub(super) fn unless_zero(&mut self, key: &str, value: String) {
         if value != "0" {
             self.pair(key, value);
         }
@@ -120,7 +126,7 @@ pub(super) fn slot(key: u32) -> String {
     }
 }
 
-fn value(words: Words, value: u64) -> String {
+pub(super) fn value(words: Words, value: u64) -> String {
     match words::name(words, value) {
         Some(name) => name.to_owned(),
         None => value.to_string(),
