@@ -242,7 +242,7 @@ fn a_launched_page_that_is_moved_is_lost() {
         len: 0x1000,
     };
     vm.call(&Call::File(file, hole)).unwrap();
-    assert_eq!(act(&mut vm, read), SnpStop::Vc(0x404).into());
+    assert_eq!(act(&mut vm, read), SnpAnswer::Stopped(SnpStop::Vc(0x404)));
     assert_clean(&mut vm);
 }
 
@@ -258,7 +258,7 @@ fn a_stray_access_is_the_guests_own_error() {
     })
     .unwrap();
     let stray = act(&mut vm, GuestAct::Write(gfn(3), Shared, 9));
-    assert_eq!(stray, SnpStop::Injected(gfn(3)).into());
+    assert_eq!(stray, SnpAnswer::Stopped(SnpStop::Injected(gfn(3))));
     let read = act(&mut vm, GuestAct::Read(gfn(3), Private));
     assert_eq!(read, SnpAnswer::Found(Found::Value(Value::Tag(1))));
     assert_clean(&mut vm);

@@ -24,22 +24,22 @@ struct Page {
 }
 
 /// What the VMM does about accesses that do not fit.
-pub type Implicit = Option<Hole>;
+pub(super) type Implicit = Option<Hole>;
 
 /// Pages of 4 KiB under the upstream policy.
 #[derive(Clone, Debug)]
-pub struct Reference {
+pub(super) struct Reference {
     pages: Vec<Page>,
     /// Whether the slot is there.
-    pub slot: bool,
+    pub(super) slot: bool,
     /// How often a guest got old contents back by validating.
-    pub stale: u64,
+    pub(super) stale: u64,
     /// How often private contents were lost.
-    pub lost: u64,
+    pub(super) lost: u64,
 }
 
 impl Reference {
-    pub fn new(pages: usize) -> Self {
+    pub(super) fn new(pages: usize) -> Self {
         Self {
             pages: vec![Page::default(); pages],
             slot: true,
@@ -49,7 +49,7 @@ impl Reference {
     }
 
     /// A page of the initial image.
-    pub fn launch(&mut self, at: usize, data: u64) {
+    pub(super) fn launch(&mut self, at: usize, data: u64) {
         let page = &mut self.pages[at];
         page.private = true;
         page.own = Some(Own {
@@ -58,13 +58,13 @@ impl Reference {
         });
     }
 
-    pub fn set_slot(&mut self, there: bool) {
+    pub(super) fn set_slot(&mut self, there: bool) {
         self.slot = there;
         self.pages.iter_mut().for_each(|page| page.mapped = false);
     }
 
     /// The VMM makes frames private or shared; whether the slot is there decides what it can discard.
-    pub fn convert(&mut self, range: core::ops::Range<usize>, to: Visibility, hole: Hole) {
+    pub(super) fn convert(&mut self, range: core::ops::Range<usize>, to: Visibility, hole: Hole) {
         let private = to == Private;
         let pages = &mut self.pages[range];
         let changes = pages.iter().any(|page| page.private != private);
@@ -83,7 +83,7 @@ impl Reference {
     }
 
     /// A hole in the file.
-    pub fn punch(&mut self, range: core::ops::Range<usize>) {
+    pub(super) fn punch(&mut self, range: core::ops::Range<usize>) {
         for page in &mut self.pages[range] {
             page.mapped = false;
             let kept = page.own.take().and_then(|own| own.data);
@@ -126,7 +126,7 @@ impl Reference {
         Ok(())
     }
 
-    pub fn read(&mut self, at: usize, access: Visibility, implicit: Implicit) -> SnpAnswer {
+    pub(super) fn read(&mut self, at: usize, access: Visibility, implicit: Implicit) -> SnpAnswer {
         let page = self.pages[at];
         if access == Shared && page.private && page.mapped {
             // Ciphertext, and no fault; of a page that only the host has written, what the host wrote.
@@ -149,7 +149,7 @@ impl Reference {
         }
     }
 
-    pub fn write(
+    pub(super) fn write(
         &mut self,
         at: usize,
         access: Visibility,
@@ -168,7 +168,7 @@ impl Reference {
         SnpAnswer::Done
     }
 
-    pub fn validate(&mut self, at: usize, validate: bool, implicit: Implicit) -> SnpAnswer {
+    pub(super) fn validate(&mut self, at: usize, validate: bool, implicit: Implicit) -> SnpAnswer {
         if let Err(answer) = self.reach(at, Private, implicit) {
             return answer;
         }
@@ -183,7 +183,7 @@ impl Reference {
         SnpAnswer::Changed
     }
 
-    pub fn host_read(&mut self, at: usize) -> SnpAnswer {
+    pub(super) fn host_read(&mut self, at: usize) -> SnpAnswer {
         if !self.slot {
             return SnpAnswer::NoPage;
         }
@@ -191,7 +191,7 @@ impl Reference {
         SnpAnswer::Found(data.map_or(Found::Value(Value::Zero), found))
     }
 
-    pub fn host_write(&mut self, at: usize, tag: u64) -> SnpAnswer {
+    pub(super) fn host_write(&mut self, at: usize, tag: u64) -> SnpAnswer {
         if !self.slot {
             return SnpAnswer::NoPage;
         }
@@ -200,7 +200,7 @@ impl Reference {
     }
 
     /// What the host finds in the frame of a private page.
-    pub fn host_peek(&self, at: usize) -> SnpAnswer {
+    pub(super) fn host_peek(&self, at: usize) -> SnpAnswer {
         match self.pages[at].own.filter(|_| self.slot) {
             None => SnpAnswer::NoPage,
             Some(own) => SnpAnswer::Found(match own.data {
