@@ -1,5 +1,6 @@
 //! One interface to KVM's memory calls, whoever answers them.
 
+use crate::snp_vm::{EncryptOp, SnpAnswer, SnpOp};
 use crate::{Areas, Divergence};
 use slat_memslot::{
     Buffer, Call, ClearBits, DirtyPages, Errno, GmemId, Outcome, Profile, Reason, Refusal, Region,
@@ -71,6 +72,8 @@ impl From<Refusal> for CallError {
     }
 }
 
+const NO_SNP: &str = "SNP guests run on the model with an NPT host only";
+
 /// What a call comes to.
 pub type CallResult = Result<Outcome, CallError>;
 
@@ -114,6 +117,26 @@ pub trait MemoryVm {
     /// What the last call showed to differ between two machines side by side; `None` for a single machine.
     fn take_divergence(&mut self) -> Option<Divergence> {
         None
+    }
+
+    /// `KVM_MEMORY_ENCRYPT_OP`: the launch of a confidential guest. Of those who answer calls the model does, where its
+    /// host has what the guest needs.
+    ///
+    /// # Errors
+    /// The command is refused, or cannot be made here.
+    fn memory_encrypt_op(&mut self, op: &EncryptOp) -> CallResult {
+        match op {
+            EncryptOp::Snp(_) => Err(CallError::NotTried { why: NO_SNP }),
+        }
+    }
+
+    /// Something that is done with an SNP guest besides KVM's calls: by itself, its VMM, the host. Only the model has it.
+    ///
+    /// # Errors
+    /// It cannot be done here, or KVM refuses it.
+    fn snp(&mut self, op: &SnpOp) -> Result<SnpAnswer, CallError> {
+        let _ = op;
+        Err(CallError::NotTried { why: NO_SNP })
     }
 
     /// `KVM_SET_USER_MEMORY_REGION` or `KVM_SET_USER_MEMORY_REGION2`, by the request's version.

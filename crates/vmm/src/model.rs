@@ -40,13 +40,17 @@
 
 use std::sync::Arc;
 
+use slat_coco::snp::SnpViolation;
 use slat_memslot::{
     Call, ChangeKind, Memory, Outcome, Pages, Profile, Refusal, Vendor, VmError, VmType,
 };
 use slat_mmu::ShadowPageLimit;
 use slat_mmu::host::{Host, SecondStage};
+use slat_mmu::spte::Npt;
 
-use crate::tdp_vm::{AnyTdpVm, HostMemory};
+use crate::scenario::{Scenario, StepKind};
+use crate::snp_vm::{EncryptOp, Snp, SnpAnswer, SnpOp};
+use crate::tdp_vm::{AnyTdpVm, HostMemory, TdpVm};
 use crate::tdx_vm::{TdxSettings, TdxVm};
 use crate::traces::Predicted;
 use crate::{Areas, CallError, CallResult, MemoryVm};
@@ -107,6 +111,30 @@ impl Machine {
     #[must_use]
     pub fn with_tdx(self, tdx: TdxSettings) -> Self {
         Self { tdx, ..self }
+    }
+
+    /// A machine whose host has SEV-SNP as well: VMs of this type can be made. It takes NPT.
+    #[must_use]
+    pub fn with_snp(self) -> Self {
+        let mut profile = Arc::unwrap_or_clone(self.profile);
+        let types = profile.vm_types.get() | VmType::Snp.mask();
+        set(&mut profile.vm_types, types);
+        Self {
+            profile: Arc::new(profile),
+            ..self
+        }
+    }
+
+    /// A machine that has what a scenario's VMs need: an NPT host with SEV-SNP if some are SNP guests, else none.
+    pub fn for_scenario(profile: impl Into<Arc<Profile>>, scenario: &Scenario) -> Self {
+        let snp = scenario.steps.iter().any(|step| {
+            let snp = VmType::Snp.raw();
+            matches!(step.kind, StepKind::Vm { vm_type: Some(raw), .. } if raw == snp)
+        });
+        match snp {
+            true => Self::with_host(profile, Host::npt(48)).with_snp(),
+            false => Self::new(profile),
+        }
     }
 
     /// The host, if its VMs have page tables.
@@ -257,6 +285,37 @@ impl Vm {
         self.paging_mut().map(AnyTdpVm::take).unwrap_or_default()
     }
 
+    /// The page tables of a VM that can be an SNP guest.
+    fn npt(&mut self) -> Result<&mut TdpVm<Npt>, CallError> {
+        match &mut self.slots {
+            Slots::Mapped(vm) => match vm.as_mut() {
+                AnyTdpVm::Npt(vm) => Ok(vm),
+                AnyTdpVm::Ept(_) => Err(NO_NPT),
+            },
+            Slots::Alone(_) => Err(NO_NPT),
+        }
+    }
+
+    /// What an SNP guest has beside its tables; `None` for other VMs.
+    pub fn snp_state(&self) -> Option<&Snp> {
+        match self.paging()? {
+            AnyTdpVm::Npt(vm) => vm.snp(),
+            AnyTdpVm::Ept(_) => None,
+        }
+    }
+
+    /// All violations of SNP's rules.
+    pub fn audit_snp(&mut self) -> Vec<SnpViolation> {
+        self.npt().map(TdpVm::audit_snp).unwrap_or_default()
+    }
+
+    /// What nobody watches is dropped.
+    fn drop_unwatched(&mut self) {
+        if !self.watched {
+            drop(self.take());
+        }
+    }
+
     /// Makes a call as far as slots and page tables go. Says how it changed slots, if it did.
     fn call_slots(&mut self, call: &Call) -> Result<(Outcome, Option<ChangeKind>), CallError> {
         match (&mut self.slots, call) {
@@ -281,7 +340,25 @@ impl Vm {
     }
 }
 
+const NO_NPT: CallError = CallError::NotTried {
+    why: "the machine has no NPT host",
+};
+
 impl MemoryVm for Vm {
+    fn memory_encrypt_op(&mut self, op: &EncryptOp) -> CallResult {
+        let result = match op {
+            EncryptOp::Snp(command) => self.npt()?.memory_encrypt_op(command),
+        };
+        self.drop_unwatched();
+        result
+    }
+
+    fn snp(&mut self, op: &SnpOp) -> Result<SnpAnswer, CallError> {
+        let result = self.npt()?.snp_op(op);
+        self.drop_unwatched();
+        result
+    }
+
     fn call(&mut self, call: &Call) -> CallResult {
         // The tables of the TDP MMU do not count among shadow pages, so that none has to be evicted.
         let in_use = Pages::new(0);

@@ -5,9 +5,9 @@ use core::fmt;
 use slat_memslot::{Access, Call, Errno, MapCall, Outcome, TdxCall, TdxOutcome};
 
 use super::lex::{self, Parsed};
-use super::tdx;
-use super::words;
 use super::write::{hex, slot};
+use super::{snp, tdx, words};
+use crate::snp_vm::SnpAnswer;
 
 /// What stands behind `=>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub enum Expect {
     Access(Access),
     /// What only a TD gives, such as `accepted`, `hypercall shared gpa=.. pages=..` or `report none`.
     Tdx(TdxOutcome),
+    /// What an operation on an SNP guest gives.
+    Snp(SnpAnswer),
     /// `ERRNO` or `ERRNO reason`.
     Fails {
         /// The error number.
@@ -105,6 +107,7 @@ impl Expect {
             Self::Tdx(outcome) => {
                 matches!(call, Call::Tdx(call) if tdx::fits(outcome, call))
             }
+            Self::Snp(_) => false,
         }
     }
 
@@ -142,6 +145,7 @@ impl fmt::Display for Expect {
             }
             Self::Access(access) => f.write_str(access_name(*access)),
             Self::Tdx(outcome) => tdx::write_outcome(outcome, f),
+            Self::Snp(answer) => f.write_str(&snp::answer_text(answer)),
             Self::Fails { errno, reason } => match reason {
                 Some(reason) => write!(f, "{errno} {reason}"),
                 None => write!(f, "{errno}"),

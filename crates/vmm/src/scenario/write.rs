@@ -9,7 +9,7 @@ use slat_memslot::{
 
 use super::tdx;
 use super::words::{self, Words};
-use super::{Request, Scenario, Step, StepKind};
+use super::{Request, Scenario, SnpStep, Step, StepKind, snp};
 
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -60,6 +60,8 @@ impl fmt::Display for StepKind {
             }
             Self::DropVm(name) => write!(f, "drop_vm {name}"),
             Self::Call(request) => write!(f, "{request}"),
+            Self::Snp(SnpStep::Command(command)) => f.write_str(&snp::write_command(command)),
+            Self::Snp(SnpStep::Op(op)) => f.write_str(&snp::write_op(op)),
         }
     }
 }
@@ -84,6 +86,10 @@ pub(super) struct Line(String);
 impl Line {
     pub(super) fn new(op: &str) -> Self {
         Self(op.to_owned())
+    }
+
+    pub(super) fn text(self) -> String {
+        self.0
     }
 
     pub(super) fn word(&mut self, word: impl AsRef<str>) {
@@ -121,7 +127,7 @@ pub(super) fn slot(key: u32) -> String {
     }
 }
 
-fn value(words: Words, value: u64) -> String {
+pub(super) fn value(words: Words, value: u64) -> String {
     match words::name(words, value) {
         Some(name) => name.to_owned(),
         None => value.to_string(),

@@ -13,6 +13,7 @@ use slat_mmu::tdp::{HardwareAccess, Unobserved};
 
 use super::TdpVm;
 use super::activity::{Activity, Step};
+use crate::snp_vm::Behind;
 use crate::traces::{Exit, Predicted};
 use crate::{CallError, CallResult};
 
@@ -62,6 +63,11 @@ impl<F: Format> TdpVm<F> {
 
     /// One access of a guest, with what `KVM_RUN` says about it.
     pub(super) fn guest_access(&mut self, access: &GuestAccess) -> CallResult {
+        if self.snp.is_some() {
+            return Err(CallError::NotTried {
+                why: "nobody outside can set an SNP guest's registers: snp_read and its like",
+            });
+        }
         if let Err(refusal) = self.memory.check_guest_access(access) {
             self.answer(Err(refusal.errno()));
             return Err(refusal.into());
@@ -269,7 +275,7 @@ impl<F: Format> TdpVm<F> {
         Err(self.fail(Errno::EINTR))
     }
 
-    fn hardware(&mut self, root: RootId, kind: Kind, gpa: Gpa) -> HardwareAccess<F> {
+    pub(crate) fn hardware(&mut self, root: RootId, kind: Kind, gpa: Gpa) -> HardwareAccess<F> {
         let access = match kind {
             Kind::Read => Access::USER,
             Kind::Write => Access::USER | Access::WRITE,
@@ -327,9 +333,22 @@ impl<F: Format> TdpVm<F> {
     }
 
     fn fault(&mut self, id: u32, root: RootId, what: (Kind, Present), gpa: Gpa) -> Outcome {
+        let private = self.wants_private(gpa, what.1);
+        self.fault_as(id, root, what, gpa, private)
+    }
+
+    /// A fault of an access that was private, or shared, whatever the attributes say.
+    pub(crate) fn fault_as(
+        &mut self,
+        id: u32,
+        root: RootId,
+        what: (Kind, Present),
+        gpa: Gpa,
+        private: bool,
+    ) -> Outcome {
+        self.hear();
         let settings = self.settings();
         let (kind, present) = what;
-        let private = self.wants_private(gpa, present);
         let fault = Fault {
             kind: self.reported_kind(kind, present),
             present,
@@ -342,9 +361,13 @@ impl<F: Format> TdpVm<F> {
         };
         let index = vcpu.index;
         let mut locked = self.tables.shared(&mut self.reader, &mut self.out);
+        let mut behind = Behind {
+            host: &mut self.host,
+            snp: self.snp.as_deref_mut(),
+        };
         let mut env = Env {
             memory: &self.memory,
-            backing: &mut self.host,
+            backing: &mut behind,
             invalidation: &self.invalidation,
             settings,
             mmio: &mut vcpu.mmio,

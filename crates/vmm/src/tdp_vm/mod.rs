@@ -54,13 +54,14 @@ use slat_mmu::spte::{Format, GuestPat, NxHugePages};
 use slat_mmu::table::Reader;
 use slat_mmu::tdp::{ExistingLeaf, Limits, Passes, Tables, Uninterrupted, ZapAll};
 
+use crate::snp_vm::Snp;
 use crate::traces::Predicted;
 pub use activity::{Activity, Ending, Paging, SecondStageOfL2, Step};
 pub use any::AnyTdpVm;
 pub use host::{HostMemory, HvaRange, Supplied};
 pub use pre_fault::PreFaulted;
 pub(crate) use sink::Sink;
-use vcpu::Vcpu;
+pub(crate) use vcpu::Vcpu;
 
 /// Whether huge pages are split when a slot's log is switched on, or cleared (`kvm.eager_page_split`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -75,13 +76,13 @@ pub enum EagerSplit {
 /// A VM with two-dimensional paging.
 #[derive(Debug)]
 pub struct TdpVm<F: Format> {
-    memory: Memory,
-    tables: Tables<F>,
+    pub(crate) memory: Memory,
+    pub(crate) tables: Tables<F>,
     tdp: TdpHost,
     /// One thread does everything.
-    reader: Reader,
-    vcpus: BTreeMap<u32, Vcpu>,
-    host: HostMemory,
+    pub(crate) reader: Reader,
+    pub(crate) vcpus: BTreeMap<u32, Vcpu>,
+    pub(crate) host: HostMemory,
     invalidation: Invalidation,
     nx_huge_pages: NxHugePages,
     eager_split: EagerSplit,
@@ -89,7 +90,9 @@ pub struct TdpVm<F: Format> {
     /// What L2s run on.
     nested: nested::Nested<F>,
     prefault_outside: PrefaultOutside,
-    out: Sink,
+    pub(crate) out: Sink,
+    /// What an SNP guest has beside its tables.
+    pub(crate) snp: Option<Box<Snp>>,
 }
 
 /// Tables of one VM: enough for 512 GiB of small pages.
@@ -126,6 +129,7 @@ impl<F: Format> TdpVm<F> {
             nested: nested::Nested::new(host),
             prefault_outside: PrefaultOutside::default(),
             out: Sink::default(),
+            snp: Snp::of(vm_type, host.second_stage == SecondStage::Npt),
         })
     }
 
@@ -163,6 +167,7 @@ impl<F: Format> TdpVm<F> {
 
     /// What happened since this was last asked.
     pub fn take(&mut self) -> Vec<Predicted> {
+        self.forget_heard();
         core::mem::take(&mut self.out.events)
     }
 
@@ -224,6 +229,9 @@ impl<F: Format> TdpVm<F> {
         for (id, vcpu) in &mut self.vcpus {
             vcpu.unload(&self.tables, &mut self.reader);
             self.nested.unload(*id, &mut self.out);
+        }
+        if let Some(snp) = &mut self.snp {
+            snp.free_vmsas();
         }
     }
 }

@@ -30,7 +30,7 @@ impl<F: Format> TdpVm<F> {
     }
 
     /// Zaps the leaves of frames whose pages go.
-    pub(super) fn zap_frames(&mut self, as_id: AsId, frames: GfnRange) {
+    pub(crate) fn zap_frames(&mut self, as_id: AsId, frames: GfnRange) {
         let locked = &mut self.tables.exclusive(&mut self.out);
         self.invalidation.begin(locked);
         self.invalidation.add(locked, frames);
@@ -41,6 +41,7 @@ impl<F: Format> TdpVm<F> {
             .zap_frames(as_id, frames);
         let locked = &self.tables.exclusive(&mut self.out);
         self.invalidation.end(locked);
+        self.flushed();
     }
 
     /// Whether host addresses were used since this was last asked (`kvm_mmu_notifier_clear_flush_young` and its kin).

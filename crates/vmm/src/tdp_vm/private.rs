@@ -87,6 +87,7 @@ impl<F: Format> TdpVm<F> {
             for (slot, frames) in bound {
                 self.zap_frames(slot.as_id, frames);
             }
+            self.free_private(file, 0, u64::MAX);
         }
     }
 
@@ -96,6 +97,7 @@ impl<F: Format> TdpVm<F> {
         for (slot, frames) in frames {
             self.zap_frames(slot.as_id, frames);
         }
+        self.free_private(file, offset, len);
         self.host.drop_file_pages(file, offset, len);
     }
 

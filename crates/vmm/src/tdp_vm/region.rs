@@ -60,6 +60,8 @@ impl<F: Format> TdpVm<F> {
         self.nested.mmu.lock(&mut self.out).make_obsolete();
         let mut locked = self.tables.shared(&mut self.reader, &mut self.out);
         let _ = ZapInvalidated::new(self.passes).run(&mut locked, &mut Uninterrupted);
+        drop(locked);
+        self.flushed();
     }
 
     fn slot(&self, key: SlotKey) -> Option<&Slot> {
