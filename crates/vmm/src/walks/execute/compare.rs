@@ -1,106 +1,26 @@
-//! Accesses that a guest executes, held against walks: outcome, error code, CR2, accessed and dirty bits.
+//! The comparison: states in turn by mode, accesses on each.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use slat_memslot::{Errno, Gpa, Gva};
+use slat_memslot::{Errno, Gpa};
 use slat_mmu::fault::Kind;
+use slat_mmu::role::Cr4;
 use slat_mmu::walk::{
-    ErrorCode, Exchange, GuestPaging, PagingMode, Privilege, ReadOnly, TableMemory, WalkFault,
+    Cause, ErrorCode, GuestPaging, PageFault, PagingMode, Privilege, ReadOnly, Translation,
+    Unnested, WalkFault, WalkTrail,
 };
 
-use super::generate::Generator;
-use super::{CpuState, GigabytePages, Memory, RAM_PAGES};
+use super::super::generate::Generator;
+use super::super::{CpuState, MODES, Memory, Part, SkipReason, Skipped, mode_state};
+use super::departure::{self, Departure, Habits};
+use super::tables::{Tables, data_offset, place_of, tables, tried};
+use super::{Ended, Executor, ProtectionKeys, Tried, WalkedBy};
 use crate::differential::dice::Dice;
 
-/// The first of the pages that hold the test's tables.
-pub const TEST_TABLES: u64 = 32;
-/// Where the pages begin that accesses may reach: 2 MiB.
-pub const DATA: u64 = 2 << 20;
-/// All pages of the guest.
-pub const MEMORY_PAGES: u64 = 1024;
-
-/// One access.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tried {
-    /// What it is.
-    pub kind: Kind,
-    /// In whose name.
-    pub privilege: Privilege,
-    /// Where.
-    pub address: Gva,
-}
-
-/// What came of an access.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// It was made.
-    Done,
-    /// The guest's handler was called.
-    PageFault {
-        /// The error code on its stack.
-        code: u64,
-        /// CR2.
-        address: Gva,
-    },
-    /// Anything else.
-    Other {
-        /// In words.
-        what: String,
-    },
-}
-
-/// A guest that makes accesses.
-pub trait Executor {
-    /// When its guests have pages of 1 GiB.
-    fn gigabyte_pages(&self) -> GigabytePages;
-
-    /// Fills the top table, but for its first entry, and the test's tables.
-    ///
-    /// # Errors
-    /// The tables cannot be made known.
-    fn load(&mut self, words: &[u64]) -> Result<(), Errno>;
-
-    /// Sets CPUID, once for all.
-    ///
-    /// # Errors
-    /// It refuses.
-    fn set_cpuid(&mut self, state: &CpuState) -> Result<(), Errno>;
-
-    /// Makes an access.
-    ///
-    /// # Errors
-    /// The call fails.
-    fn access(&mut self, state: &CpuState, tried: &Tried) -> Result<Ended, Errno>;
-
-    /// The top table and all up to the end of the test's tables.
-    fn words(&self) -> Vec<u64>;
-}
-
-/// No guest, where there is no KVM.
-impl Executor for std::convert::Infallible {
-    fn gigabyte_pages(&self) -> GigabytePages {
-        match *self {}
-    }
-
-    fn load(&mut self, _: &[u64]) -> Result<(), Errno> {
-        match *self {}
-    }
-
-    fn set_cpuid(&mut self, _: &CpuState) -> Result<(), Errno> {
-        match *self {}
-    }
-
-    fn access(&mut self, _: &CpuState, _: &Tried) -> Result<Ended, Errno> {
-        match *self {}
-    }
-
-    fn words(&self) -> Vec<u64> {
-        match *self {}
-    }
-}
+/// How many states of tables a guest lives for; then there is a new one with another CPUID.
+const STATES_PER_GUEST: u64 = 256;
 
 /// What to compare.
 #[derive(Clone, Copy, Debug)]
@@ -128,61 +48,78 @@ pub struct AccessDifference {
     pub model: String,
     /// An entry that differs afterwards: where, the guest's, the model's.
     pub word: Option<(u64, u64, u64)>,
+    /// The entries on the way, as the model read them.
+    pub entries: Vec<String>,
 }
 
 impl fmt::Display for AccessDifference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "seed {}: {:?}", self.seed, self.state)?;
+        let (tried, guest) = (&self.tried, &self.guest);
         writeln!(
             f,
-            "{:?}: the guest {:?}, the model {}",
-            self.tried, self.guest, self.model
+            "{tried:x?}: the guest {guest:x?}, the model {}",
+            self.model
         )?;
-        match self.word {
-            Some((at, guest, model)) => {
-                writeln!(f, "entry at {at:#x}: guest {guest:#x}, model {model:#x}")
-            }
-            None => Ok(()),
+        if let Some((at, guest, model)) = self.word {
+            writeln!(f, "entry at {at:#x}: guest {guest:#x}, model {model:#x}")?;
         }
+        for entry in &self.entries {
+            writeln!(f, "  {entry}")?;
+        }
+        Ok(())
     }
 }
+
+/// What an access was and how it ended: the mode, who, what, and the end.
+pub type AccessEnd = (PagingMode, &'static str, &'static str, String);
 
 /// A comparison that has ended.
 #[derive(Clone, Debug)]
 pub struct AccessOutcome {
-    /// Accesses made on both sides, by privilege, kind and what came of them.
-    pub by_end: BTreeMap<(&'static str, &'static str, String), u64>,
+    /// Whose walks the guest's are.
+    pub walked_by: WalkedBy,
+    /// Accesses made on both sides, by what they were and what came of them.
+    pub by_end: BTreeMap<AccessEnd, u64>,
     /// How many there were.
     pub accesses: u64,
     /// Accesses that would have reached memory which is not the test's, and were not made.
     pub left_out: u64,
+    /// Modes and features that the kernel does not run.
+    pub skipped: Vec<Skipped>,
+    /// Accesses that did not end as KVM's own walker would have had it, but as the CPU's.
+    pub departures: BTreeMap<Departure, u64>,
     /// The first difference, if there was one.
     pub difference: Option<Box<AccessDifference>>,
     /// How long it took.
     pub elapsed: Duration,
 }
 
-/// The guest's tables for the model.
-struct Tables(Vec<Cell<u64>>);
-
-impl TableMemory for Tables {
-    fn read_u64(&self, at: Gpa) -> Option<u64> {
-        match self.0.as_slice().read_u64(at) {
-            Some(word) => Some(word),
-            // Memory that is there, and full of halts: no table of the test's links there but by a flipped bit.
-            None if at.raw() < MEMORY_PAGES << 12 => Some(HALTS),
-            None => None,
+impl AccessOutcome {
+    fn new(walked_by: WalkedBy) -> Self {
+        Self {
+            walked_by,
+            by_end: BTreeMap::new(),
+            accesses: 0,
+            left_out: 0,
+            skipped: Vec::new(),
+            departures: BTreeMap::new(),
+            difference: None,
+            elapsed: Duration::ZERO,
         }
     }
 
-    fn compare_exchange_u64(&self, at: Gpa, current: u64, new: u64) -> Exchange {
-        self.0.as_slice().compare_exchange_u64(at, current, new)
+    /// How many accesses there were in each mode.
+    pub fn by_mode(&self) -> BTreeMap<PagingMode, u64> {
+        let mut modes = BTreeMap::new();
+        for ((mode, ..), count) in &self.by_end {
+            *modes.entry(*mode).or_default() += count;
+        }
+        modes
     }
 }
 
-const HALTS: u64 = 0xf4f4_f4f4_f4f4_f4f4;
-
-/// Compares accesses until `config.accesses` are made or the two differ. The guest's CPUID is set once, from the seed.
+/// Compares accesses until `config.accesses` are made or the two differ: as many in each mode that the guest can be in.
 ///
 /// # Errors
 /// The guest cannot be set up, or a call fails.
@@ -192,206 +129,302 @@ pub fn compare_accesses<E: Executor>(
     mut progress: impl FnMut(u64),
 ) -> Result<AccessOutcome, Errno> {
     let start = Instant::now();
-    let mut generator = Generator::new(config.seed, vec![PagingMode::Level4]);
-    let mut dice = Dice::new(config.seed ^ 0x5eed);
-    let first = generator.state();
-    executor.set_cpuid(&first)?;
-    let mut outcome = AccessOutcome {
-        by_end: BTreeMap::new(),
-        accesses: 0,
-        left_out: 0,
-        difference: None,
-        elapsed: Duration::ZERO,
+    let mut outcome = AccessOutcome::new(executor.walked_by());
+    executor.renew(&mode_state(PagingMode::Level4).seen_by(outcome.walked_by))?;
+    let (modes, refused) = probe(executor, &mut outcome.skipped)?;
+    let habits = match outcome.walked_by {
+        WalkedBy::Kvm => Habits::default(),
+        WalkedBy::Hardware { .. } => Habits::probe(executor, &modes)?,
     };
-    let own = executor.words();
-    while outcome.accesses < config.accesses && outcome.difference.is_none() {
-        let state = CpuState {
-            maxphyaddr: first.maxphyaddr,
-            vendor: first.vendor,
-            gigabyte_pages: first.gigabyte_pages,
-            cr3: 0,
-            ..generator.state()
+    let mut run = Run {
+        executor,
+        generator: Generator::new(config.seed, modes.clone()).without(refused),
+        dice: Dice::new(config.seed ^ 0x5eed),
+        habits,
+        seed: config.seed,
+        outcome,
+    };
+    let mut states = modes.iter().copied().cycle().zip(0_u64..);
+    let mut cpuid = None;
+    while run.outcome.accesses < config.accesses && run.outcome.difference.is_none() {
+        let Some((mode, number)) = states.next() else {
+            break;
         };
-        let words = tables(&own, &generator.memory(&state), &mut dice);
-        executor.load(&words)?;
-        let model = Tables(words.iter().copied().map(Cell::new).collect());
-        let paging = state.paging(&Memory::new(), executor.gigabyte_pages());
-        for _ in 0..config.per_state {
-            let tried = tried(&mut dice);
-            if !is_harmless(&paging, &model, &tried) {
-                outcome.left_out += 1;
-                continue;
-            }
-            outcome.accesses += 1;
-            outcome.difference = one(
-                executor,
-                (&state, &paging),
-                &model,
-                &tried,
-                &mut outcome.by_end,
-            )?
-            .map(|difference| {
-                Box::new(AccessDifference {
-                    seed: config.seed,
-                    ..difference
-                })
-            });
-            if outcome.difference.is_some() {
-                break;
-            }
+        let made = run.generator.state_in(mode);
+        let first = match cpuid.filter(|_| number % STATES_PER_GUEST != 0) {
+            Some(first) => first,
+            None => made,
+        };
+        let state = made.with_cpuid(&first).seen_by(run.outcome.walked_by);
+        if number % STATES_PER_GUEST == 0 {
+            run.executor.renew(&state)?;
+            cpuid = Some(first);
         }
-        progress(outcome.accesses);
+        let left = (config.accesses - run.outcome.accesses).min(u64::from(config.per_state));
+        run.state(&state, left)?;
+        progress(run.outcome.accesses);
     }
+    let mut outcome = run.outcome;
     outcome.elapsed = start.elapsed();
     Ok(outcome)
 }
 
-/// Generated tables, moved to where the test's are, with leaves in the pages that accesses may reach.
-fn tables(own: &[u64], generated: &Memory, dice: &mut Dice) -> Vec<u64> {
-    let mut words = own.to_vec();
-    let start = usize::try_from(TEST_TABLES << 9).unwrap_or(0);
-    for (place, word) in words.iter_mut().enumerate() {
-        // The first entry of the top table is the guest's own.
-        let (from, table) = match place {
-            1..512 => (place, None),
-            place if place >= start => (place - start, Some((place - start) as u64 / 512)),
-            _ => continue,
-        };
-        let entry = generated.ram[from % generated.ram.len()].get();
-        *word = moved(entry, table, dice);
-    }
-    words
-}
-
-/// An entry of a table that is the test's `table`th, or of the top table. Tables come in order, so that walks go deep:
-/// two of level 3, two of level 2, four of level 1.
-fn moved(entry: u64, table: Option<u64>, dice: &mut Dice) -> u64 {
-    let frame = entry >> 12 & 0xff_ffff;
-    let low = entry & !(0xff_ffff << 12);
-    if frame >= RAM_PAGES && entry & 1 << 7 == 0 {
-        // Meant to be wrong.
-        return entry;
-    }
-    let to = match table {
-        None => TEST_TABLES + frame % 2,
-        Some(_) if entry & 1 << 7 != 0 && dice.percent(80) => DATA >> 12,
-        Some(0 | 1) => TEST_TABLES + 2 + frame % 2,
-        Some(2 | 3) => TEST_TABLES + 4 + frame % 4,
-        Some(_) => (DATA >> 12) + frame,
-    };
-    low | to << 12
-}
-
-fn tried(dice: &mut Dice) -> Tried {
-    let privilege = dice.pick(&[Privilege::User, Privilege::Supervisor]);
-    // A paravirtual backend keeps parts of the upper half for itself: user mode gets a fault there (the first top-level
-    // entry of that half showed it) without a walk of the guest's tables.
-    let top = match privilege {
-        Privilege::User => 1 + dice.below(255),
-        Privilege::Supervisor | Privilege::Implicit => 1 + dice.below(511),
-    };
-    let address = top << 39 | dice.bits() & 0x7f_ffff_ffff;
-    let address = match top {
-        256.. => address | 0xffff << 48,
-        _ => address,
-    };
-    let kind = dice.pick(&[Kind::Read, Kind::Write, Kind::Execute]);
-    // The halt behind a fetch is emulated, and the emulator reads up to 15 bytes of it: they must be in the same page, or
-    // the next one is marked as accessed too.
-    let address = match kind {
-        Kind::Execute => address & !0xfff | ((address & 0xfff) % 0xff0),
-        Kind::Read | Kind::Write => address,
-    };
-    Tried {
-        kind,
-        privilege,
-        address: Gva::new(address),
-    }
-}
-
-/// Whether an access stays in the pages that it may reach, and its walk in the test's tables.
-fn is_harmless(paging: &GuestPaging, model: &Tables, tried: &Tried) -> bool {
-    let mut trail = slat_mmu::walk::WalkTrail::default();
-    let access = ErrorCode::of(tried.kind, tried.privilege);
-    let mut stage = slat_mmu::walk::Unnested;
-    let found = paging.walk(
-        &ReadOnly(model),
-        &mut stage,
-        &mut trail,
-        tried.address,
-        access,
-    );
-    let own = |place: Gpa| (1..TEST_TABLES).contains(&(place.raw() >> 12));
-    let inside = trail
-        .iter()
-        .all(|step| step.place.is_none_or(|place| !own(place)));
-    inside
-        && match found {
-            Ok(found) => (DATA..MEMORY_PAGES << 12).contains(&found.address.raw()),
-            Err(WalkFault::Page(_)) => true,
-            Err(_) => false,
+impl CpuState {
+    /// The same with the CPUID of another.
+    const fn with_cpuid(self, other: &Self) -> Self {
+        Self {
+            maxphyaddr: other.maxphyaddr,
+            vendor: other.vendor,
+            gigabyte_pages: other.gigabyte_pages,
+            ..self
         }
-}
-
-/// The top table and the test's; what is between is the guest's own, and changes as it runs.
-fn tables_only(mut words: Vec<u64>) -> Vec<u64> {
-    let start = usize::try_from(TEST_TABLES << 9).unwrap_or(0);
-    if let Some(own) = words.get_mut(512..start) {
-        own.fill(0);
     }
-    words
-}
 
-/// Makes one access on both sides.
-fn one<E: Executor>(
-    executor: &mut E,
-    (state, paging): (&CpuState, &GuestPaging),
-    model: &Tables,
-    tried: &Tried,
-    by_end: &mut BTreeMap<(&'static str, &'static str, String), u64>,
-) -> Result<Option<AccessDifference>, Errno> {
-    let guest = executor.access(state, tried)?;
-    let access = ErrorCode::of(tried.kind, tried.privilege);
-    let answer = paging.translate(model, tried.address, access);
-    let (expected, text) = match &answer {
-        Ok(found) => (Ended::Done, found.address.to_string()),
-        Err(WalkFault::Page(fault)) => {
-            let code = u64::from(fault.code.pushed());
-            let address = fault.address;
-            (Ended::PageFault { code, address }, fault.to_string())
-        }
-        Err(fault) => (
-            Ended::Other {
-                what: String::new(),
+    /// Hardware does not ask KVM what the guest's CPUID says.
+    const fn seen_by(self, walked_by: WalkedBy) -> Self {
+        match walked_by {
+            WalkedBy::Kvm => self,
+            WalkedBy::Hardware { maxphyaddr, vendor } => Self {
+                maxphyaddr,
+                vendor,
+                ..self
             },
-            fault.to_string(),
-        ),
-    };
-    let who = match tried.privilege {
-        Privilege::User => "CPL 3",
-        Privilege::Supervisor | Privilege::Implicit => "CPL 0",
-    };
-    let kind = match tried.kind {
-        Kind::Read => "load",
-        Kind::Write => "store",
-        Kind::Execute => "fetch",
-    };
-    let end = match &expected {
-        Ended::PageFault { code, .. } => format!("#PF({code:#x})"),
-        _ => "done".to_owned(),
-    };
-    *by_end.entry((who, kind, end)).or_default() += 1;
-    let words: Vec<u64> = model.0.iter().map(Cell::get).collect();
-    let word = super::first_difference(&tables_only(executor.words()), &tables_only(words));
-    if guest == expected && word.is_none() {
-        return Ok(None);
+        }
     }
-    Ok(Some(AccessDifference {
-        seed: 0,
-        state: *state,
-        tried: *tried,
-        guest,
-        model: text,
-        word,
-    }))
+}
+
+/// The modes in which the guest can be, and the bits of CR4 that it cannot have.
+fn probe<E: Executor>(
+    executor: &mut E,
+    skipped: &mut Vec<Skipped>,
+) -> Result<(Vec<PagingMode>, Cr4), Errno> {
+    let mut modes = Vec::new();
+    for mode in MODES
+        .into_iter()
+        .filter(|mode| *mode != PagingMode::Unpaged)
+    {
+        match SkipReason::of(executor.takes(&mode_state(mode))) {
+            None => modes.push(mode),
+            Some(why) => skipped.push(Skipped {
+                part: Part::Mode(mode),
+                why,
+            }),
+        }
+    }
+    let Some(last) = modes.last() else {
+        return Err(Errno::EINVAL);
+    };
+    let mut refused = Cr4::empty();
+    for (part, bit) in Part::BITS {
+        let mut state = mode_state(*last);
+        state.cr4 |= bit;
+        let why = match SkipReason::of(executor.takes(&state)) {
+            None if bit == Cr4::PKE && executor.protection_keys() == ProtectionKeys::Absent => {
+                Some(SkipReason::Absent)
+            }
+            None => None,
+            Some(why) => {
+                refused |= bit;
+                Some(why)
+            }
+        };
+        skipped.extend(why.map(|why| Skipped { part, why }));
+    }
+    Ok((modes, refused))
+}
+
+/// All that the comparison needs.
+struct Run<'e, E> {
+    executor: &'e mut E,
+    generator: Generator,
+    dice: Dice,
+    habits: Habits,
+    seed: u64,
+    outcome: AccessOutcome,
+}
+
+/// How the model walks in a state.
+struct Paging {
+    /// As whoever walks for the guest.
+    own: GuestPaging,
+    /// As KVM.
+    by_kvm: GuestPaging,
+}
+
+/// What the model says of an access, and by which entries.
+struct Expected {
+    answer: Result<Translation, PageFault>,
+    trail: WalkTrail,
+}
+
+impl<E: Executor> Run<'_, E> {
+    /// Accesses on one state of registers and tables: about `count`, since some are left out.
+    fn state(&mut self, state: &CpuState, count: u64) -> Result<(), Errno> {
+        let pcid = match state.cr4.contains(Cr4::PCIDE) {
+            true => self.dice.below(1 << 12),
+            false => 0,
+        };
+        let state = CpuState {
+            cr3: pcid,
+            ..*state
+        };
+        self.executor.enter(state.mode)?;
+        let [own, ..] = self.executor.words()[..] else {
+            return Err(Errno::EINVAL);
+        };
+        let mut words = tables(&state, &self.generator.memory(&state), &mut self.dice);
+        if let Some(first) = words.first_mut() {
+            *first = own;
+        }
+        self.executor.load(&words)?;
+        let model = Tables::new(&words);
+        let paging = self.paging(&state, &model);
+        for _ in 0..count {
+            let (half, keys) = (self.executor.user_half(), self.executor.protection_keys());
+            let tried = tried(&state, half, keys, &mut self.dice);
+            let paging = paging.with_pkru(tried.pkru);
+            let Some(expected) = self.expected(&paging, &model, &tried) else {
+                self.outcome.left_out += 1;
+                continue;
+            };
+            if let Some(difference) = self.one(&state, &paging, &model, &tried, &expected)? {
+                self.outcome.difference = Some(Box::new(difference));
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn paging(&self, state: &CpuState, model: &Tables) -> Paging {
+        // Nothing but PAE's pointers is taken from the memory, and they are in the top table.
+        let memory = Memory::new();
+        for (from, to) in model.words().iter().zip(&memory.ram).take(4) {
+            to.set(*from);
+        }
+        let by_kvm = state.paging(&memory, self.executor.gigabyte_pages());
+        let own = match self.outcome.walked_by {
+            WalkedBy::Kvm => by_kvm,
+            WalkedBy::Hardware { .. } => {
+                let vendor = self.habits.vendor();
+                let state = CpuState { vendor, ..*state };
+                let paging = state.paging(&memory, self.executor.gigabyte_pages());
+                paging.by_hardware()
+            }
+        };
+        Paging { own, by_kvm }
+    }
+
+    /// What the model says, if the access stays in the pages that it may reach, and its walk in the test's tables.
+    fn expected(&self, paging: &Paging, model: &Tables, tried: &Tried) -> Option<Expected> {
+        let mut trail = WalkTrail::default();
+        let access = ErrorCode::of(tried.kind, tried.privilege);
+        let (memory, stage) = (&ReadOnly(model), &mut Unnested);
+        let found = paging
+            .own
+            .walk(memory, stage, &mut trail, tried.address, access);
+        let outside = |place: Gpa| !Tables::has(place);
+        if trail.iter().filter_map(|step| step.place).any(outside) {
+            return None;
+        }
+        let answer = match found {
+            Ok(found) => Ok(data_offset(found.address).map(|_| found)?),
+            // Where no memory is the hardware's walk becomes KVM's.
+            Err(WalkFault::Page(fault)) => match (fault.cause, self.outcome.walked_by) {
+                (Cause::NoMemory, WalkedBy::Hardware { .. }) => return None,
+                _ => Err(fault),
+            },
+            Err(_) => return None,
+        };
+        Some(Expected { answer, trail })
+    }
+
+    /// Makes one access on both sides.
+    fn one(
+        &mut self,
+        state: &CpuState,
+        paging: &Paging,
+        model: &Tables,
+        tried: &Tried,
+        expected: &Expected,
+    ) -> Result<Option<AccessDifference>, Errno> {
+        let Expected { answer, trail } = expected;
+        let to = answer.as_ref().ok().map(|found| found.address);
+        let guest = self.executor.access(state, tried, to)?;
+        if self.outcome.walked_by != WalkedBy::Kvm {
+            let other = departure::against_kvm(state, model, tried, &paging.by_kvm, answer);
+            self.depart(other);
+        }
+        let access = ErrorCode::of(tried.kind, tried.privilege);
+        // Once more, with marks.
+        let _same = paging.own.translate(model, tried.address, access);
+        let marked = self
+            .habits
+            .mark(model, state.mode, tried, trail, answer.is_err());
+        self.depart(marked);
+        let wanted = match answer {
+            Ok(_) => Ended::Done,
+            Err(fault) => Ended::PageFault {
+                code: u64::from(fault.code.pushed()),
+                address: fault.address,
+            },
+        };
+        self.count(state.mode, tried, &wanted);
+        let word = difference_in(&self.executor.words(), &model.words());
+        if guest == wanted && word.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(AccessDifference {
+            seed: self.seed,
+            state: *state,
+            tried: *tried,
+            guest,
+            model: match answer {
+                Ok(found) => found.address.to_string(),
+                Err(fault) => fault.to_string(),
+            },
+            word,
+            entries: trail.iter().map(|step| format!("{step:x?}")).collect(),
+        }))
+    }
+
+    fn depart(&mut self, departures: impl IntoIterator<Item = Departure>) {
+        for departure in departures {
+            *self.outcome.departures.entry(departure).or_default() += 1;
+        }
+    }
+
+    fn count(&mut self, mode: PagingMode, tried: &Tried, wanted: &Ended) {
+        let who = match tried.privilege {
+            Privilege::User => "CPL 3",
+            Privilege::Supervisor | Privilege::Implicit => "CPL 0",
+        };
+        let kind = match tried.kind {
+            Kind::Read => "load",
+            Kind::Write => "store",
+            Kind::Execute => "fetch",
+        };
+        let end = match wanted {
+            Ended::PageFault { code, .. } => format!("#PF({code:#x})"),
+            _ => "done".to_owned(),
+        };
+        self.outcome.accesses += 1;
+        let ends = &mut self.outcome.by_end;
+        *ends.entry((mode, who, kind, end)).or_default() += 1;
+    }
+}
+
+impl Paging {
+    const fn with_pkru(&self, pkru: u32) -> Self {
+        Self {
+            own: self.own.with_pkru(pkru),
+            by_kvm: self.by_kvm.with_pkru(pkru),
+        }
+    }
+}
+
+/// The first word that differs; not the very first, which is the guest's own.
+fn difference_in(guest: &[u64], model: &[u64]) -> Option<(u64, u64, u64)> {
+    let mut pairs = guest.iter().zip(model).enumerate().skip(1);
+    let (index, (guest, model)) = pairs.find(|(_, (guest, model))| guest != model)?;
+    Some((place_of(index), *guest, *model))
 }
