@@ -179,7 +179,9 @@ fn a_guest_that_ran_shows_its_walk() {
         let value: Value = serde_json::from_str(&out).expect("JSON");
         let references = value["references"].as_array().expect("a list");
         let guest: usize = levels.parse().expect("a number");
-        let second = value["second_levels"].as_u64().and_then(|n| usize::try_from(n).ok());
+        let second = value["second_levels"]
+            .as_u64()
+            .and_then(|n| usize::try_from(n).ok());
         let second = second.expect("a number");
         let all = guest * (second + 1) + second;
         assert_eq!(references.len(), all, "{guest} by {second} levels: {out}");
@@ -212,6 +214,10 @@ fn accesses_of_a_guest_end_as_the_model_says() {
     ]);
     assert_eq!(code, 0, "{err}");
     let value: Value = serde_json::from_str(&out).expect("JSON");
-    assert!(value["accesses"].as_u64().is_some_and(|count| count >= 3000));
+    assert!(
+        value["accesses"]
+            .as_u64()
+            .is_some_and(|count| count >= 3000)
+    );
     assert_eq!(value["difference"], Value::Null);
 }

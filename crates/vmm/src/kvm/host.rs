@@ -31,6 +31,14 @@ impl Mapping {
         }
     }
 
+    /// Asks for small pages only, so that a second stage has small leaves. A kernel without huge pages refuses, and has
+    /// none.
+    pub(super) fn keep_small(&self) {
+        // SAFETY: the range is a mapping of this value; the advice does not change what is in it.
+        let _refused =
+            unsafe { libc::madvise(self.address.as_ptr(), self.len, libc::MADV_NOHUGEPAGE) };
+    }
+
     pub(super) fn len(&self) -> usize {
         self.len
     }

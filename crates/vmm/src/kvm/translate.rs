@@ -109,7 +109,9 @@ impl Translator {
 
 pub(super) fn memory(pages: u64) -> io::Result<Mapping> {
     let bytes = usize::try_from(pages * PAGE_SIZE).map_err(io::Error::other)?;
-    Mapping::new(bytes, libc::PROT_READ | libc::PROT_WRITE)
+    let memory = Mapping::new(bytes, libc::PROT_READ | libc::PROT_WRITE)?;
+    memory.keep_small();
+    Ok(memory)
 }
 
 fn set_slot(

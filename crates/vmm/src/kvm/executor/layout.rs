@@ -62,7 +62,9 @@ const DESCRIPTORS: [u64; 9] = [
 ];
 
 /// The bytes of the descriptor table, less one.
-pub(super) const GDT_LIMIT: u16 = 8 * DESCRIPTORS.len() as u16 - 1;
+pub(super) const GDT_LIMIT: u16 = 8 * 9 - 1;
+
+const _: () = assert!(8 * DESCRIPTORS.len() - 1 == GDT_LIMIT as usize);
 
 /// Whether a mode is long mode.
 pub(super) const fn is_long(mode: PagingMode) -> bool {

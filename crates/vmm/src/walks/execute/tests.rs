@@ -94,9 +94,9 @@ impl Played {
     }
 
     /// Marks the entries before the last one, as a CPU may.
-    fn mark_passed(&self, tables: &Tables, tried: &Tried) {
+    fn mark_passed(&self, tables: &Tables, state: &CpuState, tried: &Tried) {
         let mut trail = WalkTrail::default();
-        let paging = self.paging(&super::super::mode_state(self.mode), tried);
+        let paging = self.paging(state, tried);
         let access = ErrorCode::of(tried.kind, tried.privilege);
         let _found = paging.walk(
             &ReadOnly(tables),
@@ -182,7 +182,7 @@ impl Executor for Played {
             Err(_) => return Err(Errno::EFAULT),
         };
         if self.emulator && matches!(end, Ended::PageFault { .. }) {
-            self.mark_passed(&tables, tried);
+            self.mark_passed(&tables, state, tried);
         }
         let fault = |end: &mut Ended, bit: u64| {
             if let Ended::PageFault { code, .. } = end {
@@ -191,7 +191,7 @@ impl Executor for Played {
         };
         match (self.lie, &mut end) {
             (Lie::OtherPage, end @ Ended::Done) => *end = Ended::Elsewhere,
-            (Lie::MarksOnFault, Ended::PageFault { .. }) => self.mark_passed(&tables, tried),
+            (Lie::MarksOnFault, Ended::PageFault { .. }) => self.mark_passed(&tables, state, tried),
             (
                 Lie::NoNx,
                 end @ Ended::PageFault {
