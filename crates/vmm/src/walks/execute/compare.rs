@@ -133,7 +133,7 @@ pub fn compare_accesses<E: Executor>(
     executor.renew(&mode_state(PagingMode::Level4).seen_by(outcome.walked_by))?;
     let (modes, refused) = probe(executor, &mut outcome.skipped)?;
     let habits = match outcome.walked_by {
-        WalkedBy::Kvm => Habits::default(),
+        WalkedBy::Kvm => Habits::KVM,
         WalkedBy::Hardware { .. } => Habits::probe(executor, &modes)?,
     };
     let mut run = Run {
@@ -350,23 +350,25 @@ impl<E: Executor> Run<'_, E> {
         let Expected { answer, trail } = expected;
         let to = answer.as_ref().ok().map(|found| found.address);
         let guest = self.executor.access(state, tried, to)?;
+        let habits = self.habits;
         if self.outcome.walked_by != WalkedBy::Kvm {
-            let other = departure::against_kvm(state, model, tried, &paging.by_kvm, answer);
+            let what = (state.mode, tried);
+            let other = departure::against_kvm(habits, what, model, &paging.by_kvm, answer);
             self.depart(other);
         }
         let access = ErrorCode::of(tried.kind, tried.privilege);
         // Once more, with marks.
         let _same = paging.own.translate(model, tried.address, access);
-        let marked = self
-            .habits
-            .mark(model, state.mode, tried, trail, answer.is_err());
-        self.depart(marked);
-        let wanted = match answer {
-            Ok(_) => Ended::Done,
-            Err(fault) => Ended::PageFault {
-                code: u64::from(fault.code.pushed()),
-                address: fault.address,
-            },
+        let fault = answer.as_ref().err();
+        self.depart(habits.mark(model, (state.mode, tried), trail, fault));
+        let wanted = match fault {
+            None => Ended::Done,
+            Some(fault) => {
+                let (code, told) = habits.code(state, tried, fault);
+                self.depart(told);
+                let address = fault.address;
+                Ended::PageFault { code, address }
+            }
         };
         self.count(state.mode, tried, &wanted);
         let word = difference_in(&self.executor.words(), &model.words());
