@@ -56,6 +56,7 @@ pub struct AccessGuest {
 /// What all guests of a host have in common.
 #[derive(Clone, Copy, Debug)]
 struct Host {
+    vendor: Vendor,
     gigabyte_pages: GigabytePages,
     walked_by: WalkedBy,
     user_half: UserHalf,
@@ -87,6 +88,7 @@ impl Host {
         let keys = leaf(7)?.is_some_and(|leaf| leaf.ecx & 1 << 3 != 0);
         let width = leaf(0x8000_0008)?.map_or(36, |leaf| leaf.eax.to_le_bytes()[0]);
         Ok(Self {
+            vendor: kind,
             gigabyte_pages: gigabyte_pages(kvm)?,
             walked_by: match maps_for_guests(kvm) {
                 false => WalkedBy::Kvm,
@@ -107,6 +109,17 @@ impl Host {
                 false => ProtectionKeys::Absent,
             },
         })
+    }
+}
+
+impl Host {
+    /// Busy, as VMX wants it. QEMU's processor gives up (`invalid tss type`) when it looks for the stack of a handler in a
+    /// busy one of 32 bits; SVM takes one that is not.
+    const fn tss_type(self, long: bool) -> u8 {
+        match (self.vendor, long) {
+            (Vendor::Amd, false) => 9,
+            _ => 11,
+        }
     }
 }
 
@@ -239,7 +252,7 @@ impl AccessGuest {
                 base: TSS,
                 limit: 0x67,
                 selector: layout::TSS_SELECTOR,
-                type_: 11,
+                type_: self.host.tss_type(long),
                 present: 1,
                 ..Default::default()
             },
