@@ -110,7 +110,7 @@ impl TableMemory for Tables {
 #[derive(Clone, Copy, Debug)]
 struct Plan {
     /// The level of each.
-    levels: [u8; TABLE_PAGES as usize],
+    levels: [u8; 8],
     /// The level of the guest's top table, which is no test's.
     top: u8,
 }
@@ -155,7 +155,7 @@ pub(super) fn tables(state: &CpuState, generated: &Memory, dice: &mut Dice) -> V
                 (true, ..) => moved(word & 0xffff_ffff) | moved(word >> 32) << 32,
                 // A pointer that can be loaded: no bit but the first. Behind the pointers is nothing.
                 (_, PagingMode::Pae, 0..4) => {
-                    let present = u64::from(word % 16 != 0);
+                    let present = u64::from(word & 0xf != 0);
                     plan.below(plan.top, word >> 12) << 12 | present
                 }
                 (_, PagingMode::Pae, 4..PAGE_WORDS) => 0,
