@@ -96,6 +96,19 @@ impl Permissions {
         }
     }
 
+    /// The same without EFER.NX.
+    pub(super) fn without_nx(self) -> Self {
+        let rules = Rules {
+            nx: false,
+            ..self.rules
+        };
+        Self {
+            pkru: self.pkru,
+            smap_off: self.smap_off,
+            ..Self::from_rules(rules)
+        }
+    }
+
     pub(super) const fn set_pkru(&mut self, pkru: u32) {
         self.pkru = pkru;
     }

@@ -31,12 +31,12 @@ impl Mapping {
         }
     }
 
-    /// Has it made of small pages only.
-    fn keep_small(&self) {
-        let address = self.address.as_ptr();
-        // SAFETY: the range is this value's, and the advice changes nothing that can be read. A kernel without huge
-        // pages refuses it, where it is not needed.
-        unsafe { libc::madvise(address, self.len, libc::MADV_NOHUGEPAGE) };
+    /// Asks for small pages only, so that a second stage has small leaves. A kernel without huge pages refuses, and has
+    /// none.
+    pub(super) fn keep_small(&self) {
+        // SAFETY: the range is a mapping of this value; the advice does not change what is in it.
+        let _refused =
+            unsafe { libc::madvise(self.address.as_ptr(), self.len, libc::MADV_NOHUGEPAGE) };
     }
 
     pub(super) fn len(&self) -> usize {

@@ -52,6 +52,7 @@ use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::role::TdpHost;
 use slat_mmu::spte::{Format, GuestPat, NxHugePages};
 use slat_mmu::table::Reader;
+use slat_mmu::tdp::dump::{Detail, Dump};
 use slat_mmu::tdp::{ExistingLeaf, Limits, Passes, Tables, Uninterrupted, ZapAll};
 
 use crate::snp_vm::Snp;
@@ -153,6 +154,11 @@ impl<F: Format> TdpVm<F> {
     /// The page tables.
     pub fn tables(&self) -> &Tables<F> {
         &self.tables
+    }
+
+    /// What is in the page tables, in text form or to be loaded again ([`Tables::from_dump`]).
+    pub fn dump(&mut self, detail: Detail) -> Dump {
+        self.tables.dump(detail)
     }
 
     /// The host's memory.
