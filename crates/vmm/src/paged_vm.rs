@@ -1,5 +1,7 @@
 //! One front for VMs on either of KVM's MMUs: what their userspace, their guests and their host's memory do to them.
 
+pub(crate) mod fault;
+
 use slat_memslot::{Errno, Gfn, GmemId, Memory, Pages, Region, VmType};
 use slat_mmu::role::VcpuMode;
 use slat_mmu::spte::{Format, NxHugePages};

@@ -2,6 +2,7 @@
 
 use slat_memslot::{Gfn, Level};
 
+use super::beside::TdpBeside;
 use super::guest::{GuestTables, NoTables, Shadowed};
 use super::held::ShadowLocked;
 use super::page::{PageId, quadrant};
@@ -74,7 +75,7 @@ impl Roots {
     }
 }
 
-impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
+impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
     /// Sees to it that a vCPU with a direct role has a root (`mmu.c:mmu_alloc_direct_roots`).
     ///
     /// # Errors
@@ -159,7 +160,7 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
             return false;
         };
         if let (Reused::Shadow, Some(ShadowRoot::Page(page))) = (reused, roots.current(self.mmu)) {
-            self.mmu.pages.get_mut(page).write_flooding = 0;
+            self.mmu.pages.get(page).forget_flood();
         }
         true
     }

@@ -34,14 +34,15 @@ mod vcpu;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use slat_memslot::{Errno, Gfn, GmemId, Memory, Pages, Profile, Quirks, VmType};
-use slat_mmu::fault::{Apicv, Invalidation, Settings};
-use slat_mmu::host::{Host, SecondStage};
+use slat_memslot::{Errno, Gfn, GmemId, Memory, Pages, Profile, VmType};
+use slat_mmu::fault::{Invalidation, Settings};
+use slat_mmu::host::Host;
 use slat_mmu::role::TdpHost;
 use slat_mmu::roots::TdpMmu;
 use slat_mmu::shadow::ShadowMmu;
-use slat_mmu::spte::{Format, GuestPat, NxHugePages};
+use slat_mmu::spte::{Format, NxHugePages};
 
+use crate::paged_vm::fault;
 use crate::tdp_vm::Sink;
 use crate::tdp_vm::{EagerSplit, HostMemory};
 use crate::traces::Predicted;
@@ -141,17 +142,7 @@ impl<F: Format> ShadowVm<F> {
     }
 
     fn settings(&self) -> Settings {
-        let ept = self.mmu.codec().host().second_stage == SecondStage::Ept;
-        let quirks = self.memory.disabled_quirks();
-        let guest_pat = match ept && quirks.contains(Quirks::IGNORE_GUEST_PAT) {
-            true => GuestPat::Honoured,
-            false => GuestPat::Ignored,
-        };
-        Settings {
-            nx_huge_pages: self.nx_huge_pages,
-            guest_pat,
-            apicv: Apicv::Active,
-        }
+        fault::settings(&self.memory, self.mmu.codec().host(), self.nx_huge_pages)
     }
 
     /// `KVM_CREATE_GUEST_MEMFD`, for VMs that have private memory: none with shadow pages.

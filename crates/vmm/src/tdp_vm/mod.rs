@@ -46,14 +46,15 @@ mod vcpu;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use slat_memslot::{Call, Errno, Memory, Profile, Quirks, VmType};
-use slat_mmu::fault::{Apicv, Invalidation, PrefaultOutside, Settings};
-use slat_mmu::host::{Host, SecondStage};
+use slat_memslot::{Call, Errno, Memory, Profile, VmType};
+use slat_mmu::fault::{Invalidation, PrefaultOutside, Settings};
+use slat_mmu::host::Host;
 use slat_mmu::role::TdpHost;
-use slat_mmu::spte::{Format, GuestPat, NxHugePages};
+use slat_mmu::spte::{Format, NxHugePages};
 use slat_mmu::table::Reader;
 use slat_mmu::tdp::{ExistingLeaf, Limits, Passes, Tables, Uninterrupted, ZapAll};
 
+use crate::paged_vm::fault;
 use crate::traces::Predicted;
 pub use activity::{Activity, Ending, Paging, SecondStageOfL2, Step};
 pub use any::AnyTdpVm;
@@ -198,21 +199,7 @@ impl<F: Format> TdpVm<F> {
     }
 
     fn settings(&self) -> Settings {
-        let ept = self.tables.codec().host().second_stage == SecondStage::Ept;
-        let honoured = ept
-            && self
-                .memory
-                .disabled_quirks()
-                .contains(Quirks::IGNORE_GUEST_PAT);
-        Settings {
-            nx_huge_pages: self.nx_huge_pages,
-            apicv: Apicv::Active,
-            guest_pat: if honoured {
-                GuestPat::Honoured
-            } else {
-                GuestPat::Ignored
-            },
-        }
+        fault::settings(&self.memory, self.tables.codec().host(), self.nx_huge_pages)
     }
 
     /// The last descriptor of the VM is closed: its guest_memfds go first, then everything that is mapped.

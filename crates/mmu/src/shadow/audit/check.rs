@@ -7,7 +7,7 @@ use slat_memslot::{AsId, Gfn, Level};
 use super::{ShadowCode, ShadowPlace, ShadowViolation};
 use crate::role::PageRole;
 use crate::shadow::ShadowMmu;
-use crate::shadow::page::{ENTRIES, Page, PageId, SpteRef};
+use crate::shadow::page::{ENTRIES, NxDisallowed, Page, PageId, SpteRef};
 use crate::shadow::rmap::LEAF_LEVELS;
 use crate::spte::Format;
 
@@ -51,6 +51,7 @@ impl<'a, F: Format> Audit<'a, F> {
         self.followed_tables();
         self.active();
         self.counts();
+        self.nx();
     }
 
     fn page(&mut self, id: PageId, page: &Page<F>) {
@@ -257,6 +258,26 @@ impl<'a, F: Format> Audit<'a, F> {
             let new = seen.insert((page.gfn, page.role));
             self.expect(new, ShadowCode::SamePageTwice, ShadowPlace::Page(id));
         }
+    }
+
+    fn nx(&mut self) {
+        let mmu = self.mmu;
+        let recoverable = |page: &Page<F>| page.nx == NxDisallowed::Recoverable;
+        for (id, page) in mmu.pages.iter().filter(|(_, page)| recoverable(page)) {
+            let listed = mmu.possible_nx.iter().filter(|other| **other == id).count();
+            let sound = listed == 1 && page.role.is_direct();
+            self.expect(sound, ShadowCode::NxPages, ShadowPlace::Page(id));
+        }
+        let all = mmu.possible_nx.iter();
+        let stale = all
+            .filter(|id| !mmu.pages.try_get(**id).is_some_and(recoverable))
+            .count();
+        let counted = mmu.stats.nx_lpage_splits == mmu.possible_nx.len() as u64;
+        self.expect(
+            stale == 0 && counted,
+            ShadowCode::NxPages,
+            ShadowPlace::Everything,
+        );
     }
 
     fn counts(&mut self) {
