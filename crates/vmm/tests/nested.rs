@@ -1,7 +1,7 @@
 //! Nested guests on tables of L1's: what L1 is told, and which roots stay.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use slat_memslot::{Gpa, Region, SlotKey, VmType};
+use slat_memslot::{Gpa, Hva, PageSize, Region, SlotKey, VmType};
 use slat_mmu::fault::Kind;
 use slat_mmu::role::VcpuMode;
 use slat_mmu::spte::{Ept, Npt, NxHugePages};
@@ -164,4 +164,32 @@ fn upper_tables_are_watched<V: PagedVm>(machine: &str) {
 fn l1_s_writes_to_tables_of_l2_are_seen() {
     upper_tables_are_watched::<TdpVm<Ept>>("ept-l4");
     upper_tables_are_watched::<ShadowVm<Ept>>("ept-l4-legacy-mmu");
+}
+
+/// What was split for the sake of execution becomes huge again, on either MMU.
+fn recovered_pages_are_huge_again<V: PagedVm>(machine: &str) {
+    let machine = Machine::named(machine).unwrap();
+    let mut vm = V::on(&machine, VmType::Default, NxHugePages::On).unwrap();
+    vm.create_vcpu(0);
+    let hva = 0x7f00_0000_0000;
+    vm.set_region(&Region::new(SlotKey::normal(0), 0, 4 << 20, hva));
+    let huge = PageSize::Size2M;
+    vm.host_mut().tell(Hva::new(hva), 0x8000, huge);
+    vm.host_mut().tell(Hva::new(hva + (2 << 20)), 0x8200, huge);
+    vm.run_guest(0, &Activity::halt(Gpa::new(0x1000)));
+    assert_eq!(vm.leaves().pages_2m, 0, "it executes there");
+    assert_eq!(vm.recover_nx(60), 1);
+    let _ = vm.take();
+    vm.run_guest(
+        0,
+        &Activity::halt(Gpa::new(0x20_1000)).step(Kind::Read, 0x3000),
+    );
+    assert_eq!(vm.leaves().pages_2m, 1, "{:#?}", lines(&mut vm));
+    assert_eq!(vm.recover_nx(0), 0);
+}
+
+#[test]
+fn huge_pages_come_back_when_nobody_executes_in_them() {
+    recovered_pages_are_huge_again::<TdpVm<Npt>>("npt-l4");
+    recovered_pages_are_huge_again::<ShadowVm<Npt>>("npt-l4-legacy-mmu");
 }

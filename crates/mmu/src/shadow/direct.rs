@@ -291,6 +291,12 @@ impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
         {
             return;
         }
+        self.prefetch_group(at, env);
+    }
+
+    /// The same whatever the page: beside a leaf of a guest's huge page KVM does not ask whether there are accessed bits
+    /// (`mmu.c:__direct_pte_prefetch`).
+    pub(super) fn prefetch_group<B: ResidentPages>(&mut self, at: SpteRef, env: &mut Env<'_, B>) {
         let first = at.index & !(GROUP - 1);
         let mut run: Option<u16> = None;
         for index in first..first + GROUP {

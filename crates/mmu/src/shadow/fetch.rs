@@ -409,7 +409,7 @@ impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
             return;
         }
         if page.role.is_direct() {
-            return self.prefetch_in_line(at, env);
+            return self.prefetch_group(at, env);
         }
         let (size, first) = (page.entry_size(), at.index & !(GROUP - 1));
         // The group is where the walk's own entry is, which need not be where the page's part of the table begins.

@@ -116,7 +116,11 @@ impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
         }
         let (role, pgd) = (roots.mmu.role(), Pgd::new(guest.paging.root()));
         let gfn = Gfn::new((pgd.raw() & ADDRESS) >> 12);
-        let is_visible = |gfn| guest.memory.space(role.as_id()).by_gfn(gfn).is_some();
+        // Neither a slot that is going nor one of KVM's own counts (`kvm_main.c:kvm_is_visible_memslot`).
+        let is_visible = |gfn| {
+            let slot = guest.memory.space(role.as_id()).by_gfn(gfn);
+            slot.is_some_and(|slot| slot.key().id.is_user() && !slot.is_invalid())
+        };
         if !is_visible(gfn) {
             let nowhere = GuestRoot::Unbacked(pgd);
             let _ = roots.mmu.load(&self.mmu.roots, nowhere, || PageId::new(0));

@@ -34,7 +34,7 @@ mod vcpu;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use slat_memslot::{Errno, Gfn, GmemId, Memory, Pages, Profile, VmType};
+use slat_memslot::{AsId, Errno, Gfn, GmemId, Memory, Pages, Profile, Slot, VmType};
 use slat_mmu::fault::{Invalidation, Settings};
 use slat_mmu::host::Host;
 use slat_mmu::role::TdpHost;
@@ -139,6 +139,19 @@ impl<F: Format> ShadowVm<F> {
         if core::mem::replace(&mut self.nx_huge_pages, nx_huge_pages) != nx_huge_pages {
             self.zap_all_fast();
         }
+    }
+
+    /// KVM's thread that lets pages become huge again does one round: the `ratio`th part of the pages that stand in for huge ones
+    /// goes (`mmu.c:kvm_recover_nx_huge_pages`). Gives how many.
+    pub fn recover_nx(&mut self, ratio: u64) -> u64 {
+        let memory = &self.memory;
+        let is_logged = |as_id: AsId, gfn| {
+            let slot = memory.space(as_id).by_gfn(gfn);
+            slot.is_some_and(Slot::is_logged)
+        };
+        let zapped = self.mmu.lock(&mut self.out).recover_nx(ratio, is_logged);
+        self.spread_requests();
+        zapped
     }
 
     fn settings(&self) -> Settings {

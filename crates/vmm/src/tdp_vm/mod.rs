@@ -46,7 +46,7 @@ mod vcpu;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use slat_memslot::{Call, Errno, Memory, Profile, VmType};
+use slat_memslot::{AsId, Call, Errno, Memory, Profile, Slot, VmType};
 use slat_mmu::fault::{Invalidation, PrefaultOutside, Settings};
 use slat_mmu::host::Host;
 use slat_mmu::role::TdpHost;
@@ -196,6 +196,20 @@ impl<F: Format> TdpVm<F> {
         if core::mem::replace(&mut self.nx_huge_pages, nx_huge_pages) != nx_huge_pages {
             self.zap_all_fast();
         }
+    }
+
+    /// KVM's thread that lets pages become huge again does one round: the `ratio`th part of the tables that stand in for huge
+    /// pages goes, and of the pages that L2s run on (`mmu.c:kvm_recover_nx_huge_pages`). Gives how many.
+    pub fn recover_nx(&mut self, ratio: u64) -> u64 {
+        let memory = &self.memory;
+        let is_logged = |as_id: AsId, gfn| {
+            let slot = memory.space(as_id).by_gfn(gfn);
+            slot.is_some_and(Slot::is_logged)
+        };
+        let mut locked = self.tables.exclusive(&mut self.out);
+        let zapped = locked.recover_nx(ratio, |as_id, frames| is_logged(as_id, frames.start()));
+        let mut nested = self.nested.mmu.lock(&mut self.out);
+        zapped + nested.recover_nx(ratio, is_logged)
     }
 
     fn settings(&self) -> Settings {

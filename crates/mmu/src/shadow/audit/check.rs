@@ -181,7 +181,7 @@ impl<'a, F: Format> Audit<'a, F> {
         let mut small: BTreeMap<(AsId, Level, Gfn), u32> = BTreeMap::new();
         let mut in_step: BTreeSet<(AsId, Gfn)> = BTreeSet::new();
         let follows = |page: &Page<F>| page.has_gptes() && !page.role.is_invalid();
-        for (_, page) in mmu.pages.iter().filter(|(_, page)| follows(page)) {
+        for (id, page) in mmu.pages.iter().filter(|(_, page)| follows(page)) {
             let (as_id, gfn) = (page.role.as_id(), page.gfn);
             if page.level() > Level::L1 {
                 *tracked.entry((as_id, gfn)).or_default() += 1;
@@ -191,7 +191,9 @@ impl<'a, F: Format> Audit<'a, F> {
                     .entry((as_id, level, gfn.round_down(level)))
                     .or_default() += 1;
             }
-            if !page.unsync {
+            // Nobody asks an obsolete page of the last level whether its table may be written to.
+            let asked = page.level() > Level::L1 || !mmu.is_obsolete(id);
+            if asked && !page.unsync {
                 in_step.insert((as_id, gfn));
             }
         }

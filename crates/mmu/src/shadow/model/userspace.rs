@@ -119,7 +119,7 @@ impl World {
             let dirty = core::mem::take(&mut lock(&self.log).dirty);
             for word in 0..FRAMES.div_ceil(64) {
                 let bits = dirty.iter().filter(|gfn| **gfn / 64 == word);
-                let mask = bits.map(|gfn| 1 << (gfn % 64)).sum();
+                let mask = bits.map(|gfn| 1_u64 << (gfn % 64)).sum();
                 let (first, by) = (Gfn::new(word * 64), ByWhat::WriteProtection);
                 locked.clear_dirty_masked(self.as_id(), first, mask, by);
             }
