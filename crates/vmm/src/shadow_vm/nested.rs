@@ -155,14 +155,14 @@ impl<F: Format, O: Observer<F> + Extend<Predicted>, T: TdpBeside<F>> L2Access<'_
             as_id: role.as_id(),
         };
         let mut trail = MarkedTrail::default();
-        let wanted = ErrorCode::of(kind, Privilege::User);
+        let wanted = self.error_code(kind);
         let address = Gva::new(gpa.raw());
         let pointers = pointers_of(&self.l2.paging, &tables);
         let walked = self.l2.paging.with_pointers(pointers);
         let walked = walked.without_canonical_check();
         let found = walked.walk(&tables, &mut Unnested, &mut trail, address, wanted);
         self.out.extend(trail.marks().iter().flat_map(marked));
-        let found = found.map_err(|fault| self.told_to_l1(&fault, place))?;
+        let found = found.map_err(|fault| self.told_to_l1(&fault, wanted, place))?;
         let guest = Shadowed {
             paging: &self.l2.paging,
             tables: &tables,
@@ -203,15 +203,30 @@ impl<F: Format, O: Observer<F> + Extend<Predicted>, T: TdpBeside<F>> L2Access<'_
         Ok((handled.outcome, found.gpa))
     }
 
+    /// What an exit of hardware asks L1's tables for: one thing with EPT, where only reading counts as user mode
+    /// (`vmx/common.h:__vmx_handle_ept_violation`).
+    fn error_code(&self, kind: Kind) -> ErrorCode {
+        match (self.mmu.codec().host().second_stage, kind) {
+            (SecondStage::Ept, Kind::Write) => ErrorCode::WRITE,
+            (SecondStage::Ept, Kind::Execute) => ErrorCode::FETCH,
+            _ => ErrorCode::of(kind, Privilege::User),
+        }
+    }
+
     /// What KVM makes of a walk through L1's tables that has failed (`paging_tmpl.h:walk_addr_generic`,
     /// `nested_ept_inject_page_fault`, `nested_svm_inject_npf_exit`).
-    fn told_to_l1(&self, fault: &WalkFault, place: FaultPlace) -> SecondExit {
+    fn told_to_l1(&self, fault: &WalkFault, wanted: ErrorCode, place: FaultPlace) -> SecondExit {
         // A walk without canonical addresses and without a stage of its own ends in nothing else.
         let Some(fault) = fault.page_fault() else {
             return SecondExit::EptMisconfiguration;
         };
         match self.mmu.codec().host().second_stage {
-            SecondStage::Ept => SecondExit::synthesised_ept(fault, place),
+            SecondStage::Ept => {
+                // The qualification says what was asked for, whatever the error code leaves out.
+                let mut fault = *fault;
+                fault.code |= wanted;
+                SecondExit::synthesised_ept(&fault, place)
+            }
             SecondStage::Npt | SecondStage::Off => SecondExit::synthesised_npt(fault, place),
         }
     }
