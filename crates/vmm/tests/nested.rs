@@ -41,7 +41,7 @@ fn lines(vm: &mut impl PagedVm) -> Vec<String> {
     vm.take().iter().map(ToString::to_string).collect()
 }
 
-/// L1 starts L2, which makes an access; if L1 is told of it, it reads frame 2.
+/// L1 starts L2, which makes an access; if L1 is told of it, it reads frame 9, beside nothing that was mapped before.
 fn run(vm: &mut impl PagedVm, tables: SecondStageOfL2, kind: Kind, address: u64) -> Vec<String> {
     let _ = vm.take();
     let activity = Activity {
@@ -50,7 +50,7 @@ fn run(vm: &mut impl PagedVm, tables: SecondStageOfL2, kind: Kind, address: u64)
         steps_then: vec![Step { kind, address }],
         steps_of_l1: vec![Step {
             kind: Kind::Read,
-            address: 0x2000,
+            address: 0x9000,
         }],
         ..Activity::halt(Gpa::new(0x1000))
     };
@@ -67,7 +67,7 @@ fn told(lines: &[String]) -> &str {
         .position(|line| line.starts_with(TOLD))
         .unwrap();
     let later = &lines[at..];
-    let read = |line: &String| line.starts_with("  kvm_mmu_spte_requested: gfn 2 ");
+    let read = |line: &String| line.starts_with("  kvm_mmu_spte_requested: gfn 9 ");
     assert!(later.iter().any(read), "{lines:#?}");
     assert_eq!(lines.last().unwrap(), "NOTE exit HLT");
     lines[at].strip_prefix(TOLD).unwrap()
