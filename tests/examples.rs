@@ -30,6 +30,9 @@ mod prefault;
 #[path = "../examples/root_role_audit.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod root_role_audit;
+#[path = "../examples/shadow_roots.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod shadow_roots;
 #[path = "../examples/slot_zap.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod slot_zap;
@@ -194,6 +197,22 @@ fn root_role_audit_objects_to_the_wrong_order() {
         &[
             "role first, then CR3: the audit is content",
             "CR3 first, then role: the audit objects to guest_mode",
+        ],
+    );
+}
+
+#[test]
+fn shadow_roots_shows_which_policy_breaks_and_what_a_guest_can_do_then() {
+    let text = output(|_, out| shadow_roots::run(out), &[]);
+    let sound = "a cached root is found; the audit is content; L1's write faults";
+    let broken = "the audit: S18 root-role-mismatch: vCPU 0; L1 writes to its read-only page";
+    assert_tells(
+        &text,
+        &[
+            &format!("the MMU's role, role first, then CR3: {sound}"),
+            &format!("the MMU's role, CR3 first, then role: a cached root is found; {broken}"),
+            &format!("the caller's role, role first, then CR3: {sound}"),
+            &format!("the caller's role, CR3 first, then role: {sound}"),
         ],
     );
 }

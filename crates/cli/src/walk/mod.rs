@@ -214,7 +214,7 @@ fn two_dimensions(
             };
             Some(match ept {
                 true => SecondExit::synthesised_ept(fault, place),
-                false => SecondExit::synthesised_npt(fault),
+                false => SecondExit::synthesised_npt(fault, place),
             })
         }
         _ => None,

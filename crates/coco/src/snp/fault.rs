@@ -2,8 +2,8 @@
 
 use slat_memslot::{Gfn, GfnRange, PageSize, Pages, Slot};
 use slat_mmu::fault::{
-    Backing, Env, Fault as TdpFault, FilePage, HostPage, Kind, MmioCache, Outcome, Present,
-    Settings,
+    Backing, Env, Fault as TdpFault, FilePage, HostPage, Kind, MmioCache, NotTracked, Outcome,
+    Present, Settings,
 };
 use slat_mmu::spte::{Access, Pfn, PfnKind};
 use slat_mmu::tdp::{AccessCheck, NoCheck, Translated, Unobserved, Violation};
@@ -298,6 +298,7 @@ impl SnpVm {
             invalidation: &mmu.invalidation,
             settings: Settings::default(),
             mmio: &mut MmioCache::default(),
+            shadow: NotTracked,
         };
         let mut locked = mmu.tables.shared(&mut vcpu.reader, Unobserved);
         locked.page_fault(vcpu.root, &fault, &mut env).outcome

@@ -67,7 +67,7 @@ pub enum Verdict {
 
 /// Predicts a recording that was made on a machine.
 pub fn predict(recording: &Recording<'_>, machine: &Machine) -> Verdict {
-    if let Some(missing) = missing::first(recording, machine) {
+    if let Some(missing) = missing::first(recording) {
         return Verdict::NotModelled(missing);
     }
     match (machine.tdp_mmu, machine.host.second_stage) {

@@ -46,15 +46,16 @@ mod vcpu;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use slat_memslot::{Call, Errno, Memory, Profile, Quirks, VmType};
-use slat_mmu::fault::{Apicv, Invalidation, PrefaultOutside, Settings};
-use slat_mmu::host::{Host, SecondStage};
+use slat_memslot::{AsId, Call, Errno, Memory, Profile, Slot, VmType};
+use slat_mmu::fault::{Invalidation, PrefaultOutside, Settings};
+use slat_mmu::host::Host;
 use slat_mmu::role::TdpHost;
-use slat_mmu::spte::{Format, GuestPat, NxHugePages};
+use slat_mmu::spte::{Format, NxHugePages};
 use slat_mmu::table::Reader;
 use slat_mmu::tdp::dump::{Detail, Dump};
 use slat_mmu::tdp::{ExistingLeaf, Limits, Passes, Tables, Uninterrupted, ZapAll};
 
+use crate::paged_vm::fault;
 use crate::snp_vm::Snp;
 use crate::traces::Predicted;
 pub use activity::{Activity, Ending, Paging, SecondStageOfL2, Step};
@@ -208,22 +209,22 @@ impl<F: Format> TdpVm<F> {
         }
     }
 
+    /// KVM's thread that lets pages become huge again does one round: the `ratio`th part of the tables that stand in for huge
+    /// pages goes, and of the pages that L2s run on (`mmu.c:kvm_recover_nx_huge_pages`). Gives how many.
+    pub fn recover_nx(&mut self, ratio: u64) -> u64 {
+        let memory = &self.memory;
+        let is_logged = |as_id: AsId, gfn| {
+            let slot = memory.space(as_id).by_gfn(gfn);
+            slot.is_some_and(Slot::is_logged)
+        };
+        let mut locked = self.tables.exclusive(&mut self.out);
+        let zapped = locked.recover_nx(ratio, |as_id, frames| is_logged(as_id, frames.start()));
+        let mut nested = self.nested.mmu.lock(&mut self.out);
+        zapped + nested.recover_nx(ratio, is_logged)
+    }
+
     fn settings(&self) -> Settings {
-        let ept = self.tables.codec().host().second_stage == SecondStage::Ept;
-        let honoured = ept
-            && self
-                .memory
-                .disabled_quirks()
-                .contains(Quirks::IGNORE_GUEST_PAT);
-        Settings {
-            nx_huge_pages: self.nx_huge_pages,
-            apicv: Apicv::Active,
-            guest_pat: if honoured {
-                GuestPat::Honoured
-            } else {
-                GuestPat::Ignored
-            },
-        }
+        fault::settings(&self.memory, self.tables.codec().host(), self.nx_huge_pages)
     }
 
     /// The last descriptor of the VM is closed: its guest_memfds go first, then everything that is mapped.

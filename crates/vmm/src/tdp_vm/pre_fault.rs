@@ -198,6 +198,7 @@ impl<F: Format> TdpVm<F> {
         let settings = self.settings();
         (self.out.vcpu, self.out.address) = (id, gfn.gpa().raw());
         let vcpu = self.vcpus.get_mut(&id).ok_or(PrefaultError::BadPage)?;
+        let shadow = self.nested.mmu.beside();
         let mut locked = self.tables.shared(&mut self.reader, &mut self.out);
         let mut behind = Behind {
             host: &mut self.host,
@@ -209,6 +210,7 @@ impl<F: Format> TdpVm<F> {
             invalidation: &self.invalidation,
             settings,
             mmio: &mut vcpu.mmio,
+            shadow: &shadow,
         };
         locked.prefault(root, gfn, left, &mut env)
     }

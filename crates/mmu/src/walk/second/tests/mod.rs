@@ -391,7 +391,7 @@ fn what_kvm_makes_up_for_l1() {
         "EPT violation, qualification 0xab"
     );
     assert_eq!(
-        told(SecondExit::synthesised_npt(&write)),
+        told(SecondExit::synthesised_npt(&write, FaultPlace::Final)),
         "#NPF(0x100000007 PRESENT|WRITE|USER|GUEST_FINAL)"
     );
     let reserved = fault(
