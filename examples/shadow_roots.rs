@@ -88,7 +88,7 @@ impl Vm {
         let profile = Profile::named("linux-6.12").ok_or("a known profile")?;
         let mut memory = Memory::new(profile, VmType::Default);
         let ram = Region::new(SlotKey::normal(0), 0, 0x10000, 0x7f00_0000_0000);
-        memory.set_region(&ram)?;
+        let _created = memory.set_region(&ram)?;
         let words = vec![Cell::new(0); 0x10000 / 8];
         for table in [0, 0x1000, 0x2000] {
             words[((CR3 + table) / 8) as usize].set((CR3 + table + 0x1000) | LINK);

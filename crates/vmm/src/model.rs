@@ -292,7 +292,7 @@ impl Vm {
                 AnyTdpVm::Npt(vm) => Ok(vm),
                 AnyTdpVm::Ept(_) => Err(NO_NPT),
             },
-            Slots::Alone(_) => Err(NO_NPT),
+            Slots::Alone(_) | Slots::Td(_) => Err(NO_NPT),
         }
     }
 

@@ -142,7 +142,7 @@ impl Request {
             0 => Status::Shared,
             _ => Status::Private,
         };
-        if !exit.size.is_multiple_of(PAGE_SIZE) {
+        if exit.size % PAGE_SIZE != 0 {
             return Err(DecodeError::PartOfAPage(exit.size));
         }
         Ok(Self {
@@ -156,7 +156,7 @@ impl Request {
 
 /// The frames of so many pages; none beyond the last address.
 fn frames(gpa: Gpa, pages: u64) -> Result<GfnRange, DecodeError> {
-    if !gpa.raw().is_multiple_of(PAGE_SIZE) {
+    if gpa.raw() % PAGE_SIZE != 0 {
         return Err(DecodeError::Unaligned(gpa));
     }
     if pages == 0 {

@@ -18,8 +18,9 @@ fn every_word_of_attributes() {
         let sizes = [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G];
         match (word & !0x1f, word & 0xf) {
             (0, size @ 0..3) => {
+                let size = usize::try_from(size).expect("a small number");
                 let request = found.expect("a word that means something");
-                assert_eq!(request.hint, sizes[size as usize], "{word:#x}");
+                assert_eq!(request.hint, sizes[size], "{word:#x}");
                 let private = request.to == Status::Private;
                 assert_eq!(private, word & 0x10 != 0, "{word:#x}");
             }

@@ -48,7 +48,7 @@ use std::sync::Arc;
 
 use slat_memslot::{AsId, Call, Errno, Memory, Profile, Slot, VmType};
 use slat_mmu::fault::{Invalidation, PrefaultOutside, Settings};
-use slat_mmu::host::Host;
+use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::role::TdpHost;
 use slat_mmu::spte::{Format, NxHugePages};
 use slat_mmu::table::Reader;

@@ -5,10 +5,10 @@ use slat_memslot::{Gfn, GfnRange, Pages};
 
 use super::super::{Hearing, Offer, Status, StatusList};
 
-const FRAMES: u64 = 64;
+const FRAMES: u32 = 64;
 
-fn range(start: u64, pages: u64) -> GfnRange {
-    GfnRange::new(Gfn::new(start), Pages::new(pages)).expect("not empty")
+fn range(start: u32, pages: u32) -> GfnRange {
+    GfnRange::new(Gfn::new(start.into()), Pages::new(pages.into())).expect("not empty")
 }
 
 proptest! {
@@ -18,7 +18,7 @@ proptest! {
     ) {
         let (mut list, mut frames) = (StatusList::new(), [Status::Private; 2 * FRAMES as usize]);
         for (start, pages, status) in calls {
-            let part = &mut frames[start as usize..(start + pages) as usize];
+            let part = &mut frames[start as usize..][..pages as usize];
             let news = part.iter().any(|known| *known != status);
             part.fill(status);
             prop_assert_eq!(list.set(range(start, pages), status), news);
@@ -31,7 +31,7 @@ proptest! {
         let borders = frames.windows(2).filter(|pair| pair[0] != pair[1]).count();
         prop_assert_eq!(cut.len(), borders + 1);
         let pages: u64 = cut.iter().map(|(part, _)| part.pages().raw()).sum();
-        prop_assert_eq!(pages, 2 * FRAMES);
+        prop_assert_eq!(pages, 2 * u64::from(FRAMES));
         let shared = cut.iter().filter(|(_, status)| *status == Status::Shared);
         prop_assert!(shared.map(|(part, _)| *part).eq(list.shared()));
         prop_assert_eq!(StatusList::from_shared(list.shared()), list);
