@@ -95,8 +95,10 @@ impl Vm {
         }
         words[((CR3 + 0x3000 + (PAGE >> 12) * 8) / 8) as usize].set(PAGE | READ_ONLY);
         let state = registers(VcpuMode::Normal);
+        let mut mmu = ShadowMmu::new(&Host::shadow(40), TdpMmu::Off);
+        mmu.lock(Unobserved).set_limit(64)?;
         Ok(Self {
-            mmu: ShadowMmu::new(&Host::shadow(40), TdpMmu::Off),
+            mmu,
             roots: Roots::new(role(&state)),
             state,
             memory,

@@ -376,7 +376,7 @@ fn snp_page_state_tells_the_policies_apart() {
             "KVM: Success, stops at entry 3",
             "strict: InvalidEntry, stops at entry 1",
             "snp_read gpa=0 c=1: tag 7",
-            "snp_psc entries=2:private,3:private: psc 0 cur=2 exits=0x2000+2:private:4K",
+            "snp_psc entries=0x2:private,0x3:private: psc 0 cur=2 exits=0x2000+2:private:4K",
             "snp_write gpa=0x2000 c=1 tag=1: vc 0x404",
             "snp_host_peek gpa=0x2000: noise",
             "snp_write gpa=0x2000 c=0 tag=2: memory-fault flags=0 gpa=0x2000 size=0x1000",

@@ -165,7 +165,7 @@ fn a_guest_that_ran_shows_its_walk() {
     }
     for (levels, address, access) in [
         ("4", "0x123456789abc", "--write"),
-        ("4", "0xffff812345678fff", "--fetch"),
+        ("4", "0xffff812345678ff0", "--fetch"),
         ("5", "0xab123456789abc", "--write"),
     ] {
         let (code, out, err) = slat(&[

@@ -2,7 +2,7 @@
 //!
 //! A machine without a host answers from what userspace has set up: which calls are refused and why, what logs say of
 //! writes that KVM emulates. A machine with a host that has EPT or NPT ([`Machine::with_host`]) gives each VM page tables,
-//! vCPUs and host memory as well ([`TdpVm`](crate::tdp_vm::TdpVm)): guest accesses run through the tables, calls zap,
+//! vCPUs and host memory as well ([`TdpVm`]): guest accesses run through the tables, calls zap,
 //! split and protect what they have to, logs and rings tell what faults and hardware leave in them.
 //!
 //! # Beside a real VM

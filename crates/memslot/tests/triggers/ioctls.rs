@@ -205,8 +205,9 @@ pub(super) fn vm_calls() -> Vec<Trigger> {
             with_vcpu(Memory::new(without_smm(), VmType::Default)),
             Call::Guest(GuestAccess::write(0).in_smm()),
         ),
-        t(
+        trigger(
             "not-td",
+            Errno::ENOTTY,
             "no TD",
             default_vm(),
             Call::Tdx(TdxCall::Host(TdxHost::Teardown)),
