@@ -2,14 +2,16 @@
 
 use slat_memslot::{Gfn, GfnRange, PageSize, Pages, Slot};
 use slat_mmu::fault::{
-    Backing, Env, Fault as TdpFault, FilePage, HostPage, Kind, MmioCache, Outcome, Present,
-    Settings,
+    Backing, Env, Fault as TdpFault, FilePage, HostPage, Kind, MmioCache, NotTracked, Outcome,
+    Present, Settings,
 };
 use slat_mmu::spte::{Access, Pfn, PfnKind};
 use slat_mmu::tdp::{AccessCheck, NoCheck, Translated, Unobserved, Violation};
 
 use super::frames::{Found, Key, Value};
-use super::gmem::{File, Folio, gmem_prepare, private_max_mapping_level, psmash, rmpupdate};
+use super::gmem::{
+    File, Folio, gmem_prepare, prepared_size, private_max_mapping_level, psmash, rmpupdate,
+};
 use super::policy::RmpFaultPolicy;
 use super::vm::{SnpVcpu, SnpVm};
 use crate::rmp::{
@@ -296,6 +298,7 @@ impl SnpVm {
             invalidation: &mmu.invalidation,
             settings: Settings::default(),
             mmio: &mut MmioCache::default(),
+            shadow: NotTracked,
         };
         let mut locked = mmu.tables.shared(&mut vcpu.reader, Unobserved);
         locked.page_fault(vcpu.root, &fault, &mut env).outcome
@@ -316,6 +319,8 @@ impl SnpVm {
         let pfn = Pfn::new(folio.pfn.raw() + (gfn - first).raw());
         if !folio.prepared {
             let asid = self.settings.asid;
+            let prepared = prepared_size(&self.rmp, pfn, folio.size);
+            lock(&self.frames).adjust_direct_map(pfn, prepared);
             if gmem_prepare(&self.rmp, asid, gfn, pfn, folio.size).is_err() {
                 return none;
             }
@@ -402,6 +407,7 @@ impl SnpVm {
             (false, true) => RmpState::private(self.settings.asid, gfn, RmpSize::Size4K),
             _ => return RmpFault::Spurious,
         };
+        lock(&self.frames).adjust_direct_map(page.pfn, RmpSize::Size4K);
         match rmpupdate(&self.rmp, page.pfn, &state) {
             Ok(()) => RmpFault::Rewritten,
             Err(_) => RmpFault::Unexpected,

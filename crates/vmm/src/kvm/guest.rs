@@ -4,7 +4,9 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use kvm_bindings::{kvm_regs, kvm_segment};
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use slat_memslot::{Access, AccessKind, AsId, Errno, GuestAccess, Hva, Outcome, PAGE_SIZE, Vendor};
+use slat_memslot::{
+    Access, AccessKind, AsId, Attributes, Errno, Gpa, GuestAccess, Hva, Outcome, PAGE_SIZE, Vendor,
+};
 
 use super::Vm;
 use super::ioctl::errno;
@@ -198,6 +200,10 @@ impl Vm {
         }
         if self.irqchip {
             return Err("with an interrupt controller in the kernel, a halt does not end the run");
+        }
+        let code = Gpa::new(access.instruction()).gfn();
+        if self.attributes.get(code).contains(Attributes::PRIVATE) {
+            return Err("an instruction in private memory is what the guest itself put there");
         }
         for at in [access.gpa, access.instruction()] {
             let page = at & !(PAGE_SIZE - 1);

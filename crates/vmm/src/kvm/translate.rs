@@ -26,6 +26,8 @@ const CR0_EXTENSION_TYPE: u64 = 1 << 4;
 const GIGABYTE_BIT: u32 = 1 << 26;
 /// CPUID bits that let CR4 and EFER be what walks want: PSE, PAE, PGE, PSE-36; SMEP, SMAP; PKU, LA57; NX, long mode.
 const LEAF_1_EDX: u32 = 1 << 3 | 1 << 6 | 1 << 13 | 1 << 17;
+/// PCID.
+const LEAF_1_ECX: u32 = 1 << 17;
 const LEAF_7_EBX: u32 = 1 << 7 | 1 << 20;
 const LEAF_7_ECX: u32 = 1 << 3 | 1 << 16;
 const EXTENDED_EDX: u32 = 1 << 20 | 1 << 29;
@@ -107,7 +109,9 @@ impl Translator {
 
 pub(super) fn memory(pages: u64) -> io::Result<Mapping> {
     let bytes = usize::try_from(pages * PAGE_SIZE).map_err(io::Error::other)?;
-    Mapping::new(bytes, libc::PROT_READ | libc::PROT_WRITE)
+    let memory = Mapping::new(bytes, libc::PROT_READ | libc::PROT_WRITE)?;
+    memory.keep_small();
+    Ok(memory)
 }
 
 fn set_slot(
@@ -130,18 +134,25 @@ fn set_slot(
     unsafe { vm.set_user_memory_region(region) }.map_err(errno)
 }
 
-/// Without TDP a guest has what its CPUID says, out of what KVM supports; with TDP what the host has.
-pub(super) fn gigabyte_pages(kvm: &Kvm) -> Result<GigabytePages, Errno> {
-    let supported = kvm
+/// A leaf of CPUID that KVM supports.
+pub(super) fn supported(kvm: &Kvm, function: u32) -> Result<Option<kvm_cpuid_entry2>, Errno> {
+    let leaves = kvm
         .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
         .map_err(errno)?;
-    let has = supported
-        .as_slice()
-        .iter()
-        .any(|leaf| leaf.function == 0x8000_0001 && leaf.edx & GIGABYTE_BIT != 0);
-    // Pre-faulting exists with TDP only.
-    let tdp = kvm.check_extension_raw(u64::from(slat_memslot::cap::PRE_FAULT_MEMORY)) > 0;
-    Ok(match (has, tdp) {
+    let mut leaves = leaves.as_slice().iter();
+    Ok(leaves.find(|leaf| leaf.function == function).copied())
+}
+
+/// Whether KVM has a second stage for its guests, so that hardware walks their tables. Pre-faulting exists with it only.
+pub(super) fn maps_for_guests(kvm: &Kvm) -> bool {
+    kvm.check_extension_raw(u64::from(slat_memslot::cap::PRE_FAULT_MEMORY)) > 0
+}
+
+/// Without TDP a guest has what its CPUID says, out of what KVM supports; with TDP what the host has.
+pub(super) fn gigabyte_pages(kvm: &Kvm) -> Result<GigabytePages, Errno> {
+    let extended = supported(kvm, 0x8000_0001)?;
+    let has = extended.is_some_and(|leaf| leaf.edx & GIGABYTE_BIT != 0);
+    Ok(match (has, maps_for_guests(kvm)) {
         (false, _) => GigabytePages::Never,
         (true, false) => GigabytePages::ByCpuid,
         (true, true) => GigabytePages::Always,
@@ -175,6 +186,7 @@ fn leaves(state: &CpuState) -> Vec<kvm_cpuid_entry2> {
         vendor(0, 7),
         kvm_cpuid_entry2 {
             function: 1,
+            ecx: LEAF_1_ECX,
             edx: LEAF_1_EDX,
             ..Default::default()
         },

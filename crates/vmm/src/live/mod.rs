@@ -21,6 +21,7 @@ mod trace;
 
 pub use abilities::{Abilities, HostAbilities};
 pub use areas::{Area, Areas, Kind};
+pub(crate) use compare::quiet;
 pub use compare::{Config, Finding, Live, LiveError, Outcome};
 pub use driver::{DriveError, Driver, Journal};
 pub use machine::{abilities, here};

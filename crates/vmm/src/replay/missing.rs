@@ -2,9 +2,6 @@
 
 use core::fmt;
 
-use slat_mmu::host::SecondStage;
-
-use super::Machine;
 use crate::traces::{GuestAct, Item, Op, Recording, Sregs, What};
 
 /// An operation that cannot be predicted.
@@ -26,7 +23,7 @@ impl fmt::Display for NotModelled {
 }
 
 /// The first such operation of a recording, or that its operations are not there.
-pub(super) fn first(recording: &Recording<'_>, machine: &Machine) -> Option<NotModelled> {
+pub(super) fn first(recording: &Recording<'_>) -> Option<NotModelled> {
     let happens = |item: &&Item<'_>| !matches!(item.what, What::Note(_));
     let begin = recording.items.iter().find(happens);
     if let Some(item) = begin.filter(|item| !matches!(item.what, What::Op(_))) {
@@ -39,7 +36,7 @@ pub(super) fn first(recording: &Recording<'_>, machine: &Machine) -> Option<NotM
         let What::Op(op) = &item.what else {
             return None;
         };
-        missing(op, machine).map(|what| NotModelled {
+        missing(op).map(|what| NotModelled {
             line: item.line,
             what,
         })
@@ -49,15 +46,9 @@ pub(super) fn first(recording: &Recording<'_>, machine: &Machine) -> Option<NotM
 /// The most pages that a guest may write to in one go.
 const MOST_PAGES: u64 = 1 << 16;
 
-fn missing(op: &Op<'_>, machine: &Machine) -> Option<String> {
-    const NESTED: &str = "a nested guest on an EPT of its hypervisor's";
-    let two_stages = machine.host.second_stage != SecondStage::Off;
+fn missing(op: &Op<'_>) -> Option<String> {
     match op {
         Op::Guest { act, .. } => match act {
-            // VMRUN is an invalid instruction on other CPUs, so that no nested guest runs.
-            GuestAct::Launch {
-                vmx, nested_paging, ..
-            } if *nested_paging && two_stages && *vmx => Some(NESTED.to_owned()),
             GuestAct::WritePages { pages, .. } if *pages > MOST_PAGES => {
                 Some(format!("a guest that writes {pages} pages"))
             }

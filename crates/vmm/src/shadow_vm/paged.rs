@@ -1,11 +1,12 @@
 //! Guests whose own tables are shadowed.
 
 use slat_memslot::{Errno, Gpa, Gva, Vendor};
-use slat_mmu::fault::{Env, Kind, Outcome, Present};
+use slat_mmu::fault::{Env, Kind, NotTracked, Outcome, Present};
 use slat_mmu::roots::Request;
 use slat_mmu::shadow::{GuestWalk, MarkedTrail, ShadowFault, ShadowRoot, Shadowed};
 use slat_mmu::spte::{Access, Format};
 use slat_mmu::tdp::HardwareAccess;
+use slat_mmu::walk::second::FaultPlace;
 use slat_mmu::walk::{
     ErrorCode, GuestCpu, GuestPaging, GuestVendor, Mark, Pointers, Privilege, Unnested,
 };
@@ -143,6 +144,7 @@ impl<F: Format> ShadowVm<F> {
             invalidation: &self.invalidation,
             settings,
             mmio: &mut vcpu.mmio,
+            shadow: NotTracked,
         };
         let (roots, out) = (&mut vcpu.roots, &mut self.out);
         let handled = self
@@ -161,8 +163,22 @@ impl<F: Format> ShadowVm<F> {
         Ok((handled.outcome, found.gpa))
     }
 
+    /// A write to a frame that shadow pages watch. Where hardware marks an entry of the guest's own tables, these pages go and
+    /// the guest tries again; other writes KVM carries out (`mmu.c:kvm_mmu_write_protect_fault`). Says whether it is done.
+    pub(super) fn write_watched(&mut self, id: u32, gpa: Gpa, place: FaultPlace) -> bool {
+        let unprotected = place == FaultPlace::Table && {
+            let mut locked = self.mmu.lock(&mut self.out);
+            locked.unprotect(gpa.gfn())
+        };
+        if !unprotected {
+            self.emulate_write(id, gpa);
+        }
+        self.spread_requests();
+        !unprotected
+    }
+
     /// KVM carries out a write to a frame that it watches; what is written leaves the tables as they are.
-    fn emulate_write(&mut self, id: u32, gpa: Gpa) {
+    pub(super) fn emulate_write(&mut self, id: u32, gpa: Gpa) {
         let write = slat_mmu::shadow::EmulatedWrite {
             gpa,
             len: 1,

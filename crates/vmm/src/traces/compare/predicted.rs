@@ -7,6 +7,7 @@ use slat_mmu::role::PageRole;
 use slat_mmu::shadow::{PageId, PageInfo, ValidGeneration};
 use slat_mmu::spte::{Pfn, bits};
 use slat_mmu::tdp::Event;
+use slat_mmu::walk::second::SecondExit;
 
 use crate::traces::{Exit, Leaves, Note, Probe, Traced, What};
 
@@ -114,6 +115,8 @@ pub enum Predicted {
     Idle(bool),
     /// [`Note::Leaves`].
     Leaves(Leaves),
+    /// L1 gets an exit of L2's: its tables do not allow an access (`kvm_nested_vmexit_inject`, which recordings do not have).
+    ToldToL1(SecondExit),
 }
 
 impl Predicted {
@@ -209,7 +212,7 @@ impl Predicted {
             Self::ZapAllFast | Self::ShadowZapAllFast { .. } => Kind::ZapAllFast,
             Self::AccessedBitSet { .. } | Self::DirtyBitSet { .. } => Kind::GuestMarked,
             Self::Returned(_) => Kind::Returned,
-            Self::Exit(_) | Self::RunFailed { .. } => Kind::Exit,
+            Self::Exit(_) | Self::RunFailed { .. } | Self::ToldToL1(_) => Kind::Exit,
             Self::Dirty(_) => Kind::Dirty,
             Self::Ring(_) => Kind::Ring,
             Self::PreFaultLeft { .. } => Kind::PreFaultLeft,
@@ -358,6 +361,7 @@ impl fmt::Display for Predicted {
             }
             Self::Idle(idle) => write!(f, "NOTE idle={}", u8::from(*idle)),
             Self::Leaves(leaves) => write!(f, "NOTE {leaves}"),
+            Self::ToldToL1(exit) => write!(f, "  kvm_nested_vmexit_inject: {exit}"),
         }
     }
 }
