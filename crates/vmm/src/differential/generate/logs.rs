@@ -100,12 +100,10 @@ impl Generator {
     /// Mostly a write, to a live slot, or rarely to a hole; in SMM where the slot is of that address space.
     pub(super) fn guest_write(&mut self, memory: &Memory) -> Call {
         let slot = live_slot(&mut self.dice, memory);
-        let mut as_id = slot.map_or(AsId::NORMAL, |slot| slot.key().as_id);
-        if memory.address_space_count() == 2 && self.dice.one_in(16) {
-            as_id = AsId::SMM;
-        }
+        let as_id = slot.map_or(AsId::NORMAL, |slot| slot.key().as_id);
         let page = match slot {
-            Some(slot) if self.dice.percent(95) => {
+            // A vCPU that fails in SMM stays there.
+            Some(slot) if as_id == AsId::SMM || self.dice.percent(95) => {
                 slot.range().start().raw() + self.dice.below(slot.pages().raw())
             }
             _ => self.dice.below(1 << 20),
