@@ -17,19 +17,12 @@ pub(crate) fn open() -> Result<model::Machine, Error> {
     Err("KVM for x86-64 needs Linux on x86-64".into())
 }
 
-/// The local `/dev/kvm`, and the model that it is compared with. Where KVM has the TDP MMU the model knows its host, so
-/// that guests run.
+/// The local `/dev/kvm`, and the model that it is compared with.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub(crate) fn with_model() -> Result<(slat_vmm::kvm::Machine, model::Machine), Error> {
     let machine = open()?;
     let profile = machine.shared_profile();
-    Ok(match slat_vmm::live::here() {
-        Ok(here) => {
-            let model = model::Machine::with_host(profile, here.host).with_areas(machine.areas());
-            (machine.with_mapped_guests(), model)
-        }
-        Err(_) => (machine, model::Machine::new(profile)),
-    })
+    Ok((machine, model::Machine::new(profile)))
 }
 
 /// The local `/dev/kvm`, which is not there.

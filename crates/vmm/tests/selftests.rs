@@ -62,7 +62,7 @@ const SELFTESTS: &[Selftest] = &[
     },
     Selftest {
         name: "dirty_log_test",
-        short: &["-i", "3"],
+        short: &["-i", "3", "-M", "dirty-log"],
         always: &[],
         needs: Needs::Nothing,
     },

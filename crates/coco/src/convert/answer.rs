@@ -1,6 +1,6 @@
 //! What a VMM writes to `hypercall.ret`.
 
-use crate::psc::UnknownReturn;
+use thiserror::Error;
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,6 +22,13 @@ pub enum Contract {
     #[default]
     Since2026,
 }
+
+/// A value of `hypercall.ret` that userspace must not give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
+#[error(
+    "hypercall.ret is {0:#x}: only 0, EAGAIN and EINVAL are allowed; KVM_RUN fails with EINVAL"
+)]
+pub struct UnknownReturn(pub u64);
 
 /// Who asked, which decides what the value means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

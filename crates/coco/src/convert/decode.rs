@@ -4,6 +4,7 @@ use slat_memslot::{Gfn, GfnRange, Gpa, PAGE_SIZE, PageSize, Pages};
 use thiserror::Error;
 
 use crate::migration::Status;
+use crate::psc::MapGpaRange;
 
 /// `kvm_run.hypercall`, as far as a conversion needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -83,10 +84,6 @@ pub enum DecodeError {
 }
 
 impl MapGpaRangeExit {
-    /// `KVM_HC_MAP_GPA_RANGE`.
-    pub const NR: u64 = 12;
-    /// `KVM_MAP_GPA_RANGE_ENCRYPTED`.
-    pub const ENCRYPTED: u64 = 1 << 4;
     /// Where the size is.
     pub const SIZE: u64 = 0xf;
 }
@@ -103,11 +100,11 @@ impl Request {
     /// # Errors
     /// It asks for nothing that could be done; the guest should hear `EINVAL`.
     pub fn from_hypercall(exit: &MapGpaRangeExit) -> Result<Self, DecodeError> {
-        if exit.nr != MapGpaRangeExit::NR {
+        if exit.nr != MapGpaRange::NR {
             return Err(DecodeError::OtherHypercall(exit.nr));
         }
         let [gpa, pages, attributes] = exit.args;
-        let known = MapGpaRangeExit::SIZE | MapGpaRangeExit::ENCRYPTED;
+        let known = MapGpaRangeExit::SIZE | MapGpaRange::ENCRYPTED;
         if attributes & !known != 0 {
             return Err(DecodeError::UnknownAttributes(attributes));
         }
@@ -117,7 +114,7 @@ impl Request {
             2 => PageSize::Size1G,
             size => return Err(DecodeError::UnknownSize(size)),
         };
-        let to = match attributes & MapGpaRangeExit::ENCRYPTED {
+        let to = match attributes & MapGpaRange::ENCRYPTED {
             0 => Status::Shared,
             _ => Status::Private,
         };

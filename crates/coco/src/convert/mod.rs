@@ -24,5 +24,5 @@ mod decode;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{Contract, Outcome, Path};
+pub use answer::{Contract, Outcome, Path, UnknownReturn};
 pub use decode::{Cause, DecodeError, MapGpaRangeExit, MemoryFaultExit, Request};

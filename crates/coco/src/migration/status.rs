@@ -1,8 +1,6 @@
 //! The list of what a guest has told: which pages are shared.
 
-use std::collections::BTreeMap;
-
-use slat_memslot::{Gfn, GfnRange, Pages};
+use slat_memslot::{AttributeMap, Attributes, Gfn, GfnRange};
 
 use super::page::Status;
 
@@ -20,18 +18,36 @@ use super::page::Status;
 /// assert_eq!(list.get(Gfn::new(0x18)), Status::Private);
 /// assert_eq!(list.shared().collect::<Vec<_>>(), [range(0x10, 8), range(0x20, 0x10)]);
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatusList {
-    /// Shared runs by first frame, with the frame behind them; they neither overlap nor touch.
-    runs: BTreeMap<u64, u64>,
+    /// Everything is private at first.
+    kinds: AttributeMap,
+}
+
+impl Default for StatusList {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// All frames.
+fn all() -> GfnRange {
+    GfnRange::between(Gfn::new(0), Gfn::new(u64::MAX)).expect("not empty")
+}
+
+const fn status(attributes: Attributes) -> Status {
+    match attributes.contains(Attributes::PRIVATE) {
+        true => Status::Private,
+        false => Status::Shared,
+    }
 }
 
 impl StatusList {
     /// Everything is private.
-    pub const fn new() -> Self {
-        Self {
-            runs: BTreeMap::new(),
-        }
+    pub fn new() -> Self {
+        let mut kinds = AttributeMap::new();
+        let _changed = kinds.set(all(), Attributes::PRIVATE);
+        Self { kinds }
     }
 
     /// The list as it was sent by [`StatusList::shared`].
@@ -45,83 +61,43 @@ impl StatusList {
 
     /// Notes what a range is from now on; whether that is news for any frame.
     pub fn set(&mut self, range: GfnRange, status: Status) -> bool {
-        if self.cut(range).all(|(_, known)| known == status) {
-            return false;
-        }
-        let (start, end) = (range.start().raw(), range.end().raw());
-        let (mut from, mut to) = (start, end);
-        // Runs that overlap the range or touch it.
-        while let Some((&first, &last)) = self.runs.range(..=end).next_back() {
-            if last < start {
-                break;
-            }
-            let _run = self.runs.remove(&first);
-            (from, to) = (from.min(first), to.max(last));
-        }
-        match status {
-            Status::Shared => self.insert(from, to),
-            Status::Private => {
-                self.insert(from, start);
-                self.insert(end, to);
-            }
-        }
-        true
-    }
-
-    fn insert(&mut self, start: u64, end: u64) {
-        if start < end {
-            let _none = self.runs.insert(start, end);
-        }
+        let attributes = match status {
+            Status::Private => Attributes::PRIVATE,
+            Status::Shared => Attributes::empty(),
+        };
+        self.kinds.set(range, attributes)
     }
 
     /// What a frame is.
     pub fn get(&self, gfn: Gfn) -> Status {
-        let run = self.runs.range(..=gfn.raw()).next_back();
-        match run {
-            Some((_, &end)) if end > gfn.raw() => Status::Shared,
-            _ => Status::Private,
-        }
+        status(self.kinds.get(gfn))
     }
 
     /// A range cut where its kind changes, ascending: how dirty pages are to be sent.
     pub fn cut(&self, range: GfnRange) -> impl Iterator<Item = (GfnRange, Status)> + '_ {
-        let (mut at, end) = (range.start().raw(), range.end().raw());
-        core::iter::from_fn(move || {
-            if at >= end {
-                return None;
-            }
-            let status = self.get(Gfn::new(at));
-            let border = match status {
-                Status::Shared => self.runs.range(..=at).next_back().map(|(_, &last)| last),
-                Status::Private => self.runs.range(at..).next().map(|(&first, _)| first),
-            };
-            let until = border.unwrap_or(end).min(end);
-            let part = GfnRange::new(Gfn::new(at), Pages::new(until - at))?;
-            at = until;
-            Some((part, status))
-        })
+        let parts = self.kinds.ranges(range);
+        parts.map(|(part, attributes)| (part, status(attributes)))
     }
 
     /// The shared ranges, ascending: what goes along with a guest.
     pub fn shared(&self) -> impl Iterator<Item = GfnRange> + '_ {
-        self.runs
-            .iter()
-            .filter_map(|(&start, &end)| GfnRange::new(Gfn::new(start), Pages::new(end - start)))
+        let parts = self.cut(all());
+        parts.filter_map(|(part, status)| (status == Status::Shared).then_some(part))
     }
 
     /// How many shared ranges there are.
     pub fn len(&self) -> usize {
-        self.runs.len()
+        self.shared().count()
     }
 
     /// Whether everything is private.
     pub fn is_empty(&self) -> bool {
-        self.runs.is_empty()
+        self.shared().next().is_none()
     }
 
     /// Forgets everything: a guest that starts another kernel tells anew.
     pub fn reset(&mut self) {
-        self.runs.clear();
+        *self = Self::new();
     }
 }
 

@@ -1,14 +1,13 @@
 //! The engine: from a buffer to the ranges that a VMM has to change.
 
-use slat_memslot::{Errno, Gfn};
+use slat_memslot::Gfn;
 
 use super::batch::{Batch, left_of};
 use super::buffer::{MAX_ENTRIES, PscBuffer, PscEntry, PscHeader, PscOperation, offset_of};
-use super::exit::{Answer, MapGpaRange, PscResult, Resize, UnknownReturn};
-use super::quirks::{
-    CursorBeyondEnd, HeaderReads, Merge, OtherOperations, PscQuirks, Reserved, ReturnContract,
-};
+use super::exit::{Answer, MapGpaRange, PscResult, Resize};
+use super::quirks::{CursorBeyondEnd, HeaderReads, Merge, OtherOperations, PscQuirks, Reserved};
 use super::scratch::Scratch;
+use crate::convert::{Outcome, UnknownReturn};
 use crate::rmp::RmpSize;
 
 /// What the engine has to know of the VM.
@@ -203,14 +202,12 @@ impl Psc {
         buffer: &impl PscBuffer,
         ret: u64,
     ) -> Result<PscStep, UnknownReturn> {
-        let known = [Errno::EAGAIN, Errno::EINVAL].map(errno_value);
-        let answer = match (ret, self.settings.quirks.returns) {
-            (0, _) => Answer::Done,
-            (_, ReturnContract::Any) => Answer::Failed,
-            _ if known.contains(&ret) => Answer::Failed,
-            _ => {
+        let answer = match Outcome::of_ret(ret, self.settings.quirks.returns) {
+            Ok(Outcome::Done) => Answer::Done,
+            Ok(Outcome::TryAgain | Outcome::Refused) => Answer::Failed,
+            Err(unknown) => {
                 self.batch = None;
-                return Err(UnknownReturn(ret));
+                return Err(unknown);
             }
         };
         Ok(self.complete(buffer, answer))
@@ -322,9 +319,4 @@ impl Psc {
         self.header.cur_entry = to;
         buffer.store_u16(0, to);
     }
-}
-
-/// As userspace writes it into `hypercall.ret`.
-fn errno_value(errno: Errno) -> u64 {
-    u64::from(errno.raw().unsigned_abs())
 }

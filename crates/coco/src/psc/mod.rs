@@ -28,11 +28,10 @@ mod tests;
 
 pub use buffer::{MAX_ENTRIES, PscBuffer, PscEntry, PscHeader, PscOperation};
 pub use engine::{Psc, PscSettings, PscStep};
-pub use exit::{Answer, Direction, MapGpaRange, PscResult, Resize, UnknownReturn};
+pub use exit::{Answer, Direction, MapGpaRange, PscResult, Resize};
 pub use msr::{MsrRequest, MsrResponse};
 pub use plan::PscPlan;
 pub use quirks::{
-    CursorBeyondEnd, HeaderReads, Merge, OtherOperations, PscQuirks, Reserved, ReturnContract,
-    SizeHint,
+    CursorBeyondEnd, HeaderReads, Merge, OtherOperations, PscQuirks, Reserved, SizeHint,
 };
 pub use scratch::{Malformed, SCRATCH_END, SCRATCH_START, Scratch};

@@ -2,8 +2,8 @@
 
 use slat_memslot::{Gfn, GfnRange, PageSize, Pages, Slot};
 use slat_mmu::fault::{
-    Backing, Env, Fault as TdpFault, FilePage, HostPage, Kind, MmioCache, NotTracked, Outcome,
-    Present, Settings,
+    Backing, Env, Fault as TdpFault, FilePage, HostPage, MmioCache, NotTracked, Outcome, Present,
+    Settings,
 };
 use slat_mmu::spte::{Access, Pfn, PfnKind};
 use slat_mmu::tdp::{AccessCheck, NoCheck, Translated, Unobserved, Violation};
@@ -171,7 +171,7 @@ impl SnpVm {
             Err(Violation::Denied(fault)) => {
                 Err(Raised::Npf(fault.nested().unwrap_or(ErrorCode::RMP)))
             }
-            Err(_) => Err(Raised::Npf(absent(visibility, touch))),
+            Err(_) => Err(Raised::Npf(ErrorCode::of_access(visibility, touch))),
         }
     }
 
@@ -215,7 +215,7 @@ impl SnpVm {
                 execute(self, vcpu, page)
             }
             Err(_) => {
-                let code = absent(Visibility::Private, Touch::Write);
+                let code = ErrorCode::of_access(Visibility::Private, Touch::Write);
                 Err(GuestError::Fault(Fault::Nested(code)))
             }
         }
@@ -239,7 +239,7 @@ impl SnpVm {
         }
         match self.page_fault(vcpu, gfn, code) {
             Outcome::MemoryFault => {
-                let access = visibility_of(code);
+                let access = code.visibility();
                 return Err(match self.settings.policy {
                     RmpFaultPolicy::Strict => SnpExit::Injected(gfn),
                     _ if read(&self.memory).is_private(gfn) != (access == Visibility::Private) => {
@@ -279,7 +279,7 @@ impl SnpVm {
         };
         let fault = TdpFault {
             gfn,
-            kind: kind_of(code),
+            kind: code.kind(),
             present: match code.contains(ErrorCode::PRESENT) {
                 true => Present::Yes,
                 false => Present::No,
@@ -442,34 +442,5 @@ const fn leaf_size(page: &Translated) -> PageSize {
         Level::L1 => PageSize::Size4K,
         Level::L2 => PageSize::Size2M,
         Level::L3 | Level::L4 | Level::L5 => PageSize::Size1G,
-    }
-}
-
-/// The fault of an access that the tables do not allow.
-fn absent(visibility: Visibility, touch: Touch) -> ErrorCode {
-    let mut code = ErrorCode::USER | ErrorCode::FINAL;
-    code.set(ErrorCode::ENCRYPTED, visibility == Visibility::Private);
-    code.set(
-        ErrorCode::WRITE,
-        matches!(touch, Touch::Write | Touch::TableWrite),
-    );
-    code.set(ErrorCode::FETCH, matches!(touch, Touch::Fetch { .. }));
-    code
-}
-
-const fn visibility_of(code: ErrorCode) -> Visibility {
-    match code.contains(ErrorCode::ENCRYPTED) {
-        true => Visibility::Private,
-        false => Visibility::Shared,
-    }
-}
-
-const fn kind_of(code: ErrorCode) -> Kind {
-    if code.contains(ErrorCode::WRITE) {
-        Kind::Write
-    } else if code.contains(ErrorCode::FETCH) {
-        Kind::Execute
-    } else {
-        Kind::Read
     }
 }

@@ -167,7 +167,7 @@ impl Generator {
         match self.area() {
             Area::Slots => Call::SetRegion(self.region(memory)),
             Area::Gmem => self.gmem_call(memory),
-            Area::Attributes => self.attributes_call(memory),
+            Area::Attributes => self.set_attributes(memory),
             Area::DirtyLog => self.dirty_log_call(memory),
             Area::DirtyRing => self.dirty_ring_call(memory),
             Area::Caps => self.cap_call(),

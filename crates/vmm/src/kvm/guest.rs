@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 
-use kvm_bindings::{kvm_regs, kvm_segment};
+use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use slat_memslot::{
     Access, AccessKind, AsId, Attributes, Errno, Gpa, GuestAccess, Hva, Outcome, PAGE_SIZE, Vendor,
@@ -23,6 +23,13 @@ const EXIT_RING_FULL: u32 = 31;
 /// `KVM_SET_SREGS`: 32-bit protected mode, flat, no paging.
 pub(crate) fn make_flat(vcpu: &VcpuFd) -> Result<(), Errno> {
     let mut sregs = vcpu.get_sregs().map_err(errno)?;
+    flatten(&mut sregs, false);
+    sregs.cr0 |= 1;
+    vcpu.set_sregs(&sregs).map_err(errno)
+}
+
+/// Makes all segments flat, that of code a long one if wanted.
+pub(super) fn flatten(sregs: &mut kvm_sregs, long: bool) {
     let data = kvm_segment {
         limit: u32::MAX,
         type_: 3,
@@ -36,11 +43,11 @@ pub(crate) fn make_flat(vcpu: &VcpuFd) -> Result<(), Errno> {
     sregs.cs = kvm_segment {
         type_: 11,
         selector: 8,
+        l: u8::from(long),
+        db: u8::from(!long),
         ..data
     };
     (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs) = (data, data, data, data, data);
-    sregs.cr0 |= 1;
-    vcpu.set_sregs(&sregs).map_err(errno)
 }
 
 /// A vCPU.

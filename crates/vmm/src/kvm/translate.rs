@@ -8,7 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvm_bindings::{
-    CpuId, KVM_MEM_READONLY, kvm_cpuid_entry2, kvm_regs, kvm_segment, kvm_userspace_memory_region,
+    CpuId, KVM_MEM_READONLY, kvm_cpuid_entry2, kvm_regs, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use slat_memslot::{Errno, Gpa, Gva, PAGE_SIZE};
@@ -16,6 +16,7 @@ use slat_mmu::role::Efer;
 use slat_mmu::walk::{AlignmentCheck, GuestVendor};
 
 use super::OpenError;
+use super::guest::flatten;
 use super::host::Mapping;
 use super::ioctl::errno;
 use crate::walks::{CpuState, GigabytePages, Memory, RAM_PAGES, ROM_PAGES, ROM_START, Walker};
@@ -227,26 +228,8 @@ impl Walker for Translator {
 
     fn set(&mut self, state: &CpuState) -> Result<bool, Errno> {
         self.set_cpuid(state)?;
-        let long = state.efer.contains(Efer::LMA);
         let mut sregs = self.vcpu.get_sregs().map_err(errno)?;
-        let data = kvm_segment {
-            limit: u32::MAX,
-            type_: 3,
-            present: 1,
-            s: 1,
-            db: 1,
-            g: 1,
-            selector: 16,
-            ..Default::default()
-        };
-        sregs.cs = kvm_segment {
-            type_: 11,
-            selector: 8,
-            l: u8::from(long),
-            db: u8::from(!long),
-            ..data
-        };
-        (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs) = (data, data, data, data, data);
+        flatten(&mut sregs, state.efer.contains(Efer::LMA));
         sregs.cr0 = state.cr0.bits() | CR0_EXTENSION_TYPE;
         sregs.cr3 = state.cr3;
         sregs.cr4 = state.cr4.bits();

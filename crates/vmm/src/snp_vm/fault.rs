@@ -146,7 +146,7 @@ impl<F: Format> TdpVm<F> {
         // Bits that KVM makes itself do not come from hardware.
         let code = code - ErrorCode::SYNTHETIC;
         let private = code.contains(ErrorCode::ENCRYPTED);
-        let what = (kind_of(code), present_of(code));
+        let what = (code.kind(), present_of(code));
         match self.fault_as(id, root, what, gfn.gpa(), private) {
             Outcome::MemoryFault => return Err(self.wrong_kind(gfn, private)),
             Outcome::Emulate | Outcome::WriteProtected => return Err(SnpStop::Mmio(gfn)),
@@ -223,26 +223,10 @@ const fn guest_page(gfn: Gfn, page: &Translated) -> GuestPage {
 
 /// The fault of an access that the tables do not allow.
 fn not_mapped<D>(violation: &Violation<D>, visibility: Visibility, touch: Touch) -> ErrorCode {
-    let mut code = ErrorCode::USER | ErrorCode::FINAL;
+    let mut code = ErrorCode::of_access(visibility, touch);
     let present = matches!(violation, Violation::Permission { .. });
     code.set(ErrorCode::PRESENT, present);
-    code.set(ErrorCode::ENCRYPTED, visibility == Visibility::Private);
-    code.set(
-        ErrorCode::WRITE,
-        matches!(touch, Touch::Write | Touch::TableWrite),
-    );
-    code.set(ErrorCode::FETCH, matches!(touch, Touch::Fetch { .. }));
     code
-}
-
-const fn kind_of(code: ErrorCode) -> Kind {
-    if code.contains(ErrorCode::WRITE) {
-        Kind::Write
-    } else if code.contains(ErrorCode::FETCH) {
-        Kind::Execute
-    } else {
-        Kind::Read
-    }
 }
 
 const fn present_of(code: ErrorCode) -> Present {

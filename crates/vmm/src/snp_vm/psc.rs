@@ -76,7 +76,7 @@ impl<F: Format> TdpVm<F> {
         scratch: Scratch,
         ways: &VmmWays,
         event: &mut Event,
-    ) -> Result<(), slat_coco::psc::UnknownReturn> {
+    ) -> Result<(), slat_coco::convert::UnknownReturn> {
         let mut step = psc.begin(buffer, scratch);
         loop {
             step = match step {

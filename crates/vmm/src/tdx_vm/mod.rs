@@ -41,8 +41,9 @@ mod watch;
 
 use std::sync::Arc;
 
+use slat_coco::convert::Contract;
 use slat_coco::tdx::ioctl::{TdxCall as Staged, TdxStages};
-use slat_coco::tdx::mapgpa::{MapGpa, RetContract};
+use slat_coco::tdx::mapgpa::MapGpa;
 use slat_coco::tdx::mirror::{HookGen, SlotZap, TdxMmu};
 use slat_memslot::{Call, Gate, Memory, Outcome, Profile, Refusal, TdxCall, TdxFinding, VmType};
 
@@ -163,10 +164,10 @@ impl TdxVm {
     }
 
     /// How userspace may answer a conversion.
-    fn contract(&self) -> RetContract {
+    fn contract(&self) -> Contract {
         match self.memory.profile().map_gpa_answers.get() {
-            true => RetContract::Errno,
-            false => RetContract::AnyFailure,
+            true => Contract::Since2026,
+            false => Contract::Before2026,
         }
     }
 

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::convert::UnknownReturn;
 
 fn strict() -> PscSettings {
     PscSettings::new(PscQuirks::strict())

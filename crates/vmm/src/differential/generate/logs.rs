@@ -1,8 +1,7 @@
 //! Random dirty-log and dirty-ring calls, and guest writes.
 
 use slat_memslot::{
-    AsId, Buffer, Call, ClearBits, Gfn, Gpa, GuestAccess, Memory, PAGE_SIZE, Region, SlotFlags,
-    SlotKey, cap,
+    Buffer, Call, ClearBits, GuestAccess, Memory, PAGE_SIZE, Region, SlotFlags, SlotKey, cap,
 };
 
 use super::{Generator, live_slot};
@@ -97,13 +96,9 @@ impl Generator {
         }
     }
 
-    /// Mostly a write, to a live slot, or rarely to a hole; in SMM where the slot is of that address space.
-    pub(super) fn guest_write(&mut self, memory: &Memory) -> Call {
+    /// A write to a live slot, or rarely to a hole.
+    fn guest_write(&mut self, memory: &Memory) -> Call {
         let slot = live_slot(&mut self.dice, memory);
-        let mut as_id = slot.map_or(AsId::NORMAL, |slot| slot.key().as_id);
-        if memory.address_space_count() == 2 && self.dice.one_in(16) {
-            as_id = AsId::SMM;
-        }
         let page = match slot {
             Some(slot) if self.dice.percent(95) => {
                 slot.range().start().raw() + self.dice.below(slot.pages().raw())
@@ -120,26 +115,7 @@ impl Generator {
         };
         let vcpus = u64::from(memory.vcpus().max(1));
         let vcpu = u32::try_from(self.dice.below(vcpus)).unwrap_or(0);
-        let access = GuestAccess {
-            as_id,
-            code: self.other_code(&access, as_id, memory),
-            ..access.by_vcpu(vcpu)
-        };
-        Call::Guest(access)
-    }
-
-    /// Another page for the instruction: always where the accessed page is private, since nobody but the guest could put
-    /// one there.
-    fn other_code(&mut self, access: &GuestAccess, as_id: AsId, memory: &Memory) -> Option<u64> {
-        let is_private = memory.is_private(Gpa::new(access.gpa).gfn());
-        if !is_private && !self.dice.one_in(4) {
-            return None;
-        }
-        let frames = memory.space(as_id).iter().map(|slot| slot.range().start());
-        let shared: Vec<Gfn> = frames.filter(|gfn| !memory.is_private(*gfn)).collect();
-        let at = usize::try_from(self.dice.below(shared.len().max(1) as u64)).ok()?;
-        let gfn = shared.get(at)?;
-        Some(gfn.gpa().raw() + 0x10 * self.dice.below(0xf0))
+        Call::Guest(access.by_vcpu(vcpu))
     }
 
     pub(super) fn dirty_ring_call(&mut self, memory: &Memory) -> Call {

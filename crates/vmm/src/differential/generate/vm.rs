@@ -2,7 +2,7 @@
 
 use slat_memslot::{Call, Memory, PAGE_SIZE, cap};
 
-use super::{Area, Generator, live_slot};
+use super::{Generator, live_slot};
 
 /// Numbers that cannot be enabled on any VM.
 const NOT_ENABLED: [u32; 8] = [3, 10, 81, 231, 233, 234, 235, 9999];
@@ -16,27 +16,13 @@ const ODD_RANGE: [u64; 6] = [
 ];
 
 impl Generator {
-    /// Attributes set, or, where guests run at all, one that finds out what they are.
-    pub(super) fn attributes_call(&mut self, memory: &Memory) -> Call {
-        let has_guests = self.areas.contains(&Area::DirtyLog);
-        let has_any = has_guests && !memory.supported_attributes().is_empty();
-        match self.dice.below(10) {
-            0..=4 if has_any && memory.vcpus() > 0 => self.guest_write(memory),
-            0 if has_any => Call::CreateVcpu,
-            _ => self.set_attributes(memory),
-        }
-    }
-
-    fn set_attributes(&mut self, memory: &Memory) -> Call {
-        let slot = live_slot(&mut self.dice, memory).map(|slot| slot.range());
+    pub(super) fn set_attributes(&mut self, memory: &Memory) -> Call {
         let page = self.dice.below(4096) * PAGE_SIZE;
         let huge = self.dice.below(16) << 21;
-        let first = slot.map_or(page, |range| range.start().gpa().raw());
-        let address = self.dice.pick(&[page, huge, first]);
-        let all = slot.map_or(PAGE_SIZE, |range| range.pages().bytes());
+        let address = self.dice.pick(&[page, huge]);
         let size = self
             .dice
-            .pick(&[PAGE_SIZE, 16 * PAGE_SIZE, 1 << 21, 1 << 22, all]);
+            .pick(&[PAGE_SIZE, 16 * PAGE_SIZE, 1 << 21, 1 << 22]);
         let private = memory.supported_attributes().bits();
         let attributes = self.dice.pick(&[0, private]);
         Call::SetAttributes {
