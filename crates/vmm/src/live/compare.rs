@@ -20,6 +20,8 @@ pub struct Config {
     pub operations: usize,
     /// How often a program that differs is tried with less in it.
     pub tries: usize,
+    /// No program begins after so long, however few events there were.
+    pub within: Option<Duration>,
     /// What the kernel can be asked for.
     pub abilities: Abilities,
 }
@@ -32,6 +34,7 @@ impl Config {
             events,
             operations: 60,
             tries: 120,
+            within: None,
             abilities,
         }
     }
@@ -151,7 +154,8 @@ impl Live {
             elapsed: Duration::ZERO,
             finding: None,
         };
-        while outcome.events < config.events && outcome.finding.is_none() {
+        let in_time = || config.within.is_none_or(|within| begin.elapsed() < within);
+        while outcome.events < config.events && outcome.finding.is_none() && in_time() {
             let seed = config.seed.wrapping_add(outcome.programs);
             let program = Program::random(seed, config.operations, config.abilities);
             let ran = self.run(&program)?;

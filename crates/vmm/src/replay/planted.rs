@@ -15,8 +15,6 @@ pub enum Planted {
     MergedIsWritable,
     /// Pages that moved are mapped where they were.
     MovedStays,
-    /// What the host has made huge is mapped small (`mmu.c:host_pfn_mapping_level`).
-    CollapsedStaysSmall,
     /// What a program or a file fills is read as the zero page, and mapped read-only.
     FilledReadsZero,
     /// An SMI leaves the vCPU on its root (`x86.c:kvm_smm_changed`).
@@ -31,13 +29,12 @@ pub enum Planted {
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 10] = [
         Self::AgeingForgets,
         Self::UnmapsNothing,
         Self::ForkedIsWritable,
         Self::MergedIsWritable,
         Self::MovedStays,
-        Self::CollapsedStaysSmall,
         Self::FilledReadsZero,
         Self::SmiKeepsRoot,
         Self::RsmKeepsRoot,

@@ -35,8 +35,10 @@ const ADDRESS: std::ops::Range<usize> = 16..24;
 
 impl FaultFiller {
     pub(super) fn start() -> io::Result<Self> {
+        // One that blocks cannot be polled.
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
         // SAFETY: the call takes a number, and gives a descriptor that is ours.
-        let descriptor = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+        let descriptor = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
         let descriptor = RawFd::try_from(descriptor).unwrap_or(-1);
         if descriptor < 0 {
             return Err(io::Error::last_os_error());

@@ -208,10 +208,13 @@ impl<J: Journal> Driver<J> {
         let failed = |error| io_error(BITMAP, error);
         let file = File::options().read(true).write(true).open(BITMAP);
         let file = file.map_err(failed)?;
+        list_new_pages().map_err(|error| io_error("madvise", error))?;
         self.say(&format!("OP {op}"))?;
         for at in gfn.raw()..gfn.raw() + pages.raw() {
             let hva = self.host_address(op, Gfn::new(at)).ok();
-            let page = hva.map(|hva| self.page(hva)).transpose()?.flatten();
+            let page = hva.map(|hva| self.pagemap.page_alone(hva)).transpose();
+            let page = page.map_err(|error| io_error("/proc/self/pagemap", error))?;
+            let page = page.flatten();
             let place = page.map(|page| (page.pfn / 64 * 8, 1u64 << (page.pfn % 64)));
             match (place, mark) {
                 (Some((word, bit)), true) => {
@@ -264,6 +267,23 @@ fn advice_of(name: &str) -> Option<i32> {
         "SOFT_OFFLINE" => SOFT_OFFLINE,
         _ => return None,
     })
+}
+
+/// Makes the kernel put new pages on its lists: nothing is told or known of others. It does when anything is given back.
+fn list_new_pages() -> io::Result<()> {
+    let page = usize::try_from(PAGE_SIZE).unwrap_or(0);
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new mapping, which nobody else knows and which ends here.
+    unsafe {
+        let at = libc::mmap(std::ptr::null_mut(), page, prot, flags, -1, 0);
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        libc::madvise(at, page, libc::MADV_DONTNEED);
+        libc::munmap(at, page);
+    }
+    Ok(())
 }
 
 /// Waits until a thread of the kernel has nothing to do.

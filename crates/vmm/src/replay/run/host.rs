@@ -156,7 +156,7 @@ impl<V: PagedVm> Run<'_, V> {
                 self.age_hvas(chunk);
                 return self.outcome(Ok(Some(8 * i64::try_from(pages.raw()).unwrap_or(0))));
             }
-            Op::ReadFramesIdle { .. } => return self.read_idle(chunk),
+            Op::ReadFramesIdle { gfn, .. } => return self.read_idle(*gfn, chunk),
             _ => {}
         }
         let young = self.age_hvas(chunk);
@@ -177,7 +177,13 @@ impl<V: PagedVm> Run<'_, V> {
     }
 
     fn age_hvas(&mut self, items: &[Item<'_>]) -> bool {
-        let mut young = false;
+        let aged = self.age_each(items);
+        aged.iter().any(|(_, young)| *young)
+    }
+
+    /// What KVM was asked about, and what it said.
+    fn age_each(&mut self, items: &[Item<'_>]) -> Vec<(HvaRange, bool)> {
+        let mut aged = Vec::new();
         for item in items {
             let What::Event(Traced::AgeHva { start, end }) = item.what else {
                 continue;
@@ -185,25 +191,30 @@ impl<V: PagedVm> Run<'_, V> {
             for range in self.addresses.to_model(&(start..end)) {
                 let forgets = self.planted == Some(Planted::AgeingForgets);
                 let vm = self.vm.as_mut().filter(|_| !forgets);
-                young |= vm.is_some_and(|vm| vm.age_hva(range));
+                let young = vm.is_some_and(|vm| vm.age_hva(range.clone()));
+                aged.push((range, young));
             }
         }
-        young
+        aged
     }
 
-    /// One page after the other is looked at. Where the host does not ask KVM, it knows by itself.
-    fn read_idle(&mut self, chunk: &[Item<'_>]) {
+    /// One page after the other is looked at, and each time also those that have their bit in the same word. Where the host
+    /// does not ask KVM about a page, it knows by itself.
+    fn read_idle(&mut self, first: Gfn, chunk: &[Item<'_>]) {
         let is_answer = |item: &Item<'_>| matches!(item.what, What::Note(Note::Idle(_)));
-        for page in chunk.split_inclusive(is_answer) {
-            let asks = |item: &Item<'_>| matches!(item.what, What::Event(Traced::AgeHva { .. }));
-            let asked = page.iter().any(asks);
-            let young = self.age_hvas(page);
+        let pages = chunk.split_inclusive(is_answer);
+        for (gfn, page) in (first.raw()..).zip(pages) {
+            let aged = self.age_each(page);
             let Some(What::Note(Note::Idle(recorded))) = page.last().map(|item| &item.what) else {
                 continue;
             };
-            let idle = if asked { !young } else { *recorded };
+            let hva = self.addresses_of(Gfn::new(gfn), Pages::new(1));
+            let of_page =
+                |range: &HvaRange| hva.as_ref().is_some_and(|at| range.contains(&at.start));
+            let asked = aged.iter().filter(|(range, _)| of_page(range));
+            let idle = asked.map(|(_, young)| !young).reduce(|a, b| a && b);
             if let Some(vm) = &mut self.vm {
-                vm.tell(Predicted::Idle(idle));
+                vm.tell(Predicted::Idle(idle.unwrap_or(*recorded)));
             }
         }
     }
@@ -230,8 +241,7 @@ impl<V: PagedVm> Run<'_, V> {
                     }
                 }
                 What::Note(Note::Collapsed { hva, pfn }) => {
-                    let wrong = self.planted == Some(Planted::CollapsedStaysSmall);
-                    if let Some(vm) = self.vm.as_mut().filter(|_| !wrong) {
+                    if let Some(vm) = &mut self.vm {
                         vm.host_mut().tell(*hva, *pfn, PageSize::Size2M);
                     }
                 }
