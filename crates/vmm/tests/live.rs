@@ -44,7 +44,15 @@ fn every_event_is_predicted(machine: &Machine) {
         ..Config::new(number("SLAT_SEED", 1), events, abilities(machine))
     };
     let mut live = Live::new(machine.clone()).expect("a capture");
-    let outcome = live.compare(&config, |_| {}).expect("programs that run");
+    let (begin, mut told) = (Instant::now(), 0);
+    let progress = |events: usize| {
+        if events / 100_000 > told {
+            told = events / 100_000;
+            let seconds = begin.elapsed().as_secs_f64();
+            println!("{events} events so far, {seconds:.1} s");
+        }
+    };
+    let outcome = live.compare(&config, progress).expect("programs that run");
     if let Some(finding) = &outcome.finding {
         println!("{}", finding.recording);
         panic!("seed {}: {}", finding.seed, finding.difference);

@@ -158,6 +158,7 @@ impl<J: Journal> Driver<J> {
             Op::MarkFramesIdle { .. } | Op::ReadFramesIdle { .. } => self.page_idle(op),
             Op::ModuleParameter { name, value } => {
                 self.say(&format!("OP {op}"))?;
+                self.machine.iter_mut().for_each(Machine::roots_go);
                 set_parameter(name, value)
             }
             Op::Guest { vcpu, act } => self.guest(op, *vcpu, act),
@@ -185,8 +186,13 @@ impl<J: Journal> Driver<J> {
             _ => None,
         };
         let machine = self.machine.as_ref().ok_or_else(|| missing(op, "VM"))?;
-        match vcpu {
-            Some(id) if !machine.vcpus.contains_key(&id) => Err(missing(op, "vCPU")),
+        let Some(id) = vcpu else { return Ok(()) };
+        match op {
+            _ if !machine.vcpus.contains_key(&id) => Err(missing(op, "vCPU")),
+            // Some kernels never come back from pre-faulting through an obsolete root.
+            Op::PreFault { .. } if machine.stale.contains(&id) => {
+                Err(missing(op, "vCPU whose root is there"))
+            }
             _ => Ok(()),
         }
     }

@@ -62,8 +62,8 @@ pub struct HostMemory {
     huge: Vec<(PageSize, Gfn, u64)>,
     /// Ranges that will be unmapped when somebody writes there.
     copies: VecDeque<HvaRange>,
-    /// One that must be unmapped now.
-    moved: Option<HvaRange>,
+    /// Those that must be unmapped now.
+    moved: VecDeque<HvaRange>,
     /// Frames that are no memory.
     devices: Vec<Range<u64>>,
     /// Nothing is mapped there.
@@ -264,12 +264,10 @@ impl HostMemory {
         found.map_or(PageSize::Size4K, |(_, mapping)| mapping.size)
     }
 
-    /// The range that a fault has replaced, if it has.
+    /// The next range that a fault has split or replaced, if it has.
     pub(crate) fn take_moved(&mut self) -> Option<HvaRange> {
-        let moved = self.moved.take()?;
-        let within = |copy: &HvaRange| moved.start <= copy.start && copy.end <= moved.end;
-        if self.copies.iter().any(within) {
-            // A huge page is split first, and a part of it copied then.
+        let moved = self.moved.pop_front()?;
+        if self.moved.iter().any(|next| covers(&moved, next)) {
             self.split(&moved);
         } else {
             self.replace(moved.clone());
@@ -288,10 +286,16 @@ impl HostMemory {
         }
     }
 
-    /// Whether a page that nobody has written to since it was made, shared or protected may be written to.
+    /// Whether a page that nobody has written to since it was made, shared or protected may be written to. Where nothing is
+    /// yet, a fork has shared nothing.
     fn may_write(&self, hva: u64) -> bool {
-        let zero = Self::is_in(&self.untouched, hva) && !Self::is_in(&self.filled, hva);
-        !(zero || Self::is_in(&self.shared, hva) || Self::is_in(&self.protected, hva))
+        if Self::is_in(&self.protected, hva) {
+            false
+        } else if Self::is_in(&self.untouched, hva) {
+            Self::is_in(&self.filled, hva)
+        } else {
+            !Self::is_in(&self.shared, hva)
+        }
     }
 
     /// Somebody has written to a page: it is nobody else's.
@@ -402,9 +406,8 @@ impl HostMemory {
         let shared = Self::is_in(&self.shared, hva);
         let read_only = known.map_or(shared, |(_, mapping)| !mapping.writable);
         if write && read_only {
-            let copy = self.copies.iter().position(|range| range.contains(&hva));
-            if let Some(copy) = copy {
-                self.moved = self.copies.remove(copy);
+            self.copy(hva);
+            if !self.moved.is_empty() {
                 return Err(HostPage::Moved);
             }
         }
@@ -432,13 +435,25 @@ impl HostMemory {
         // A page that was never written to reads as the zero page.
         let writable = write || self.may_write(hva);
         let mapping = self.insert(frame, page, writable);
-        if write {
+        if writable {
             self.written(frame);
         }
         Ok(Mapping {
             pfn: page.pfn,
             ..mapping
         })
+    }
+
+    /// Somebody writes to a page that is copied then: a huge page is split first, and the page copied, in one go.
+    fn copy(&mut self, hva: u64) {
+        let mut within = 0..u64::MAX;
+        let is_next = |range: &HvaRange, within: &HvaRange| {
+            range.contains(&hva) && range != within && covers(within, range)
+        };
+        while let Some(next) = self.copies.iter().position(|range| is_next(range, &within)) {
+            within = self.copies.remove(next).unwrap_or_default();
+            self.moved.push_back(within.clone());
+        }
     }
 
     /// The page behind an address, if the host maps it writable now, without waiting for anything.
@@ -473,6 +488,10 @@ impl HostMemory {
 }
 
 /// Takes a range away from others.
+fn covers(outer: &HvaRange, inner: &HvaRange) -> bool {
+    outer.start <= inner.start && inner.end <= outer.end
+}
+
 fn subtract(ranges: &mut Vec<HvaRange>, gone: &HvaRange) {
     let left = ranges.drain(..).flat_map(|range| {
         let below = range.start..range.end.min(gone.start);

@@ -3,7 +3,7 @@
 
 use std::os::fd::AsRawFd;
 
-use kvm_bindings::{kvm_pre_fault_memory, kvm_run};
+use kvm_bindings::{KVM_EXIT_DIRTY_RING_FULL, kvm_pre_fault_memory, kvm_run};
 use slat_memslot::{AsId, Errno, Gfn, PAGE_SHIFT, Pages};
 
 use super::vm::Machine;
@@ -83,6 +83,10 @@ impl<J: Journal> Driver<J> {
         let vcpu = vcpu.ok_or_else(|| missing(op, "vCPU"))?;
         let journal = &mut self.journal;
         let ran = guest::run(vcpu, &start, |note| journal.say(&format!("NOTE {note}")));
+        // One that a full ring keeps out does not look at its root.
+        if vcpu.get_kvm_run().exit_reason != KVM_EXIT_DIRTY_RING_FULL {
+            machine.stale.remove(&id);
+        }
         match ran {
             Ok(told) => told.map_err(|error| io_error("the journal", error))?,
             Err(errno) => return self.ret(Err(errno)),

@@ -1,7 +1,7 @@
 //! Calls about a VM.
 #![expect(unsafe_code, reason = "slots give the kernel host addresses")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use kvm_bindings::{
@@ -36,6 +36,8 @@ pub(super) struct Machine {
     /// The dirty rings of vCPUs.
     pub(super) rings: BTreeMap<u32, Ring>,
     pub(super) vcpus: BTreeMap<u32, VcpuFd>,
+    /// vCPUs that have not run since their roots may have become obsolete.
+    pub(super) stale: BTreeSet<u32>,
     gmem: Vec<OwnedFd>,
     pub(super) slots: BTreeMap<(AsId, u16), Slot>,
     /// The address space that the guest is in.
@@ -55,6 +57,7 @@ impl<J: Journal> Driver<J> {
             let descriptor = i64::from(vm.as_raw_fd());
             self.machine = Some(Machine {
                 vcpus: BTreeMap::new(),
+                stale: BTreeSet::new(),
                 gmem: Vec::new(),
                 slots: BTreeMap::new(),
                 rings: BTreeMap::new(),
@@ -176,6 +179,11 @@ impl Machine {
         slot.map_or(0, |slot| slot.pages.raw())
     }
 
+    /// vCPUs may have obsolete roots until they run.
+    pub(super) fn roots_go(&mut self) {
+        self.stale = self.vcpus.keys().copied().collect();
+    }
+
     fn set_region(&mut self, region: &SetRegion) -> Result<i64, Errno> {
         let hva = region.hva.unwrap_or(Hva::new(0));
         let key = SlotKey {
@@ -218,6 +226,9 @@ impl Machine {
         };
         set.map_err(errno)?;
         let key = (region.as_id, region.slot);
+        if self.slots.contains_key(&key) {
+            self.roots_go();
+        }
         if region.pages.raw() == 0 {
             self.slots.remove(&key);
         } else {
