@@ -210,6 +210,9 @@ impl Writer {
     // --- One operation -----------------------------------------------------------------------------------------------
 
     fn operation(&mut self) {
+        if self.private && self.dice.percent(10) {
+            return self.private_memory();
+        }
         match self.dice.below(100) {
             0..44 => self.guest(),
             44..50 => self.create_slot(),
@@ -223,7 +226,6 @@ impl Writer {
             86..92 => self.pre_fault(),
             92..95 => self.switch_smm(),
             95 => self.change_parameter(),
-            _ if self.private => self.private_memory(),
             _ => self.guest(),
         }
     }

@@ -44,7 +44,9 @@ impl Writer {
                 gfn,
                 pages: Pages::new(1),
             },
-            62..68 if self.abilities.host.userfault && self.discards && !kind.is_file() => {
+            62..75 if self.abilities.host.userfault && self.discards && !kind.is_file() => {
+                // What is filled is what is missing.
+                self.push(advise("DONTNEED"));
                 Op::Userfault { gfn, pages }
             }
             _ => Op::Mprotect {
