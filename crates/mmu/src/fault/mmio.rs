@@ -21,6 +21,11 @@ impl MmioCache {
         self.last = None;
     }
 
+    /// Forgets it if it was this one.
+    pub fn clear_at(&mut self, gfn: Gfn) {
+        self.last = self.last.filter(|(last, _)| *last != gfn);
+    }
+
     /// Whether this access was the last, and slots have not changed since. Frame 0 is never remembered.
     pub fn has(&self, gfn: Gfn, generation: Generation) -> bool {
         gfn.raw() != 0 && self.last == Some((gfn, generation))

@@ -8,6 +8,7 @@ pub(crate) mod ioctl;
 mod machine;
 mod probe;
 mod region;
+mod stats;
 mod translate;
 mod vm;
 
@@ -18,5 +19,6 @@ pub use host::HostMemory;
 pub(crate) use ioctl::errno;
 pub use machine::{Machine, OpenError};
 pub use probe::probe;
+pub(crate) use stats::Stats;
 pub use translate::Translator;
 pub use vm::Vm;

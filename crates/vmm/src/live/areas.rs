@@ -5,6 +5,8 @@ use std::io;
 
 use slat_memslot::{Hva, PAGE_SIZE, Pages};
 
+use super::execute::TRAP;
+
 /// What the host's memory is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -60,7 +62,8 @@ pub struct Areas {
 }
 
 impl Areas {
-    /// Maps areas and writes to every page, so that the host has it. Pages begin with an instruction that halts.
+    /// Maps areas and writes to every page, so that the host has it. Pages begin with an instruction that halts, and end with
+    /// some that trap.
     ///
     /// # Errors
     /// The kernel refuses one: its place is taken, or there are not enough huge pages.
@@ -70,7 +73,9 @@ impl Areas {
             map(area)?;
             mapped.areas.push(*area);
             for page in 0..area.pages.raw() {
-                mapped.write(Hva::new(area.start.raw() + page * PAGE_SIZE), &[HALT]);
+                let first = area.start.raw() + page * PAGE_SIZE;
+                mapped.write(Hva::new(first), &[HALT]);
+                mapped.write(Hva::new(first + TRAPS), &[TRAP; 16]);
             }
         }
         Ok(mapped)
@@ -141,6 +146,8 @@ impl Drop for Areas {
     }
 }
 
+/// Where traps begin in a page.
+pub(super) const TRAPS: u64 = PAGE_SIZE - 16;
 /// `hlt`.
 pub(super) const HALT: u8 = 0xf4;
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;

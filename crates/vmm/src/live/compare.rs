@@ -8,9 +8,20 @@ use super::{Abilities, Areas, DriveError, Driver, Program, Trace, TraceError};
 use crate::replay::{Machine, Verdict, predict};
 use crate::traces::{Op, ParseError, Recording};
 
+/// What kind of programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Programs {
+    /// Guests without paging, on the TDP MMU.
+    Flat,
+    /// Guests with tables of their own, on shadow pages.
+    WithTables,
+}
+
 /// What to compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// Which programs.
+    pub programs: Programs,
     /// The seed of the first program; the next has the next.
     pub seed: u64,
     /// How many events and results to compare at least.
@@ -27,11 +38,29 @@ impl Config {
     /// As `slat diff` has it.
     pub fn new(seed: u64, events: usize, abilities: Abilities) -> Self {
         Self {
+            programs: Programs::Flat,
             seed,
             events,
             operations: 60,
             tries: 120,
             abilities,
+        }
+    }
+
+    /// The same for guests with tables of their own.
+    pub fn with_tables(seed: u64, events: usize, abilities: Abilities) -> Self {
+        Self {
+            programs: Programs::WithTables,
+            operations: 200,
+            tries: 300,
+            ..Self::new(seed, events, abilities)
+        }
+    }
+
+    fn program(&self, seed: u64) -> Program {
+        match self.programs {
+            Programs::Flat => Program::random(seed, self.operations, self.abilities),
+            Programs::WithTables => Program::with_tables(seed, self.operations, self.abilities),
         }
     }
 }
@@ -47,6 +76,8 @@ pub struct Outcome {
     pub left_out: usize,
     /// How many events and results were as predicted.
     pub events: usize,
+    /// How many instructions guests executed.
+    pub executed: usize,
     /// How long it took.
     pub elapsed: Duration,
     /// The first difference.
@@ -130,14 +161,16 @@ impl Live {
             operations: 0,
             left_out: 0,
             events: 0,
+            executed: 0,
             elapsed: Duration::ZERO,
             finding: None,
         };
         while outcome.events < config.events && outcome.finding.is_none() {
             let seed = config.seed.wrapping_add(outcome.programs);
-            let program = Program::random(seed, config.operations, config.abilities);
+            let program = config.program(seed);
             let ran = self.run(&program)?;
             outcome.programs += 1;
+            outcome.executed += program.executed();
             outcome.operations += ran.operations;
             outcome.left_out += ran.left_out;
             outcome.events += ran.events;

@@ -17,10 +17,12 @@ use slat_memslot::{
 use thiserror::Error;
 
 use super::areas::Areas;
+use super::execute;
 use super::guest;
 use super::pagemap::{Page, Pagemap};
-use crate::kvm::{create_gmem, errno, ioctl, make_flat};
-use crate::traces::{GuestAct, Leaves, Note, Op, Ret, SetRegion, Sregs};
+use crate::kvm::{Stats, create_gmem, errno, ioctl, make_flat};
+use crate::traces::{Control, GuestAct, Instruction, Leaves, MmuCounts, Note, Op, Ret, SetRegion, Sregs};
+use slat_mmu::walk::Privilege;
 
 /// Where a driver writes what it does.
 pub trait Journal {
@@ -99,6 +101,8 @@ struct Machine {
     slots: BTreeMap<(AsId, u16), Slot>,
     /// The address space that the guest is in.
     as_id: AsId,
+    /// Read after each operation, where guests have tables of their own.
+    stats: Option<Stats>,
     vm: VmFd,
 }
 
@@ -135,6 +139,7 @@ impl<J: Journal> Driver<J> {
             for (at, code) in guest::CODE {
                 areas.write(Hva::new(first.raw() + at), code);
             }
+            execute::write_code(&mut areas, first);
         }
         Ok(Self {
             kvm: Kvm::new().map_err(DriveError::Kvm)?,
@@ -168,10 +173,22 @@ impl<J: Journal> Driver<J> {
     /// # Errors
     /// It cannot be made at all, or not be told.
     pub fn run(&mut self, op: &Op<'_>) -> Done {
-        if let Op::Madvise { .. } | Op::Mprotect { .. } = op {
-            return self.host_call(op);
+        match op {
+            Op::Madvise { .. } | Op::Mprotect { .. } => return self.host_call(op),
+            Op::Poke { hva, value } => return self.poke(op, *hva, *value),
+            _ => self.look_for(op)?,
         }
-        self.look_for(op)?;
+        let counted = self.machine.as_ref().is_some_and(|machine| machine.stats.is_some());
+        if counted {
+            if let Op::CloseVm = op {
+                self.counts()?;
+            }
+            self.operation(op)?;
+            if let Op::SetRegion(region) = op {
+                self.backing_in(region.as_id, region.gfn, region.pages.raw())?;
+            }
+            return self.counts();
+        }
         match op {
             Op::SetRegion(region) => {
                 self.statistics()?;
@@ -180,6 +197,10 @@ impl<J: Journal> Driver<J> {
             Op::CloseVm => self.statistics()?,
             _ => {}
         }
+        self.operation(op)
+    }
+
+    fn operation(&mut self, op: &Op<'_>) -> Done {
         self.say(&format!("OP {op}"))?;
         match op {
             Op::CreateVm { vm_type } => self.create_vm(*vm_type),
@@ -189,6 +210,14 @@ impl<J: Journal> Driver<J> {
                 Ok(())
             }
             Op::ModuleParameter { name, value } => set_parameter(name, value),
+            Op::Guest {
+                vcpu,
+                act:
+                    GuestAct::Execution {
+                        privilege,
+                        instruction,
+                    },
+            } => self.execute(*vcpu, instruction, *privilege),
             Op::Guest { vcpu, act } => self.guest(op, *vcpu, act),
             Op::CreateVcpu { .. }
             | Op::CloseVcpu { .. }
@@ -260,6 +289,9 @@ impl<J: Journal> Driver<J> {
             let page = self.pagemap.page(hva);
             let page = page.map_err(|error| io_error("/proc/self/pagemap", error))?;
             if let Some(page) = page {
+                // A huge page is told once.
+                let inside = (hva.raw() >> PAGE_SHIFT) & (page.level.pages().raw() - 1);
+                at += page.level.pages().raw() - inside - 1;
                 found.push((gfn, hva, page));
             }
         }
@@ -299,6 +331,29 @@ impl<J: Journal> Driver<J> {
         Ok(())
     }
 
+    /// Tells how many leaves there are, and what was done to shadow pages.
+    fn counts(&mut self) -> Done {
+        let stats = self.machine.as_ref().and_then(|machine| machine.stats.as_ref());
+        let Some(stats) = stats else { return Ok(()) };
+        let read = |name| stats.read(name).unwrap_or(0);
+        let leaves = Leaves {
+            pages_4k: read("pages_4k"),
+            pages_2m: read("pages_2m"),
+            pages_1g: read("pages_1g"),
+        };
+        let counts = MmuCounts {
+            shadow_zapped: read("mmu_shadow_zapped"),
+            pte_write: read("mmu_pte_write"),
+            pde_zapped: read("mmu_pde_zapped"),
+            flooded: read("mmu_flooded"),
+            recycled: read("mmu_recycled"),
+            cache_miss: read("mmu_cache_miss"),
+            unsync: read("mmu_unsync"),
+        };
+        self.note(&Note::Leaves(leaves))?;
+        self.note(&Note::Counts(counts))
+    }
+
     /// Tells where huge pages of a slot are, since what its log leaves behind may become huge again.
     fn huge_pages(&mut self, region: &SetRegion) -> Done {
         let slots = self.machine.as_ref().map(|machine| &machine.slots);
@@ -327,6 +382,7 @@ impl<J: Journal> Driver<J> {
                 gmem: Vec::new(),
                 slots: BTreeMap::new(),
                 as_id: AsId::NORMAL,
+                stats: None,
                 vm,
             });
             descriptor
@@ -360,6 +416,9 @@ impl<J: Journal> Driver<J> {
                 };
                 let set = machine.vm.set_memory_attributes(request);
                 set.map(|()| 0).map_err(errno)
+            }
+            Op::SetMmuPages { pages } => {
+                ioctl::set_nr_mmu_pages(machine.vm.as_raw_fd(), *pages).map(i64::from)
             }
             Op::GetDirtyLog { slot } => return self.get_dirty_log(*slot),
             Op::ClearDirtyLog { slot, first, pages } => {
@@ -423,6 +482,15 @@ impl<J: Journal> Driver<J> {
                 vcpu: id,
                 sregs: Sregs::Flat,
             } => make_flat(vcpu(&id.unwrap_or(0))?).map(|()| 0),
+            Op::SetSregs {
+                vcpu: id,
+                sregs: Sregs::Control(control),
+            } => {
+                if machine.stats.is_none() {
+                    machine.stats = Stats::of(&machine.vm).ok();
+                }
+                execute::set_control(vcpu(&id.unwrap_or(0))?, control).map(|()| 0)
+            }
             Op::SetSmm(inside) => {
                 let result = guest::set_smm(vcpu(&0)?, *inside).map(|()| 0);
                 let space = u8::from(*inside && result.is_ok());
@@ -455,6 +523,31 @@ impl<J: Journal> Driver<J> {
         self.ret(result)
     }
 
+    fn execute(&mut self, id: u32, instruction: &Instruction, privilege: Privilege) -> Done {
+        let journal = &mut self.journal;
+        let vcpu = self.machine.as_mut().and_then(|machine| machine.vcpus.get_mut(&id));
+        let Some(vcpu) = vcpu else { return Ok(()) };
+        let ran = execute::run(vcpu, (instruction, privilege), |note| {
+            journal.say(&format!("NOTE {note}"))
+        });
+        match ran {
+            Ok((told, lost)) => {
+                told.map_err(|error| io_error("the journal", error))?;
+                lost.map_or(Ok(()), |control| self.restore(id, control))
+            }
+            Err(errno) => self.ret(Err(errno)),
+        }
+    }
+
+    /// A vCPU that has lost its registers gets them again.
+    fn restore(&mut self, id: u32, control: Control) -> Done {
+        self.counts()?;
+        self.operation(&Op::SetSregs {
+            vcpu: Some(id),
+            sregs: Sregs::Control(control),
+        })
+    }
+
     fn guest(&mut self, op: &Op<'_>, id: u32, act: &GuestAct<'_>) -> Done {
         let start =
             guest::Start::of(act).ok_or_else(|| DriveError::Unknown { op: op.to_string() })?;
@@ -473,6 +566,14 @@ impl<J: Journal> Driver<J> {
     }
 
     // --- The host ----------------------------------------------------------------------------------------------------
+
+    fn poke(&mut self, op: &Op<'_>, hva: Hva, value: u64) -> Done {
+        self.say(&format!("OP {op}"))?;
+        match self.areas.write(hva, &value.to_le_bytes()) {
+            true => Ok(()),
+            false => Err(missing(op, "area that holds the address")),
+        }
+    }
 
     /// A call on host memory; told only where there is any.
     fn host_call(&mut self, op: &Op<'_>) -> Done {

@@ -3,7 +3,7 @@
 use std::fs;
 
 use kvm_ioctls::Kvm;
-use slat_memslot::{Profile, VmType};
+use slat_memslot::{PageSize, Profile, Vendor, VmType};
 use slat_mmu::host::Host;
 use slat_mmu::roots::TdpMmu;
 use slat_mmu::spte::NxHugePages;
@@ -52,6 +52,38 @@ pub fn here() -> Result<Machine, String> {
     })
 }
 
+/// The machine, if its guests run on shadow pages, or what it lacks to be predicted.
+///
+/// # Errors
+/// KVM cannot be used, or has a second stage, or the processor is not known.
+pub fn here_shadowed() -> Result<Machine, String> {
+    let kvm = Kvm::new().map_err(|error| format!("/dev/kvm: {error}"))?;
+    let capabilities = probe(&kvm).map_err(|errno| format!("KVM_CREATE_VM: {errno}"))?;
+    let profile = Profile::probed(&capabilities);
+    if profile.tdp.get() {
+        return Err("KVM has a second stage here".to_owned());
+    }
+    let cpu =
+        fs::read_to_string("/proc/cpuinfo").map_err(|error| format!("/proc/cpuinfo: {error}"))?;
+    let bits = address_bits(&cpu).ok_or("the processor does not say its address bits")?;
+    let mut host = Host::shadow(bits).with_largest_page(PageSize::Size2M);
+    if parameter("kvm", "mmio_caching") != Some(true) {
+        host = host.without_mmio_caching();
+    }
+    let nx_huge_pages = match parameter("kvm", "nx_huge_pages") {
+        Some(true) => NxHugePages::On,
+        _ => NxHugePages::Off,
+    };
+    Ok(Machine {
+        name: format!("this machine ({})", capabilities.release),
+        host,
+        profile,
+        nx_huge_pages,
+        passes: passes(&capabilities.release),
+        tdp_mmu: TdpMmu::Off,
+    })
+}
+
 /// What this kernel can be asked for.
 ///
 /// # Errors
@@ -62,6 +94,7 @@ pub fn abilities(machine: &Machine) -> Abilities {
         private_memory: profile.supports(VmType::SwProtected),
         smm: profile.address_spaces(VmType::Default) > 1,
         pre_fault: profile.pre_fault.get(),
+        emulated_supervisor: profile.vendor.get() == Vendor::Paravirtual,
     }
 }
 

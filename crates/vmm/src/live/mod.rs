@@ -11,15 +11,17 @@
 mod areas;
 mod compare;
 mod driver;
+mod execute;
 mod guest;
 mod machine;
 mod pagemap;
 mod random;
+mod tables;
 mod trace;
 
 pub use areas::{Area, Areas, Kind};
-pub use compare::{Config, Finding, Live, LiveError, Outcome};
+pub use compare::{Config, Finding, Live, LiveError, Outcome, Programs};
 pub use driver::{DriveError, Driver, Journal};
-pub use machine::{abilities, here};
+pub use machine::{abilities, here, here_shadowed};
 pub use random::{Abilities, Program};
 pub use trace::{Trace, TraceError};

@@ -15,6 +15,8 @@ pub struct Abilities {
     pub smm: bool,
     /// `KVM_PRE_FAULT_MEMORY`.
     pub pre_fault: bool,
+    /// Supervisors in long mode run, in KVM's emulator.
+    pub emulated_supervisor: bool,
 }
 
 /// A program with the memory that it needs.
@@ -47,6 +49,12 @@ const HUGE: u64 = 0x200;
 const PRIVATE: u64 = 1 << 3;
 
 impl Program {
+    /// How often its guests run.
+    pub fn executed(&self) -> usize {
+        let runs = |op: &&Op<'_>| matches!(op, Op::Guest { .. });
+        self.ops.iter().filter(runs).count()
+    }
+
     /// A program of about so many operations.
     pub fn random(seed: u64, operations: usize, abilities: Abilities) -> Self {
         let mut writer = Writer::new(seed, abilities);

@@ -28,6 +28,13 @@ pub enum TraceError {
     Lost(u64),
 }
 
+/// Events that only guests with tables of their own cause.
+const OF_SHADOWS: [&str; 4] = [
+    "kvmmmu/kvm_mmu_set_accessed_bit",
+    "kvmmmu/kvm_mmu_set_dirty_bit",
+    "kvmmmu/kvm_mmu_unsync_page",
+    "kvmmmu/kvm_mmu_sync_page",
+];
 /// What is no event of recordings.
 const ELSEWHERE: &str = "kvm/kvm_mmio";
 /// For each processor.
@@ -48,6 +55,7 @@ impl Trace {
             buffer_kib: BUFFER_KIB,
             events: events
                 .chain(probe)
+                .chain(&OF_SHADOWS)
                 .map(|event| (*event).to_owned())
                 .collect(),
             ..Setup::default()

@@ -61,6 +61,9 @@ fn missing(op: &Op<'_>, machine: &Machine) -> Option<String> {
             GuestAct::WritePages { pages, .. } if *pages > MOST_PAGES => {
                 Some(format!("a guest that writes {pages} pages"))
             }
+            GuestAct::Execution { .. } if two_stages => {
+                Some("a guest's own tables beside a second stage".to_owned())
+            }
             GuestAct::Other(text) => Some(text.to_string()),
             _ => None,
         },

@@ -4,10 +4,11 @@ use slat_memslot::{Errno, Gpa, PageSize, Vendor};
 use slat_mmu::fault::{Env, Fault, Kind, Outcome, Present};
 use slat_mmu::role::{VcpuMode, VcpuState};
 use slat_mmu::shadow::ShadowRoot;
-use slat_mmu::spte::{Access, Format, Mmio, Spte};
+use slat_mmu::spte::{Access as Rights, Format, Mmio, Spte};
 use slat_mmu::tdp::HardwareAccess;
 
 use super::ShadowVm;
+use super::execute::Access;
 use crate::tdp_vm::{Activity, Ending, Step};
 use crate::traces::{Exit, Predicted};
 
@@ -70,7 +71,7 @@ impl<F: Format> ShadowVm<F> {
             return self.go_on(id, step.kind, reached);
         }
         if !vcpu.roots.mmu.role().is_direct() {
-            let reached = self.access_shadowed(id, step);
+            let reached = self.access_shadowed(id, &Access::plain(step));
             return self.go_on(id, step.kind, reached);
         }
         let (walk, target) = (
@@ -173,9 +174,9 @@ impl<F: Format> ShadowVm<F> {
 
     fn hardware(&mut self, id: u32, kind: Kind, gpa: Gpa) -> HardwareAccess<F> {
         let access = match kind {
-            Kind::Read => Access::USER,
-            Kind::Write => Access::USER | Access::WRITE,
-            Kind::Execute => Access::EXECUTE,
+            Kind::Read => Rights::USER,
+            Kind::Write => Rights::USER | Rights::WRITE,
+            Kind::Execute => Rights::EXECUTE,
         };
         let root = self
             .vcpus

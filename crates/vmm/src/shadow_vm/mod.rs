@@ -21,6 +21,7 @@
 //! assert_eq!(told.iter().filter(|line| line.contains("kvm_mmu_set_spte")).count(), 8);
 //! ```
 
+mod execute;
 mod guest;
 mod log;
 mod nested;
@@ -45,6 +46,7 @@ use slat_mmu::spte::{Format, GuestPat, NxHugePages};
 use crate::tdp_vm::Sink;
 use crate::tdp_vm::{EagerSplit, HostMemory};
 use crate::traces::Predicted;
+pub(crate) use execute::place_of;
 pub(crate) use nested::{L2, L2Access};
 pub(crate) use ram::Ram;
 use vcpu::Vcpu;

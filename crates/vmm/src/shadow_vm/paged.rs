@@ -2,9 +2,8 @@
 
 use slat_memslot::{Errno, Gpa, Gva, Vendor};
 use slat_mmu::fault::{Env, Kind, Outcome, Present};
-use slat_mmu::roots::Request;
 use slat_mmu::shadow::{GuestWalk, MarkedTrail, ShadowFault, ShadowRoot, Shadowed};
-use slat_mmu::spte::{Access, Format};
+use slat_mmu::spte::{Access as Rights, Format};
 use slat_mmu::tdp::HardwareAccess;
 use slat_mmu::walk::{
     ErrorCode, GuestCpu, GuestPaging, GuestVendor, Mark, Pointers, Privilege, Unnested,
@@ -13,8 +12,8 @@ use slat_mmu::walk::{
 use super::ShadowVm;
 use super::guest::Reached;
 use super::ram::RamView;
+use super::execute::Access;
 use super::vcpu::Vcpu;
-use crate::tdp_vm::Step;
 use crate::traces::Predicted;
 
 /// How often an access is tried: an emulated guest would go on for ever.
@@ -39,14 +38,18 @@ impl<F: Format> ShadowVm<F> {
     }
 
     /// One access of a guest whose tables are shadowed.
-    pub(super) fn access_shadowed(&mut self, id: u32, step: Step) -> Reached {
+    pub(super) fn access_shadowed(&mut self, id: u32, access: &Access) -> Reached {
         for _ in 0..ATTEMPTS {
             self.serve_requests(id);
             if !self.load_root(id) {
                 return Reached::Failed(Errno::ENOSPC);
             }
-            let present = match self.hardware_shadowed(id, step) {
-                HardwareAccess::Done { .. } => return Reached::Done,
+            let step = access.step;
+            let present = match self.hardware_shadowed(id, access) {
+                HardwareAccess::Done { .. } => {
+                    self.write_mapped(id, access);
+                    return Reached::Done;
+                }
                 HardwareAccess::Mmio { spte, mmio } => {
                     let place = Gpa::new(step.address);
                     if self.is_known_mmio(id, place, spte, &mmio) {
@@ -58,12 +61,10 @@ impl<F: Format> ShadowVm<F> {
                 HardwareAccess::NotPresent => Present::No,
                 HardwareAccess::NotAllowed => Present::Yes,
             };
-            match self.fault_shadowed(id, step, present) {
+            match self.fault_shadowed(id, access, present) {
                 Ok((Outcome::Retry | Outcome::Fixed | Outcome::Spurious, _)) => {}
-                Ok((Outcome::Emulate, gpa)) => return Reached::Mmio(gpa),
-                Ok((Outcome::WriteProtected, gpa)) => {
-                    self.emulate_write(id, gpa);
-                    return Reached::Done;
+                Ok((Outcome::Emulate | Outcome::WriteProtected, gpa)) => {
+                    return self.emulate_fault(id, access, gpa);
                 }
                 Ok((Outcome::MemoryFault | Outcome::BadPage, _)) => {
                     return Reached::Failed(Errno::EFAULT);
@@ -76,28 +77,49 @@ impl<F: Format> ShadowVm<F> {
         Reached::Failed(Errno::EINTR)
     }
 
-    /// What hardware makes of an access in supervisor mode.
-    fn hardware_shadowed(&mut self, id: u32, step: Step) -> HardwareAccess<F> {
-        let access = match step.kind {
-            Kind::Read => Access::empty(),
-            Kind::Write => Access::WRITE,
-            Kind::Execute => Access::EXECUTE,
+    /// What hardware makes of an access.
+    fn hardware_shadowed(&mut self, id: u32, access: &Access) -> HardwareAccess<F> {
+        let kind = match access.step.kind {
+            Kind::Read => Rights::empty(),
+            Kind::Write => Rights::WRITE,
+            Kind::Execute => Rights::EXECUTE,
         };
-        let root = self
-            .vcpus
-            .get(&id)
-            .and_then(|vcpu| vcpu.roots.current(&self.mmu));
-        let root = root.unwrap_or(ShadowRoot::Dummy);
-        self.mmu.hardware_access(root, step.address, access)
+        let wanted = match access.privilege {
+            Privilege::User => kind | Rights::USER,
+            Privilege::Supervisor | Privilege::Implicit => kind,
+        };
+        let root = self.root_of(id);
+        self.mmu
+            .hardware_access(root, access.step.address, wanted)
+    }
+
+    fn root_of(&self, id: u32) -> ShadowRoot {
+        let vcpu = self.vcpus.get(&id);
+        let root = vcpu.and_then(|vcpu| vcpu.roots.current(&self.mmu));
+        root.unwrap_or(ShadowRoot::Dummy)
+    }
+
+    /// What hardware writes goes where the leaf leads, whatever the guest's tables say by now.
+    fn write_mapped(&mut self, id: u32, access: &Access) {
+        if access.step.kind != Kind::Write || access.code.is_none() {
+            return;
+        }
+        let address = access.step.address;
+        if let Some(gfn) = self.mmu.frame_at(self.root_of(id), address) {
+            let gpa = Gpa::new(gfn.gpa().raw() | address & 0xfff);
+            let as_id = self.space_of(id);
+            self.write_memory(as_id, gpa, access.data);
+        }
     }
 
     /// The outcome and the address that the guest's tables give; an error if the guest gets the fault itself.
     fn fault_shadowed(
         &mut self,
         id: u32,
-        step: Step,
+        access: &Access,
         present: Present,
     ) -> Result<(Outcome, Gpa), ()> {
+        let step = access.step;
         let settings = self.settings();
         let Some(paging) = self.vcpus.get(&id).map(|vcpu| self.paging_of(vcpu)) else {
             return Err(());
@@ -112,13 +134,19 @@ impl<F: Format> ShadowVm<F> {
             as_id: role.as_id(),
         };
         let mut trail = MarkedTrail::default();
-        let wanted = ErrorCode::of(step.kind, Privilege::Supervisor);
+        let wanted = ErrorCode::of(step.kind, access.privilege);
         let address = Gva::new(step.address);
         let found = paging.walk(&tables, &mut Unnested, &mut trail, address, wanted);
         for mark in trail.marks() {
             self.out.events.extend(marked(mark));
         }
-        let found = found.map_err(|_| ())?;
+        let found = match found {
+            Ok(found) => found,
+            Err(fault) => {
+                self.inject(id, &fault);
+                return Err(());
+            }
+        };
         (self.out.vcpu, self.out.address) = (id, step.address);
         let guest = Shadowed {
             paging: &paging,
@@ -134,7 +162,7 @@ impl<F: Format> ShadowVm<F> {
         let fault = ShadowFault {
             address: step.address,
             kind: step.kind,
-            privilege: Privilege::Supervisor,
+            privilege: access.privilege,
             present,
         };
         let mut env = Env {
@@ -161,17 +189,37 @@ impl<F: Format> ShadowVm<F> {
         Ok((handled.outcome, found.gpa))
     }
 
-    /// KVM carries out a write to a frame that it watches; what is written leaves the tables as they are.
-    fn emulate_write(&mut self, id: u32, gpa: Gpa) {
-        let write = slat_mmu::shadow::EmulatedWrite {
-            gpa,
-            len: 1,
-            present: slat_mmu::shadow::EntryWritten::Zero,
+    /// Brings what is below a vCPU's root into step (`mmu.c:kvm_mmu_sync_roots`).
+    pub(super) fn sync_root(&mut self, id: u32) {
+        let settings = self.settings();
+        let Some(vcpu) = self.vcpus.get(&id) else {
+            return;
         };
-        let _ = self
-            .memory
-            .mark_dirty(id, slat_memslot::AsId::NORMAL, gpa.gfn());
-        self.mmu.lock(&mut self.out).track_write(&write);
+        let (paging, role) = (self.paging_of(vcpu), vcpu.roots.mmu.role());
+        if role.is_direct() || vcpu.roots.current(&self.mmu).is_none() {
+            return;
+        }
+        let tables = RamView {
+            ram: &self.ram,
+            memory: &self.memory,
+            as_id: role.as_id(),
+        };
+        let guest = Shadowed {
+            paging: &paging,
+            tables: &tables,
+            memory: &self.memory,
+            settings,
+            role,
+        };
+        let mut locked = self.mmu.lock(&mut self.out);
+        locked.sync_roots(&vcpu.roots, &guest);
+        let dirtied = locked.take_dirtied();
+        for (as_id, gfn) in dirtied {
+            let _ = self.memory.mark_dirty(id, as_id, gfn);
+        }
+        if let Some(vcpu) = self.vcpus.get_mut(&id) {
+            vcpu.mmio.clear();
+        }
         self.spread_requests();
     }
 
@@ -199,9 +247,6 @@ impl<F: Format> ShadowVm<F> {
             role,
         };
         let mut locked = self.mmu.lock(&mut self.out);
-        if vcpu.roots.mmu.requests().contains(Request::MmuSync) {
-            locked.sync_roots(&vcpu.roots, &guest);
-        }
         let loaded = locked
             .load_shadow(&mut vcpu.roots, pointers, &guest)
             .is_ok();
