@@ -21,4 +21,5 @@ pub use machine::{Machine, OpenError};
 pub use probe::probe;
 pub(crate) use stats::Stats;
 pub use translate::Translator;
+pub(crate) use translate::gigabyte_pages;
 pub use vm::Vm;

@@ -131,7 +131,7 @@ fn set_slot(
 }
 
 /// Without TDP a guest has what its CPUID says, out of what KVM supports; with TDP what the host has.
-pub(super) fn gigabyte_pages(kvm: &Kvm) -> Result<GigabytePages, Errno> {
+pub(crate) fn gigabyte_pages(kvm: &Kvm) -> Result<GigabytePages, Errno> {
     let supported = kvm
         .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
         .map_err(errno)?;

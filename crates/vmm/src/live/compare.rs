@@ -183,7 +183,18 @@ impl Live {
         Ok(outcome)
     }
 
-    fn run(&mut self, program: &Program) -> Result<Ran, LiveError> {
+    /// Runs one program: what happened, as a recording, and how it was predicted.
+    ///
+    /// # Errors
+    /// It cannot be run or told of.
+    pub fn record(&mut self, program: &Program) -> Result<(String, Verdict), LiveError> {
+        let (recording, ..) = self.drive(program)?;
+        let verdict = predict(&Recording::parse(&recording)?, &self.machine);
+        Ok((recording, verdict))
+    }
+
+    /// What happened, how many operations were made, and how many were left out.
+    fn drive(&mut self, program: &Program) -> Result<(String, usize, usize), LiveError> {
         let trace = match self.trace.take() {
             Some(trace) => trace,
             None => Trace::start().map_err(TraceError::from)?,
@@ -201,7 +212,11 @@ impl Live {
         let mut trace = driver.into_journal();
         let recording = trace.take();
         self.trace = Some(trace);
-        let recording = recording?;
+        Ok((recording?, operations, left_out))
+    }
+
+    fn run(&mut self, program: &Program) -> Result<Ran, LiveError> {
+        let (recording, operations, left_out) = self.drive(program)?;
         let verdict = predict(&Recording::parse(&recording)?, &self.machine);
         let (events, difference) = match verdict {
             Verdict::Agrees { compared, .. } => (compared, None),

@@ -20,7 +20,7 @@ const HALT: u8 = 0xf4;
 const CODE_PAGE: u64 = 0x1000;
 
 /// Each instruction, with any operands.
-const INSTRUCTIONS: [(Instruction, &[u8]); 10] = [
+const INSTRUCTIONS: [(Instruction, &[u8]); 11] = [
     (Instruction::Load { gva: 0 }, &[0x48, 0x8b, 0x03]),
     (store(8), &[0x48, 0x89, 0x03]),
     (store(4), &[0x89, 0x03]),
@@ -31,6 +31,13 @@ const INSTRUCTIONS: [(Instruction, &[u8]); 10] = [
     (to_cr(3), &[0x0f, 0x22, 0xd8]),
     (to_cr(4), &[0x0f, 0x22, 0xe0]),
     (Instruction::Invlpg { gva: 0 }, &[0x0f, 0x01, 0x3b]),
+    // again: mov [rbx], rax; add rbx, 0x1000; dec rcx; jnz again
+    (
+        Instruction::Touch { gva: 0, pages: 0 },
+        &[
+            0x48, 0x89, 0x03, 0x48, 0x81, 0xc3, 0x00, 0x10, 0x00, 0x00, 0x48, 0xff, 0xc9, 0x75, 0xf1,
+        ],
+    ),
 ];
 
 const fn store(len: u8) -> Instruction {
@@ -105,17 +112,19 @@ fn set_segments(sregs: &mut kvm_sregs, privilege: Privilege) {
 /// The registers that an instruction needs.
 fn registers(instruction: &Instruction, privilege: Privilege) -> kvm_regs {
     let (rip, _) = place_of(instruction, privilege);
-    let (rbx, rax) = match *instruction {
+    let (rbx, rax, rcx) = match *instruction {
         Instruction::Load { gva } | Instruction::Jump { gva } | Instruction::Invlpg { gva } => {
-            (gva, 0)
+            (gva, 0, 0)
         }
-        Instruction::Store { gva, value, .. } => (gva, value),
-        Instruction::MoveToCr { value, .. } => (0, value),
+        Instruction::Store { gva, value, .. } => (gva, value, 0),
+        Instruction::Touch { gva, pages } => (gva, 0, pages),
+        Instruction::MoveToCr { value, .. } => (0, value, 0),
     };
     kvm_regs {
         rip,
         rbx,
         rax,
+        rcx,
         rflags: 2,
         ..Default::default()
     }

@@ -10,8 +10,9 @@ use slat_mmu::spte::NxHugePages;
 use slat_mmu::tdp::Passes;
 
 use super::random::Abilities;
-use crate::kvm::probe;
+use crate::kvm::{gigabyte_pages, probe};
 use crate::replay::Machine;
+use crate::walks::GigabytePages;
 
 /// The machine, or what it lacks to be predicted.
 ///
@@ -66,7 +67,11 @@ pub fn here_shadowed() -> Result<Machine, String> {
     let cpu =
         fs::read_to_string("/proc/cpuinfo").map_err(|error| format!("/proc/cpuinfo: {error}"))?;
     let bits = address_bits(&cpu).ok_or("the processor does not say its address bits")?;
-    let mut host = Host::shadow(bits).with_largest_page(PageSize::Size2M);
+    let gigabyte = gigabyte_pages(&kvm).map_err(|errno| format!("CPUID: {errno}"))?;
+    let mut host = Host::shadow(bits);
+    if gigabyte == GigabytePages::Never {
+        host = host.with_largest_page(PageSize::Size2M);
+    }
     if parameter("kvm", "mmio_caching") != Some(true) {
         host = host.without_mmio_caching();
     }

@@ -1,6 +1,6 @@
 //! Guests in long mode that execute one instruction at a time, in user mode or as supervisor.
 
-use slat_memslot::{AsId, Errno, Gpa, Gva, Vendor};
+use slat_memslot::{AsId, Errno, Gpa, Gva, PAGE_SHIFT, Vendor};
 use slat_mmu::fault::Kind;
 use slat_mmu::role::{Cr0, Cr4, Efer, VcpuState};
 use slat_mmu::roots::{FlushOnReuse, Pgd, Request};
@@ -34,6 +34,7 @@ pub(crate) fn place_of(instruction: &Instruction, privilege: Privilege) -> (u64,
         Instruction::MoveToCr { number: 3, .. } => (0x170, 3),
         Instruction::MoveToCr { .. } => (0x180, 3),
         Instruction::Invlpg { .. } => (0x190, 3),
+        Instruction::Touch { .. } => (0x1a0, 15),
     };
     match privilege {
         Privilege::User => (USER_CODE + offset, len),
@@ -133,13 +134,19 @@ impl<F: Format> ShadowVm<F> {
             code: Some(code),
         };
         let fetch = access(Kind::Execute, code, (1, 0));
-        let other = match *instruction {
-            Instruction::Load { gva } => access(Kind::Read, gva, (8, 0)),
-            Instruction::Store { gva, len, value } => access(Kind::Write, gva, (len, value)),
-            Instruction::Jump { gva } => access(Kind::Execute, gva, (1, 0)),
-            Instruction::MoveToCr { .. } | Instruction::Invlpg { .. } => fetch,
+        let (pages, other) = match *instruction {
+            Instruction::Load { gva } => (1, access(Kind::Read, gva, (8, 0))),
+            Instruction::Store { gva, len, value } => (1, access(Kind::Write, gva, (len, value))),
+            Instruction::Touch { gva, pages } => (pages, access(Kind::Write, gva, (8, 0))),
+            Instruction::Jump { gva } => (1, access(Kind::Execute, gva, (1, 0))),
+            Instruction::MoveToCr { .. } | Instruction::Invlpg { .. } => (0, fetch),
         };
-        for access in [fetch, other] {
+        let others = (0..pages).map(|page| {
+            let mut next = other;
+            next.step.address += page << PAGE_SHIFT;
+            next
+        });
+        for access in core::iter::once(fetch).chain(others) {
             let reached = self.access_shadowed(id, &access);
             if !self.goes_on(id, &access, reached) {
                 return Executed::Ended;
@@ -165,9 +172,29 @@ impl<F: Format> ShadowVm<F> {
                 false
             }
             Reached::Shutdown => {
+                self.shut_down(id);
                 self.tell(Predicted::Exit(Ending::TripleFault.exit()));
                 false
             }
+        }
+    }
+
+    /// Nothing is left of a vCPU in SVM's control block, so that it is reset (`svm.c:shutdown_interception`).
+    fn shut_down(&mut self, id: u32) {
+        if self.memory.profile().vendor.get() != Vendor::Amd {
+            return;
+        }
+        let Some(vcpu) = self.vcpus.get_mut(&id) else {
+            return;
+        };
+        let paged = vcpu.state.cr0.contains(Cr0::PG);
+        vcpu.state = VcpuState {
+            phys_bits: vcpu.state.phys_bits,
+            ..VcpuState::default()
+        };
+        if paged {
+            self.reset_context(id);
+            self.request(id, Request::TlbFlushGuest);
         }
     }
 
@@ -216,7 +243,8 @@ impl<F: Format> ShadowVm<F> {
                 let reached = self.emulate_access(id, &store);
                 self.goes_on(id, &store, reached)
             }
-            Instruction::Jump { .. } => false,
+            // The emulator is never given these.
+            Instruction::Jump { .. } | Instruction::Touch { .. } => false,
             Instruction::MoveToCr { number, value } => {
                 self.move_to_cr(id, number, value);
                 true

@@ -69,6 +69,8 @@ pub struct ShadowVm<F: Format> {
 impl<F: Format> ShadowVm<F> {
     /// A VM of this type on a host. With a second stage it is one with `kvm.tdp_mmu=0`.
     pub fn new(profile: impl Into<Arc<Profile>>, vm_type: VmType, host: &Host) -> Self {
+        let profile = profile.into();
+        let host = &host.of_kernel(&profile);
         Self {
             memory: Memory::new(profile, vm_type),
             mmu: ShadowMmu::new(host, TdpMmu::Off),

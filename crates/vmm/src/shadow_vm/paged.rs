@@ -33,6 +33,8 @@ impl<F: Format> ShadowVm<F> {
         };
         GuestCpu {
             vendor,
+            // The host's own limit binds guests whose tables are shadowed.
+            largest_page: self.mmu.codec().host().largest_page,
             ..GuestCpu::of(vcpu.state.phys_bits)
         }
     }

@@ -37,11 +37,6 @@ impl Ram {
         *word = *word & !mask | value << shift & mask;
     }
 
-    /// Memory of the host is given back: it is zero when it is used again.
-    pub(super) fn discard_host(&mut self, range: core::ops::Range<u64>) {
-        self.host.retain(|at, _| !range.contains(at));
-    }
-
     /// Makes the tables of a guest in long mode.
     pub(super) fn make_tables(&mut self, paging: &Paging) {
         let Paging::Long { cr3, pages } = paging else {

@@ -87,6 +87,13 @@ pub enum Instruction {
         /// What, of which the low bytes count.
         value: u64,
     },
+    /// It writes eight zero bytes to the begin of each of some pages.
+    Touch {
+        /// The first.
+        gva: u64,
+        /// How many.
+        pages: u64,
+    },
     /// It jumps.
     Jump {
         /// Where to.

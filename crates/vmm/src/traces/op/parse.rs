@@ -318,6 +318,10 @@ fn instruction(input: &mut Input<'_>) -> ModalResult<Instruction> {
             _: " len=", len: dec,
             _: " value=", value: hex,
         }),
+        seq!(Instruction::Touch {
+            _: "TOUCH gva=", gva: hex,
+            _: " pages=", pages: hex,
+        }),
         seq!(Instruction::Jump { _: "JUMP gva=", gva: hex }),
         seq!(Instruction::MoveToCr {
             _: "MOV CR", number: dec,

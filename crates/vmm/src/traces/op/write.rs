@@ -217,6 +217,7 @@ impl Display for Instruction {
             Self::Store { gva, len, value } => {
                 write!(f, "STORE gva={gva:#x} len={len} value={value:#x}")
             }
+            Self::Touch { gva, pages } => write!(f, "TOUCH gva={gva:#x} pages={pages:x}"),
             Self::Jump { gva } => write!(f, "JUMP gva={gva:#x}"),
             Self::MoveToCr { number, value } => write!(f, "MOV CR{number} value={value:#x}"),
             Self::Invlpg { gva } => write!(f, "INVLPG gva={gva:#x}"),
