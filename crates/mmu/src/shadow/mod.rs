@@ -97,6 +97,18 @@ pub struct ShadowMmu<F: Format> {
     requests: Requests,
     /// Frames that the tables of the TDP MMU have to protect, too, from a level on.
     protected: Vec<(AsId, Gfn, Level)>,
+    unsync_children: UnsyncChildren,
+}
+
+/// What becomes of pages that are out of step, when a page above them is zapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum UnsyncChildren {
+    /// They are zapped along (`mmu.c:mmu_zap_unsync_children`).
+    #[default]
+    Zapped,
+    /// They stay, and are brought into step when they are linked again. A kernel with a paravirtual backend has a switch
+    /// for it (`kvm.eager_zap_unsync_children`).
+    Kept,
 }
 
 impl<F: Format> ShadowMmu<F> {
@@ -114,6 +126,16 @@ impl<F: Format> ShadowMmu<F> {
             indirect: 0,
             requests: Requests::NONE,
             protected: Vec::new(),
+            unsync_children: UnsyncChildren::Zapped,
+        }
+    }
+
+    /// With another rule for pages that are out of step below one that goes.
+    #[must_use]
+    pub fn with_unsync_children(self, unsync_children: UnsyncChildren) -> Self {
+        Self {
+            unsync_children,
+            ..self
         }
     }
 

@@ -2,6 +2,7 @@
 
 use slat_memslot::{ChangeKind, Gfn, Pages, VmError};
 
+use super::UnsyncChildren;
 use super::held::ShadowLocked;
 use super::page::{ENTRIES, NxDisallowed, PageId, SpteRef};
 use crate::limits::Eviction;
@@ -44,7 +45,10 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
         let info = self.mmu.info(id);
         self.tell(Event::ShadowPageZapped { page: info });
         self.mmu.stats.mmu_shadow_zapped += 1;
-        let mut pages = self.zap_unsync_children(id);
+        let mut pages = match self.mmu.unsync_children {
+            UnsyncChildren::Zapped => self.zap_unsync_children(id),
+            UnsyncChildren::Kept => 0,
+        };
         pages += self.unlink_children(id);
         self.unlink_parents(id);
         let unstable = pages > 0;

@@ -6,6 +6,7 @@ use kvm_ioctls::Kvm;
 use slat_memslot::{PageSize, Profile, Vendor, VmType};
 use slat_mmu::host::Host;
 use slat_mmu::roots::TdpMmu;
+use slat_mmu::shadow::UnsyncChildren;
 use slat_mmu::spte::NxHugePages;
 use slat_mmu::tdp::Passes;
 
@@ -50,6 +51,7 @@ pub fn here() -> Result<Machine, String> {
         nx_huge_pages,
         passes: passes(&capabilities.release),
         tdp_mmu: TdpMmu::On,
+        unsync_children: unsync_children(),
     })
 }
 
@@ -86,6 +88,7 @@ pub fn here_shadowed() -> Result<Machine, String> {
         nx_huge_pages,
         passes: passes(&capabilities.release),
         tdp_mmu: TdpMmu::Off,
+        unsync_children: unsync_children(),
     })
 }
 
@@ -100,6 +103,14 @@ pub fn abilities(machine: &Machine) -> Abilities {
         smm: profile.address_spaces(VmType::Default) > 1,
         pre_fault: profile.pre_fault.get(),
         emulated_supervisor: profile.vendor.get() == Vendor::Paravirtual,
+    }
+}
+
+/// Only some kernels have the switch; others zap.
+fn unsync_children() -> UnsyncChildren {
+    match parameter("kvm", "eager_zap_unsync_children") {
+        Some(false) => UnsyncChildren::Kept,
+        Some(true) | None => UnsyncChildren::Zapped,
     }
 }
 

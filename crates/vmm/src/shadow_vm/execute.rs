@@ -198,6 +198,18 @@ impl<F: Format> ShadowVm<F> {
         }
     }
 
+    /// KVM carries out one instruction after the other without an entry between: it sees to a root alone.
+    fn stay(&mut self, id: u32) -> bool {
+        let obsolete = self.vcpus.get(&id).is_some_and(|vcpu| {
+            let requests = vcpu.roots.mmu.requests();
+            requests.contains(Request::FreeObsoleteRoots)
+        });
+        match obsolete {
+            true => self.enter_or_fail(id),
+            false => self.load_root(id),
+        }
+    }
+
     fn enter_or_fail(&mut self, id: u32) -> bool {
         self.serve_requests(id);
         let loaded = self.load_root(id);
@@ -254,7 +266,7 @@ impl<F: Format> ShadowVm<F> {
                 true
             }
         };
-        if !done || !self.enter_or_fail(id) {
+        if !done || !self.stay(id) {
             return Executed::Ended;
         }
         let halt = fetch(code + len);
@@ -354,6 +366,10 @@ impl<F: Format> ShadowVm<F> {
 
     /// KVM carries out an instruction whose access has faulted. Where no slot is, the address is known from the fault.
     pub(super) fn emulate_fault(&mut self, id: u32, access: &Access, gpa: Gpa) -> Reached {
+        if access.step.kind == Kind::Execute {
+            // Where there is no memory there is no instruction to carry out: the guest gets an exception.
+            return Reached::Shutdown;
+        }
         if let Some(code) = access.code {
             let step = Step {
                 kind: Kind::Execute,

@@ -40,7 +40,7 @@ use slat_mmu::fault::{Apicv, Invalidation, Settings};
 use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::role::TdpHost;
 use slat_mmu::roots::TdpMmu;
-use slat_mmu::shadow::ShadowMmu;
+use slat_mmu::shadow::{ShadowMmu, UnsyncChildren};
 use slat_mmu::spte::{Format, GuestPat, NxHugePages};
 
 use crate::tdp_vm::Sink;
@@ -91,6 +91,13 @@ impl<F: Format> ShadowVm<F> {
             nx_huge_pages,
             ..self
         }
+    }
+
+    /// With another rule for shadow pages that are out of step below one that goes.
+    #[must_use]
+    pub fn with_unsync_children(self, unsync_children: UnsyncChildren) -> Self {
+        let mmu = self.mmu.with_unsync_children(unsync_children);
+        Self { mmu, ..self }
     }
 
     /// What userspace has set up.
