@@ -26,7 +26,7 @@ pub(crate) struct Args {
     ops: u64,
     /// Parts of the interface, separated by commas; `walk` is the walk of guest page tables, held against KVM_TRANSLATE,
     /// `tables` what a VM's own tables become, event by event, `shadow` the same where guests run on shadow pages, and
-    /// `access` has a guest execute accesses. Default: all that the kernel has, but for `access`.
+    /// `access` has a guest execute accesses. Default: all that the kernel has, but for `shadow` and `access`.
     #[arg(long, value_delimiter = ',')]
     area: Vec<AreaName>,
     /// Put one of so many refusals to the repair oracle.
@@ -67,9 +67,10 @@ impl Args {
     }
 
     /// Whether an area that is no calls is compared. Accesses only when they are asked for, since each takes as long as
-    /// ten walks.
+    /// ten walks, and shadow pages.
     fn wants(&self, wanted: AreaName) -> bool {
-        let by_default = self.area.is_empty() && !matches!(wanted, AreaName::Access);
+        let by_default =
+            self.area.is_empty() && !matches!(wanted, AreaName::Access | AreaName::Shadow);
         by_default || self.area.iter().any(|area| area.name() == wanted.name())
     }
 }

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use slat_mmu::roots::TdpMmu;
 use thiserror::Error;
 
 use super::{Abilities, Areas, DriveError, Driver, Program, Trace, TraceError};
+use crate::capture::Whose;
 use crate::replay::{Machine, Verdict, predict};
 use crate::traces::{Op, ParseError, Recording};
 
@@ -141,7 +143,7 @@ impl Live {
     /// Its events cannot be captured.
     pub fn new(machine: Machine) -> Result<Self, LiveError> {
         quiet();
-        let trace = Trace::start().map_err(TraceError::from)?;
+        let trace = Trace::start(whose(&machine)).map_err(TraceError::from)?;
         let trace = Some(trace);
         Ok(Self { machine, trace })
     }
@@ -197,7 +199,7 @@ impl Live {
     fn drive(&mut self, program: &Program) -> Result<(String, usize, usize), LiveError> {
         let trace = match self.trace.take() {
             Some(trace) => trace,
-            None => Trace::start().map_err(TraceError::from)?,
+            None => Trace::start(whose(&self.machine)).map_err(TraceError::from)?,
         };
         let areas = Areas::map(&program.areas).map_err(LiveError::Memory)?;
         let mut driver = Driver::new(areas, trace)?;
@@ -287,6 +289,14 @@ impl Live {
             recording: least.recording,
             difference: least.difference.unwrap_or_default(),
         })
+    }
+}
+
+/// Without a second stage the kernel is the one that everybody here works on, and their VMs are none of ours.
+fn whose(machine: &Machine) -> Whose {
+    match machine.tdp_mmu {
+        TdpMmu::On => Whose::Everybodys,
+        TdpMmu::Off => Whose::Own,
     }
 }
 

@@ -21,7 +21,9 @@ use super::execute;
 use super::guest;
 use super::pagemap::{Page, Pagemap};
 use crate::kvm::{Stats, create_gmem, errno, ioctl, make_flat};
-use crate::traces::{Control, GuestAct, Instruction, Leaves, MmuCounts, Note, Op, Ret, SetRegion, Sregs};
+use crate::traces::{
+    Control, GuestAct, Instruction, Leaves, MmuCounts, Note, Op, Ret, SetRegion, Sregs,
+};
 use slat_mmu::walk::Privilege;
 
 /// Where a driver writes what it does.
@@ -178,7 +180,10 @@ impl<J: Journal> Driver<J> {
             Op::Poke { hva, value } => return self.poke(op, *hva, *value),
             _ => self.look_for(op)?,
         }
-        let counted = self.machine.as_ref().is_some_and(|machine| machine.stats.is_some());
+        let counted = self
+            .machine
+            .as_ref()
+            .is_some_and(|machine| machine.stats.is_some());
         if counted {
             if let Op::CloseVm = op {
                 self.counts()?;
@@ -333,7 +338,10 @@ impl<J: Journal> Driver<J> {
 
     /// Tells how many leaves there are, and what was done to shadow pages.
     fn counts(&mut self) -> Done {
-        let stats = self.machine.as_ref().and_then(|machine| machine.stats.as_ref());
+        let stats = self
+            .machine
+            .as_ref()
+            .and_then(|machine| machine.stats.as_ref());
         let Some(stats) = stats else { return Ok(()) };
         let read = |name| stats.read(name).unwrap_or(0);
         let leaves = Leaves {
@@ -525,7 +533,10 @@ impl<J: Journal> Driver<J> {
 
     fn execute(&mut self, id: u32, instruction: &Instruction, privilege: Privilege) -> Done {
         let journal = &mut self.journal;
-        let vcpu = self.machine.as_mut().and_then(|machine| machine.vcpus.get_mut(&id));
+        let vcpu = self
+            .machine
+            .as_mut()
+            .and_then(|machine| machine.vcpus.get_mut(&id));
         let Some(vcpu) = vcpu else { return Ok(()) };
         let ran = execute::run(vcpu, (instruction, privilege), |note| {
             journal.say(&format!("NOTE {note}"))

@@ -35,7 +35,8 @@ const INSTRUCTIONS: [(Instruction, &[u8]); 11] = [
     (
         Instruction::Touch { gva: 0, pages: 0 },
         &[
-            0x48, 0x89, 0x03, 0x48, 0x81, 0xc3, 0x00, 0x10, 0x00, 0x00, 0x48, 0xff, 0xc9, 0x75, 0xf1,
+            0x48, 0x89, 0x03, 0x48, 0x81, 0xc3, 0x00, 0x10, 0x00, 0x00, 0x48, 0xff, 0xc9, 0x75,
+            0xf1,
         ],
     ),
 ];
@@ -164,7 +165,10 @@ pub(super) fn run<E>(
             return Ok((told, lost.then_some(before)));
         }
     }
-    Ok((tell(&Note::Fatal("the guest does not come to an end")), None))
+    Ok((
+        tell(&Note::Fatal("the guest does not come to an end")),
+        None,
+    ))
 }
 
 /// Long mode is active.

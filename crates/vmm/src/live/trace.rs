@@ -8,8 +8,6 @@ use super::driver::Journal;
 use crate::capture::{Capture, CaptureError, Context, EVENTS, RoleProbe, Setup, Whose};
 
 /// Captured events that become a recording.
-///
-/// Events of all processes are in it, so that no other VM should run meanwhile.
 #[derive(Debug)]
 pub struct Trace {
     // Closed first: the probe is in use until then.
@@ -41,16 +39,17 @@ const ELSEWHERE: &str = "kvm/kvm_mmio";
 const BUFFER_KIB: u32 = 96 << 10;
 
 impl Trace {
-    /// Begins.
+    /// Begins. With the events of all processes no other VM should run meanwhile; with one's own, what the host's memory
+    /// management does elsewhere is not seen.
     ///
     /// # Errors
     /// There is no tracefs, no right to use it, or KVM has no events.
-    pub fn start() -> Result<Self, CaptureError> {
+    pub fn start(whose: Whose) -> Result<Self, CaptureError> {
         let roles = RoleProbe::add().ok();
         let events = EVENTS.iter().filter(|event| **event != ELSEWHERE);
         let probe = roles.iter().map(|_| &RoleProbe::EVENT);
         let capture = Capture::start(&Setup {
-            whose: Whose::Everybodys,
+            whose,
             context: Context::Hidden,
             buffer_kib: BUFFER_KIB,
             events: events

@@ -6,9 +6,7 @@ use slat_mmu::role::{Cr0, Cr4, Efer, VcpuState};
 use slat_mmu::roots::{FlushOnReuse, Pgd, Request};
 use slat_mmu::shadow::{EmulatedWrite, EntryWritten, MarkedTrail, Shadowed};
 use slat_mmu::spte::Format;
-use slat_mmu::walk::{
-    ErrorCode, Privilege, TableMemory, Unnested, WalkFault,
-};
+use slat_mmu::walk::{ErrorCode, Privilege, TableMemory, Unnested, WalkFault};
 
 use super::ShadowVm;
 use super::guest::Reached;
@@ -424,9 +422,9 @@ impl<F: Format> ShadowVm<F> {
             self.request(id, Request::MmuSync);
         }
         let roles0 = Cr0::PG | Cr0::WP;
-        let roles4 =
-            Cr4::PSE | Cr4::PAE | Cr4::LA57 | Cr4::SMEP | Cr4::SMAP | Cr4::PKE;
-        if (state.cr0 ^ before.cr0).intersects(roles0) || (state.cr4 ^ before.cr4).intersects(roles4)
+        let roles4 = Cr4::PSE | Cr4::PAE | Cr4::LA57 | Cr4::SMEP | Cr4::SMAP | Cr4::PKE;
+        if (state.cr0 ^ before.cr0).intersects(roles0)
+            || (state.cr4 ^ before.cr4).intersects(roles4)
         {
             self.reset_context(id);
         }

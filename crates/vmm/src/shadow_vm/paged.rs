@@ -10,9 +10,9 @@ use slat_mmu::walk::{
 };
 
 use super::ShadowVm;
+use super::execute::Access;
 use super::guest::Reached;
 use super::ram::RamView;
-use super::execute::Access;
 use super::vcpu::Vcpu;
 use crate::traces::Predicted;
 
@@ -91,8 +91,7 @@ impl<F: Format> ShadowVm<F> {
             Privilege::Supervisor | Privilege::Implicit => kind,
         };
         let root = self.root_of(id);
-        self.mmu
-            .hardware_access(root, access.step.address, wanted)
+        self.mmu.hardware_access(root, access.step.address, wanted)
     }
 
     fn root_of(&self, id: u32) -> ShadowRoot {

@@ -104,11 +104,7 @@ impl Vcpu {
     }
 
     /// Serves the next request of one of its MMUs: what concerns the guest's tables is for the caller.
-    fn serve_one<F: Format>(
-        &mut self,
-        mmu: &mut ShadowMmu<F>,
-        out: &mut Sink,
-    ) -> Option<Request> {
+    fn serve_one<F: Format>(&mut self, mmu: &mut ShadowMmu<F>, out: &mut Sink) -> Option<Request> {
         let l2 = self.l2.as_mut().map(|l2| &mut l2.roots);
         for roots in core::iter::once(&mut self.roots).chain(l2) {
             if let Some((request, dropped)) = roots.mmu.serve(mmu.roots()) {
