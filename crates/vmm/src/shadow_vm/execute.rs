@@ -4,7 +4,7 @@ use slat_memslot::{AsId, Errno, Gpa, Gva, PAGE_SHIFT, Vendor};
 use slat_mmu::fault::Kind;
 use slat_mmu::role::{Cr0, Cr4, Efer, VcpuState};
 use slat_mmu::roots::{FlushOnReuse, Pgd, Request};
-use slat_mmu::shadow::{EmulatedWrite, EntryWritten, MarkedTrail, Shadowed};
+use slat_mmu::shadow::{EmulatedWrite, EntryWritten, MarkedTrail, ShadowRoot, Shadowed};
 use slat_mmu::spte::Format;
 use slat_mmu::walk::{ErrorCode, Privilege, TableMemory, Unnested, WalkFault};
 
@@ -62,6 +62,9 @@ impl Access {
         }
     }
 }
+
+/// `KVM_EXIT_INTERNAL_ERROR`.
+const INTERNAL_ERROR: u32 = 17;
 
 /// What became of an instruction.
 enum Executed {
@@ -169,6 +172,11 @@ impl<F: Format> ShadowVm<F> {
                 self.tell(Predicted::RunFailed { errno });
                 false
             }
+            Reached::NoInstruction => {
+                let reason = INTERNAL_ERROR;
+                self.tell(Predicted::Exit(Exit::Other { reason }));
+                false
+            }
             Reached::Shutdown => {
                 self.shut_down(id);
                 self.tell(Predicted::Exit(Ending::TripleFault.exit()));
@@ -204,18 +212,28 @@ impl<F: Format> ShadowVm<F> {
         });
         match obsolete {
             true => self.enter_or_fail(id),
-            false => self.load_root(id),
+            false => self.load_or_fail(id),
         }
     }
 
     fn enter_or_fail(&mut self, id: u32) -> bool {
         self.serve_requests(id);
-        let loaded = self.load_root(id);
-        if !loaded {
+        self.load_or_fail(id)
+    }
+
+    /// Sees to a root. A paravirtual backend cannot run a guest whose table is in no slot: it shuts down.
+    fn load_or_fail(&mut self, id: u32) -> bool {
+        if !self.load_root(id) {
             let errno = Errno::ENOSPC;
             self.tell(Predicted::RunFailed { errno });
+            return false;
         }
-        loaded
+        let paravirtual = self.memory.profile().vendor.get() == Vendor::Paravirtual;
+        if paravirtual && self.root_of(id) == ShadowRoot::Dummy {
+            self.tell(Predicted::Exit(Ending::TripleFault.exit()));
+            return false;
+        }
+        true
     }
 
     // --- What KVM carries out itself ---------------------------------------------------------------------------------
@@ -365,8 +383,8 @@ impl<F: Format> ShadowVm<F> {
     /// KVM carries out an instruction whose access has faulted. Where no slot is, the address is known from the fault.
     pub(super) fn emulate_fault(&mut self, id: u32, access: &Access, gpa: Gpa) -> Reached {
         if access.step.kind == Kind::Execute {
-            // Where there is no memory there is no instruction to carry out: the guest gets an exception.
-            return Reached::Shutdown;
+            // Where there is no memory there is no instruction to carry out.
+            return Reached::NoInstruction;
         }
         if let Some(code) = access.code {
             let step = Step {

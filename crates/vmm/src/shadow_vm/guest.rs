@@ -19,6 +19,8 @@ pub(super) enum Reached {
     Mmio(Gpa),
     /// The run fails.
     Failed(Errno),
+    /// KVM has to carry out an instruction that is not there.
+    NoInstruction,
     /// The guest gets a fault that it cannot handle, nor what comes of that.
     Shutdown,
 }
@@ -133,7 +135,7 @@ impl<F: Format> ShadowVm<F> {
                 self.tell(Predicted::RunFailed { errno });
                 false
             }
-            Reached::Shutdown => {
+            Reached::NoInstruction | Reached::Shutdown => {
                 self.tell(Predicted::Exit(Ending::TripleFault.exit()));
                 false
             }

@@ -94,7 +94,7 @@ impl<F: Format> ShadowVm<F> {
         self.mmu.hardware_access(root, access.step.address, wanted)
     }
 
-    fn root_of(&self, id: u32) -> ShadowRoot {
+    pub(super) fn root_of(&self, id: u32) -> ShadowRoot {
         let vcpu = self.vcpus.get(&id);
         let root = vcpu.and_then(|vcpu| vcpu.roots.current(&self.mmu));
         root.unwrap_or(ShadowRoot::Dummy)
