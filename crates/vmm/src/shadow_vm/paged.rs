@@ -28,8 +28,9 @@ impl<F: Format> ShadowVm<F> {
     /// What a vCPU's CPUID says about its walks.
     pub(super) fn cpu_of(&self, vcpu: &Vcpu) -> GuestCpu {
         let vendor = match self.memory.profile().vendor.get() {
-            Vendor::Intel => GuestVendor::Intel,
-            Vendor::Amd | Vendor::Paravirtual => GuestVendor::Amd,
+            // A paravirtual backend lets bit 8 of upper entries pass, on processors of AMD's too.
+            Vendor::Intel | Vendor::Paravirtual => GuestVendor::Intel,
+            Vendor::Amd => GuestVendor::Amd,
         };
         GuestCpu {
             vendor,
