@@ -28,7 +28,7 @@ impl<F: Format> ShadowVm<F> {
     /// What a vCPU's CPUID says about its walks.
     pub(super) fn cpu_of(&self, vcpu: &Vcpu) -> GuestCpu {
         let vendor = match self.memory.profile().vendor.get() {
-            // A paravirtual backend lets bit 8 of upper entries pass, on processors of AMD's too.
+            // A paravirtual backend says nothing of the processor; guests of the ones seen have Intel's CPUID.
             Vendor::Intel | Vendor::Paravirtual => GuestVendor::Intel,
             Vendor::Amd => GuestVendor::Amd,
         };
