@@ -2,9 +2,10 @@
 //! type and of the quirk `SLOT_ZAP_ALL`; the thread that asked for a flag of the slot is why the quirk exists.
 //!
 //! The model's page tables say what goes and what has to be faulted in again. Then the same calls are made on the model, on
-//! `/dev/kvm`, or on both with every answer compared.
+//! `/dev/kvm`, or on both with every answer compared. With both, and where KVM has the TDP MMU, slots are deleted once more while
+//! the kernel traces its page tables: each event is predicted, and counted.
 //!
-//! `cargo run --example slot_zap -- --on both`
+//! `cargo run --example slot_zap -- --on both`; `docs/zap.md` says how next to a kernel with the TDP MMU.
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -56,6 +57,58 @@ pub(crate) fn run(arguments: &[&str], out: &mut impl Write) -> Result<(), Box<dy
     for quirks in [Quirks::empty(), Quirks::SLOT_ZAP_ALL] {
         calls(&mut chosen, quirks, out)?;
     }
+    if arguments == ["--on", "both"] {
+        writeln!(out, "\n# Page tables of this kernel, event by event")?;
+        traced(out)?;
+    }
+    Ok(())
+}
+
+/// Deletions on the live kernel, with everything that its MMU traces.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn traced(out: &mut impl Write) -> Result<(), Box<dyn Error>> {
+    use slat::vmm::live::{abilities, here};
+    use slat::vmm::programs::{Tally, deletions, make};
+    use slat::vmm::replay::{Verdict, predict};
+    use slat::vmm::traces::Recording;
+
+    let machine = match here() {
+        Ok(machine) => machine,
+        Err(why) => return Ok(writeln!(out, "not here: {why}")?),
+    };
+    for program in deletions(abilities(&machine)) {
+        let text = make(&program)?;
+        let recording = Recording::parse(&text)?;
+        let Verdict::Agrees { compared, .. } = predict(&recording, &machine) else {
+            return Err(format!("{} is not as predicted", program.name).into());
+        };
+        writeln!(
+            out,
+            "{}: {compared} events and results as predicted",
+            program.name
+        )?;
+        let tallies = Tally::of(&recording, &machine.host);
+        let deleted = tallies.iter().skip_while(|tally| !is_deletion(tally));
+        for tally in deleted.take_while(|tally| !tally.operation.starts_with("close")) {
+            if let Some(leaves) = tally.leaves_before {
+                writeln!(out, "  {leaves}")?;
+            }
+            // Such a call only looks.
+            if !tally.operation.contains("slot=0 ") {
+                writeln!(out, "  {}: {tally}", tally.operation)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn is_deletion(tally: &slat::vmm::programs::Tally) -> bool {
+    tally.operation.contains(" npages=0")
+}
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+fn traced(_out: &mut impl Write) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 

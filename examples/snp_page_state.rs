@@ -1,7 +1,8 @@
 //! An SNP guest makes pages private and shared: asked for, not asked for, and while it rewrites its own request. What the
-//! host does about it under the three policies of the discussion in which KVM's handling was first proposed.
+//! host does about it under the three policies of the discussion in which KVM's handling was first proposed. At the end the
+//! same on a whole VM, which a kernel may have, too.
 //!
-//! `cargo run --example snp_page_state`
+//! `cargo run --example snp_page_state -- --on model`, or `--on kvm`
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -13,21 +14,88 @@ use slat::coco::snp::{
     GuestOp, GuestReply, Hole, RmpFaultPolicy, SharedBuffer, SnpExit, SnpSettings, SnpVcpu, SnpVm,
     Value, Vmm,
 };
-use slat::memslot::{Gfn, GfnRange, Pages};
+use slat::memslot::{Gfn, GfnRange, Pages, Profile};
 use slat::mmu::spte::Pfn;
+use slat::vmm::scenario::{self, Expect, Scenario};
+use slat::vmm::{self, Report, Verdict, model};
 
 const PAGE: Gfn = Gfn::new(7);
 
+/// A VM of type SNP from its launch on, line by line as in a scenario file.
+const WHOLE_VM: &str = "
+vm snp type=sev-snp
+create_guest_memfd G size=64K
+set_user_memory_region2 slot=0 flags=GUEST_MEMFD gpa=0 size=64K hva=A gmem=G
+enable_cap EXIT_HYPERCALL args=4096
+set_memory_attributes address=0 size=8K attributes=PRIVATE
+create_vcpu
+snp_launch_start policy=0x30000
+snp_launch_update gpa=0 size=4K tag=7
+snp_launch_finish
+snp_read gpa=0 c=1
+snp_psc entries=2:private,3:private
+snp_write gpa=0x2000 c=1 tag=1
+snp_validate gpa=0x2000
+snp_write gpa=0x2000 c=1 tag=1
+snp_host_peek gpa=0x2000
+snp_write gpa=0x2000 c=0 tag=2
+snp_audit
+";
+
 fn main() -> Result<(), Box<dyn Error>> {
-    run(&mut io::stdout().lock())
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    run(&arguments, &mut io::stdout().lock())
 }
 
 /// The whole example, written to `out`.
-pub(crate) fn run(out: &mut impl Write) -> Result<(), Box<dyn Error>> {
+pub(crate) fn run(arguments: &[&str], out: &mut impl Write) -> Result<(), Box<dyn Error>> {
     asked_for(out)?;
     not_asked_for(out)?;
     stale(out)?;
-    rewritten(out)
+    rewritten(out)?;
+    let scenario = scenario::parse(WHOLE_VM)?;
+    let report = match arguments {
+        [] | ["--on", "model"] => {
+            let profile = Profile::named("linux-6.12").ok_or("a profile is missing")?;
+            vmm::run(
+                &scenario,
+                &mut model::Machine::for_scenario(profile, &scenario),
+            )?
+        }
+        ["--on", "kvm"] => on_the_kernel(&scenario)?,
+        _ => return Err("usage: --on model|kvm".into()),
+    };
+    whole_vm(&report, out)
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn on_the_kernel(scenario: &Scenario) -> Result<Report, Box<dyn Error>> {
+    Ok(vmm::run(scenario, &mut vmm::kvm::Machine::open()?)?)
+}
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+fn on_the_kernel(_: &Scenario) -> Result<Report, Box<dyn Error>> {
+    Err("only Linux on x86-64 has the kernel to run on".into())
+}
+
+/// Each line and its answer; where the machine has no such VMs, why.
+fn whole_vm(report: &Report, out: &mut impl Write) -> Result<(), Box<dyn Error>> {
+    writeln!(out, "\n# A whole VM")?;
+    for step in &report.steps {
+        let answer = match (&step.verdict, &step.snp, &step.result) {
+            (Verdict::NotTried { why }, ..) => {
+                writeln!(out, "not tried: {why}")?;
+                return Ok(());
+            }
+            (_, Some(answer), _) => Expect::Snp(answer.clone()).to_string(),
+            (_, _, Some(Ok(outcome))) => Expect::of(&Ok(outcome.clone())).to_string(),
+            (_, _, Some(Err(error))) => error.to_string(),
+            (_, None, None) => continue,
+        };
+        writeln!(out, "{}: {answer}", step.text)?;
+    }
+    Ok(())
 }
 
 fn guest(policy: RmpFaultPolicy) -> Result<(SnpVm, SnpVcpu), Box<dyn Error>> {

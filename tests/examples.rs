@@ -21,12 +21,18 @@ mod explain_region;
 #[path = "../examples/guest_memfd.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod guest_memfd;
+#[path = "../examples/migration_races.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod migration_races;
 #[path = "../examples/prefault.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod prefault;
 #[path = "../examples/root_role_audit.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod root_role_audit;
+#[path = "../examples/shadow_roots.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod shadow_roots;
 #[path = "../examples/slot_zap.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod slot_zap;
@@ -39,6 +45,9 @@ mod snp_page_state;
 #[path = "../examples/tdp_roots.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod tdp_roots;
+#[path = "../examples/tdx_lifecycle.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod tdx_lifecycle;
 #[path = "../examples/translate.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod translate;
@@ -193,6 +202,22 @@ fn root_role_audit_objects_to_the_wrong_order() {
 }
 
 #[test]
+fn shadow_roots_shows_which_policy_breaks_and_what_a_guest_can_do_then() {
+    let text = output(|_, out| shadow_roots::run(out), &[]);
+    let sound = "a cached root is found; the audit is content; L1's write faults";
+    let broken = "the audit: S18 root-role-mismatch: vCPU 0; L1 writes to its read-only page";
+    assert_tells(
+        &text,
+        &[
+            &format!("the MMU's role, role first, then CR3: {sound}"),
+            &format!("the MMU's role, CR3 first, then role: a cached root is found; {broken}"),
+            &format!("the caller's role, role first, then CR3: {sound}"),
+            &format!("the caller's role, CR3 first, then role: {sound}"),
+        ],
+    );
+}
+
+#[test]
 fn zap_cost_tells_both_kinds_of_zap() {
     let text = output(zap_cost::run, &["--gib", "1"]);
     assert_tells(
@@ -336,7 +361,7 @@ fn on_kernel_walks(run: Run, parts: &[&str]) {
 
 #[test]
 fn snp_page_state_tells_the_policies_apart() {
-    let text = output(|_, out| snp_page_state::run(out), &[]);
+    let text = output(snp_page_state::run, &["--on", "model"]);
     assert_tells(
         &text,
         &[
@@ -350,6 +375,55 @@ fn snp_page_state_tells_the_policies_apart() {
             "Kept: reads Value(Tag(1))",
             "KVM: Success, stops at entry 3",
             "strict: InvalidEntry, stops at entry 1",
+            "snp_read gpa=0 c=1: tag 7",
+            "snp_psc entries=0x2:private,0x3:private: psc 0 cur=2 exits=0x2000+2:private:4K",
+            "snp_write gpa=0x2000 c=1 tag=1: vc 0x404",
+            "snp_host_peek gpa=0x2000: noise",
+            "snp_write gpa=0x2000 c=0 tag=2: memory-fault flags=0 gpa=0x2000 size=0x1000",
+            "snp_audit: clean",
         ],
     );
+    match kernel() {
+        // A host with SEV-SNP makes the VM; without firmware in between nothing can be launched from here.
+        Ok(()) => assert_tells(
+            &output(snp_page_state::run, &["--on", "kvm"]),
+            &["not tried:"],
+        ),
+        Err(why) => println!("skipped on the kernel: {why}"),
+    }
+}
+
+#[test]
+fn migration_races_finds_all_three() {
+    let text = output(|_, out| migration_races::run(out), &[]);
+    assert_eq!(text.matches("kaboom!").count(), 3);
+    for name in ["sev", "snp", "tdx"] {
+        assert_tells(
+            &text,
+            &[&format!("{name}, all rules kept: no page is lost")],
+        );
+    }
+}
+
+#[test]
+fn tdx_lifecycle_ends_with_nothing_left() {
+    let text = output(tdx_lifecycle::run, &["--on", "model"]);
+    assert_tells(
+        &text,
+        &[
+            "measured: 16 pages",
+            "4 MiB accepted ahead: 1024 accepted, 2 too large",
+            "what is needed, when it is needed: 1034 accepted",
+            "2 MiB shared for I/O: 1034 accepted, 2 too large, 1 conversions",
+            "pages there and back: 1066 accepted",
+            "memory plugged and unplugged",
+            "violations: 0",
+            "left: Value(0)",
+            "its leaves: what stays is there, 0 faults",
+            "all shared tables: what stays is there, 1 faults",
+            "all tables: EIO (KVM gives the VM up: the table of level",
+        ],
+    );
+    let text = output(tdx_lifecycle::run, &["--on", "kvm"]);
+    assert_tells(&text, &["not "]);
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use slat_memslot::{Gfn, Memory, PageSize, Profile, Region, Slot, SlotKey, VmType};
 use slat_mmu::fault::{
-    Backing, Env, Fault, FilePage, HostPage, Invalidation, Kind, MmioCache, Outcome, Settings,
+    Backing, Env, Fault, FilePage, HostPage, Invalidation, Kind, MmioCache, NotTracked, Outcome,
+    Settings,
 };
 use slat_mmu::spte::{Ept, Pfn, PfnKind};
 use slat_mmu::table::{Epochs, Reader, TableId};
@@ -195,6 +196,7 @@ impl Own {
             invalidation,
             settings: Settings::default(),
             mmio,
+            shadow: NotTracked,
         };
         let tables: &Tables<Ept> = &vm.tables;
         let mut locked = tables.shared(vcpu, Unobserved);

@@ -113,12 +113,12 @@ impl ValueEnum for AreaName {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
-    match kernel::open() {
-        Ok(machine) => {
+    match kernel::with_model() {
+        Ok(machines) => {
             let seed = args.seed.unwrap_or_else(clock_seed);
             let calls = match args.calls().is_empty() {
                 true => ExitCode::SUCCESS,
-                false => live(args, seed, machine)?,
+                false => live(args, seed, machines)?,
             };
             let mut result = calls;
             if result == ExitCode::SUCCESS && args.wants(AreaName::Walk) {
@@ -148,12 +148,16 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
 }
 
 /// Random calls on the kernel and on the model of its profile.
-fn live<K: Machine>(args: &Args, seed: u64, mut machine: K) -> Result<ExitCode, Error> {
+fn live<K: Machine>(
+    args: &Args,
+    seed: u64,
+    (mut machine, model): (K, model::Machine),
+) -> Result<ExitCode, Error> {
     let areas = args.calls();
     eprintln!("kernel: {}, seed {seed}", machine.profile().name);
     let mut skipped = false;
     for area in &areas {
-        if let Some(missing) = area.missing(machine.profile()) {
+        if let Some(missing) = area.missing(machine.profile(), model.host()) {
             eprintln!("skipped: {}: {missing}", area.name());
             skipped = true;
         }
@@ -167,7 +171,8 @@ fn live<K: Machine>(args: &Args, seed: u64, mut machine: K) -> Result<ExitCode, 
         ..Config::default()
     };
     let bar = progress(args.ops);
-    let outcome = differential::compare(&mut machine, &config, |calls| bar.set_position(calls))?;
+    let progress = |calls| bar.set_position(calls);
+    let outcome = differential::compare_with(&mut machine, model, &config, progress)?;
     bar.finish_and_clear();
     if let (Some(path), Some(recording)) = (&args.record, &outcome.recording) {
         std::fs::write(path, recording.to_string())?;
@@ -273,8 +278,12 @@ fn print_summary(stats: &Stats) {
     println!("{reasons}");
     println!(
         "\nrefusals without a repair that can be tried: {}; calls not tried: {}",
-        stats.unconfirmed, stats.not_tried
+        stats.unconfirmed,
+        stats.not_tried.values().sum::<u64>()
     );
+    for (why, count) in &stats.not_tried {
+        println!("  {count}: {why}");
+    }
 }
 
 fn result_name(errno: Option<Errno>) -> String {

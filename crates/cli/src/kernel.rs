@@ -1,9 +1,7 @@
 //! Which kernel is meant: the local one, or one by name.
 
 use slat_memslot::Profile;
-use slat_vmm::Machine;
-#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
-use slat_vmm::model;
+use slat_vmm::{Machine, model};
 
 use crate::Error;
 
@@ -16,6 +14,20 @@ pub(crate) fn open() -> Result<slat_vmm::kvm::Machine, Error> {
 /// The local `/dev/kvm`, which is not there.
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 pub(crate) fn open() -> Result<model::Machine, Error> {
+    Err("KVM for x86-64 needs Linux on x86-64".into())
+}
+
+/// The local `/dev/kvm`, and the model that it is compared with.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub(crate) fn with_model() -> Result<(slat_vmm::kvm::Machine, model::Machine), Error> {
+    let machine = open()?;
+    let profile = machine.shared_profile();
+    Ok((machine, model::Machine::new(profile)))
+}
+
+/// The local `/dev/kvm`, which is not there.
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+pub(crate) fn with_model() -> Result<(model::Machine, model::Machine), Error> {
     Err("KVM for x86-64 needs Linux on x86-64".into())
 }
 

@@ -12,6 +12,7 @@ mod dump;
 mod explain;
 mod kernel;
 mod output;
+mod races;
 mod record;
 mod replay;
 mod run;
@@ -40,6 +41,8 @@ enum Job {
     Dump(dump::Args),
     /// Say whether a call is accepted or refused, why, and what would make it succeed.
     Explain(Box<explain::Args>),
+    /// Find the races of live migration that a VMM and its guest leave open, or prove that there are none.
+    Races(races::Args),
     /// Run a VMM and write down the memory calls it makes, as a scenario.
     Record(record::Args),
     /// Rebuild the page tables of real VMs from a kernel trace, and check them; or predict what kernels did in recordings.
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Job::Draw(args) => draw::run(&args),
         Job::Dump(args) => dump::run(&args),
         Job::Explain(args) => explain::run(&args),
+        Job::Races(args) => races::run(&args),
         Job::Record(args) => record::run(&args),
         Job::Replay(args) => replay::run(&args),
         Job::Run(args) => run::run(&args),

@@ -1,4 +1,7 @@
-//! `slat record`: a VMM's memory calls as a scenario.
+//! `slat record`: a VMM's memory calls as a scenario, or what the kernel's MMU does as recordings.
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod tables;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -18,8 +21,12 @@ pub(crate) struct Args {
     /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
+    /// No program: make those that come with slat, and write into this folder what the kernel's MMU does. Needs root, and a
+    /// kernel with the TDP MMU.
+    #[arg(long, value_name = "FOLDER", conflicts_with = "command")]
+    tables: Option<PathBuf>,
     /// The program and its arguments.
-    #[arg(last = true, required = true)]
+    #[arg(last = true, required_unless_present = "tables")]
     command: Vec<OsString>,
 }
 
@@ -44,6 +51,9 @@ mod linux {
     use crate::{kernel, table};
 
     pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
+        if let Some(folder) = &args.tables {
+            return super::tables::run(folder, args.json);
+        }
         let options = RecordOptions {
             timeout: args.timeout.map(Duration::from_secs),
         };

@@ -5,9 +5,7 @@ use std::process::ExitCode;
 
 use clap::ValueEnum;
 use slat_vmm::scenario::{self, Scenario};
-use slat_vmm::{
-    CallError, CallResult, CheckedMachine, OnDivergence, Report, StepReport, Verdict, model,
-};
+use slat_vmm::{CallResult, CheckedMachine, OnDivergence, Report, StepReport, Verdict, model};
 
 use crate::Error;
 use crate::kernel::{self, Choice};
@@ -84,7 +82,10 @@ fn run_file<'a>(args: &Args, file: &'a Path) -> Result<Done<'a>, Error> {
 fn on_model(args: &Args, scenario: &Scenario) -> Result<(String, Report), Error> {
     let choice = Choice::for_file(args.profile.as_deref(), scenario.profile())?;
     let on = format!("the model of {} ({})", choice.profile.name, choice.why);
-    let report = slat_vmm::run(scenario, &mut model::Machine::new(choice.profile))?;
+    let report = slat_vmm::run(
+        scenario,
+        &mut model::Machine::for_scenario(choice.profile, scenario),
+    )?;
     Ok((on, report))
 }
 
@@ -105,7 +106,7 @@ fn on_both(args: &Args, scenario: &Scenario) -> Result<(String, Report), Error> 
         "/dev/kvm, {}, and the model of {}",
         local.name, profile.name
     );
-    let mut both = CheckedMachine::new(machine, model::Machine::new(profile))
+    let mut both = CheckedMachine::new(machine, model::Machine::for_scenario(profile, scenario))
         .on_divergence(OnDivergence::Keep);
     Ok((on, slat_vmm::run(scenario, &mut both)?))
 }
@@ -127,8 +128,8 @@ pub(crate) fn result_text(result: &CallResult) -> String {
 /// The code of the reason that the model gave.
 pub(crate) fn reason_code(result: &CallResult) -> Option<&'static str> {
     match result {
-        Err(CallError::Refused { reason, .. }) => reason.as_ref().map(|reason| reason.code()),
-        _ => None,
+        Err(error) => error.code(),
+        Ok(_) => None,
     }
 }
 
@@ -147,7 +148,11 @@ impl<'a> Difference<'a> {
             .text
             .rsplit_once(" => ")
             .unwrap_or((&step.text, "anything"));
-        let got = step.result.as_ref().map_or_else(String::new, result_text);
+        let got = match (&step.result, &step.snp) {
+            (Some(result), _) => result_text(result),
+            (None, Some(answer)) => scenario::Expect::Snp(answer.clone()).to_string(),
+            (None, None) => String::new(),
+        };
         let note = match &step.verdict {
             Verdict::OtherReason { code } => Some(format!("the model's reason is {code}")),
             Verdict::Diverges { model } => Some(format!("the model says {}", result_text(model))),

@@ -145,6 +145,17 @@ fn run_counts_and_names_what_differs() {
 }
 
 #[test]
+fn run_plays_tds() {
+    let path = |name| format!("{}/../vmm/scenarios/tdx/{name}", env!("CARGO_MANIFEST_DIR"));
+    let (mistakes, answers) = (path("mistakes.slat"), path("answers-errno.slat"));
+    let (code, out, _) = slat(&["run", &mistakes, &answers]);
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("linux-6.18-tdx") && out.contains("linux-7.3-rc1-tdx"));
+    let (code, _, _) = slat(&["run", "--profile", "linux-6.18", &mistakes]);
+    assert_ne!(code, 0, "a host without TDX makes no TD");
+}
+
+#[test]
 fn run_on_the_kernel_or_a_clear_error() {
     let path = file(
         "kvm.slat",

@@ -154,3 +154,70 @@ fn the_kernel_says_the_same() {
     assert_eq!(value["translations"], 20000);
     assert_eq!(value["difference"], Value::Null);
 }
+
+/// The scene needs a kernel; which second stage it has depends on the kernel, how many references there are does not.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[test]
+fn a_guest_that_ran_shows_its_walk() {
+    if let Err(why) = slat_vmm::kvm::AccessGuest::open() {
+        println!("skipped: {why}");
+        return;
+    }
+    for (levels, address, access) in [
+        ("4", "0x123456789abc", "--write"),
+        ("4", "0xffff812345678ff0", "--fetch"),
+        ("5", "0xab123456789abc", "--write"),
+    ] {
+        let (code, out, err) = slat(&[
+            "walk", "--live", "--levels", levels, access, "--json", address,
+        ]);
+        if code == 2 && err.contains("-level: KVM_SET_SREGS") {
+            println!("skipped: {err}");
+            continue;
+        }
+        assert_eq!((code, err.as_str()), (0, ""), "{out}");
+        let value: Value = serde_json::from_str(&out).expect("JSON");
+        let references = value["references"].as_array().expect("a list");
+        let guest: usize = levels.parse().expect("a number");
+        let second = value["second_levels"]
+            .as_u64()
+            .and_then(|n| usize::try_from(n).ok());
+        let second = second.expect("a number");
+        let all = guest * (second + 1) + second;
+        assert_eq!(references.len(), all, "{guest} by {second} levels: {out}");
+        let own = references.iter().filter(|one| one["dimension"] == "guest");
+        assert_eq!(own.count(), guest);
+        assert_eq!(value["guest"], "the access was made");
+        println!("{all} references, {}", value["second_stage"]);
+    }
+    for (args, part) in [
+        (vec!["0x1000"], "0x8000000000"),
+        (vec!["0x4000000000000"], "canonical"),
+        (vec!["--memory", "dump", "0x1000"], "cannot be used with"),
+    ] {
+        let args: Vec<&str> = ["walk", "--live"].into_iter().chain(args).collect();
+        let (code, _, err) = slat(&args);
+        assert_eq!(code, 2, "{args:?}");
+        assert!(err.contains(part), "{args:?}: {err}");
+    }
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[test]
+fn accesses_of_a_guest_end_as_the_model_says() {
+    if let Err(why) = slat_vmm::kvm::AccessGuest::open() {
+        println!("skipped: {why}");
+        return;
+    }
+    let (code, out, err) = slat(&[
+        "diff", "--area", "access", "--ops", "3000", "--seed", "5", "--json",
+    ]);
+    assert_eq!(code, 0, "{err}");
+    let value: Value = serde_json::from_str(&out).expect("JSON");
+    assert!(
+        value["accesses"]
+            .as_u64()
+            .is_some_and(|count| count >= 3000)
+    );
+    assert_eq!(value["difference"], Value::Null);
+}

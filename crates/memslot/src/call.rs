@@ -6,6 +6,13 @@
 
 use crate::{DirtyPages, GmemId, Hva, SlotFlags, SlotKey};
 
+mod tdx;
+
+pub use tdx::{
+    MapGpaAnswer, TdOp, TdSide, TdxCall, TdxCommand, TdxConversion, TdxCount, TdxEntry, TdxFinding,
+    TdxHost, TdxOutcome, TdxQuestion, TdxSlotZap, WaitingEvent,
+};
+
 /// Which of the two structs a set-region call passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -338,6 +345,8 @@ pub enum Call {
     CreateIrqchip,
     /// A vCPU runs until one access of its guest is done, or cannot be.
     Guest(GuestAccess),
+    /// Something that only a VM of type TDX knows.
+    Tdx(TdxCall),
 }
 
 /// What a guest's instruction does with memory.
@@ -488,6 +497,8 @@ pub enum Outcome {
     },
     /// A guest access.
     Access(Access),
+    /// Something that only a TD gives.
+    Tdx(TdxOutcome),
 }
 
 impl Outcome {

@@ -58,6 +58,10 @@ pub use call::{
     Access, AccessKind, Buffer, Call, ClearBits, FileCall, FileRef, GuestAccess, MapCall, MapId,
     OtherFile, Outcome, Region, RegionVersion,
 };
+pub use call::{
+    MapGpaAnswer, TdOp, TdSide, TdxCall, TdxCommand, TdxConversion, TdxCount, TdxEntry, TdxFinding,
+    TdxHost, TdxOutcome, TdxQuestion, TdxSlotZap, WaitingEvent,
+};
 pub use dirty::{
     ClearMask, DirtyBacklog, DirtyBitmap, DirtyEpoch, DirtyPages, DirtyRing, DirtySource,
     DirtyWindow, FreedRings, InitialBits, MergeError, Rearm, RingEntry, RingFill, RingReset,

@@ -19,6 +19,13 @@ pub(crate) use threads::sync::{
     atomic::{AtomicBool, AtomicU32, Ordering, fence},
 };
 
+/// The entries of shadow pages. Whole pages are changed with the lock held for writing: to let the scheduler choose at each of
+/// 512 entries finds nothing.
+#[cfg(not(shuttle))]
+pub(crate) type PlainAtomicU64 = AtomicU64;
+#[cfg(shuttle)]
+pub(crate) type PlainAtomicU64 = core::sync::atomic::AtomicU64;
+
 /// Locks; a thread that panicked with the lock held leaves consistent data behind, since no lock is held across
 /// anything that can fail.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

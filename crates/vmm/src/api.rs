@@ -1,5 +1,6 @@
 //! One interface to KVM's memory calls, whoever answers them.
 
+use crate::snp_vm::{EncryptOp, SnpAnswer, SnpOp};
 use crate::{Areas, Divergence};
 use slat_memslot::{
     Buffer, Call, ClearBits, DirtyPages, Errno, GmemId, Outcome, Profile, Reason, Refusal, Region,
@@ -15,6 +16,12 @@ pub enum CallError {
         errno: Errno,
         /// The cause; a real kernel does not say.
         reason: Option<Reason>,
+    },
+    /// KVM's TDX code, the module, or the model in their place, refused.
+    #[error("{} ({why})", why.errno())]
+    Tdx {
+        /// The cause.
+        why: crate::tdx_vm::TdxError,
     },
     /// This machine cannot make the call at all; nothing happened.
     #[error("not tried: {why}")]
@@ -36,6 +43,24 @@ impl CallError {
             reason: None,
         }
     }
+
+    /// The error number; none if the call could not be made.
+    pub fn number(&self) -> Option<Errno> {
+        match self {
+            Self::Refused { errno, .. } => Some(*errno),
+            Self::Tdx { why } => Some(why.errno()),
+            Self::NotTried { .. } => None,
+        }
+    }
+
+    /// The stable code of the cause, where it is known.
+    pub fn code(&self) -> Option<&'static str> {
+        match self {
+            Self::Refused { reason, .. } => reason.as_ref().map(Reason::code),
+            Self::Tdx { why } => Some(why.code()),
+            Self::NotTried { .. } => None,
+        }
+    }
 }
 
 impl From<Refusal> for CallError {
@@ -46,6 +71,8 @@ impl From<Refusal> for CallError {
         }
     }
 }
+
+const NO_SNP: &str = "SNP guests run on the model with an NPT host only";
 
 /// What a call comes to.
 pub type CallResult = Result<Outcome, CallError>;
@@ -90,6 +117,26 @@ pub trait MemoryVm {
     /// What the last call showed to differ between two machines side by side; `None` for a single machine.
     fn take_divergence(&mut self) -> Option<Divergence> {
         None
+    }
+
+    /// `KVM_MEMORY_ENCRYPT_OP`: the launch of a confidential guest. Of those who answer calls the model does, where its
+    /// host has what the guest needs.
+    ///
+    /// # Errors
+    /// The command is refused, or cannot be made here.
+    fn memory_encrypt_op(&mut self, op: &EncryptOp) -> CallResult {
+        match op {
+            EncryptOp::Snp(_) => Err(CallError::NotTried { why: NO_SNP }),
+        }
+    }
+
+    /// Something that is done with an SNP guest besides KVM's calls: by itself, its VMM, the host. Only the model has it.
+    ///
+    /// # Errors
+    /// It cannot be done here, or KVM refuses it.
+    fn snp(&mut self, op: &SnpOp) -> Result<SnpAnswer, CallError> {
+        let _ = op;
+        Err(CallError::NotTried { why: NO_SNP })
     }
 
     /// `KVM_SET_USER_MEMORY_REGION` or `KVM_SET_USER_MEMORY_REGION2`, by the request's version.

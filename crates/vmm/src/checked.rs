@@ -41,9 +41,7 @@ pub fn agree(a: &CallResult, b: &CallResult) -> bool {
     match (a, b) {
         (Err(CallError::NotTried { .. }), _) | (_, Err(CallError::NotTried { .. })) => true,
         (Ok(a), Ok(b)) => a.agrees_with(b),
-        (Err(CallError::Refused { errno: a, .. }), Err(CallError::Refused { errno: b, .. })) => {
-            a == b
-        }
+        (Err(a), Err(b)) => a.number() == b.number(),
         _ => false,
     }
 }

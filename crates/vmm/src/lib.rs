@@ -4,8 +4,9 @@
 //! Around it: the text form of calls and results ([`scenario`]), running one ([`run()`]), random sequences held against
 //! a kernel and shrunk when they differ ([`differential`]), the logs of real VMMs ([`strace`], `record`), and what
 //! real kernels answered ([`recordings`]) and what their MMUs did ([`traces`]). [`predict`] puts what a real VMM did to the model,
-//! [`tables`] runs scripts of operations on page tables, [`tdp_vm`] is a whole VM with them, [`shadow_vm`] one with shadow pages
-//! ([`paged_vm`] is the front of both), and [`replay`] holds them against what the MMUs did. [`walks`] holds walks of guest
+//! [`tables`] runs scripts of operations on page tables, [`tdp_vm`] is a whole VM with them ([`snp_vm`] what it has as an SNP
+//! guest), [`tdx_vm`] a TD, [`shadow_vm`] one with shadow pages ([`paged_vm`] is the front of both), and [`replay`] holds them
+//! against what the MMUs did. [`walks`] holds walks of guest
 //! page tables against `KVM_TRANSLATE`.
 
 mod api;
@@ -23,6 +24,8 @@ pub mod model;
 pub mod paged_vm;
 mod parse_error;
 pub mod predict;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod programs;
 pub mod rebuild;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod record;
@@ -31,9 +34,11 @@ pub mod replay;
 mod run;
 pub mod scenario;
 pub mod shadow_vm;
+pub mod snp_vm;
 pub mod strace;
 pub mod tables;
 pub mod tdp_vm;
+pub mod tdx_vm;
 pub mod traces;
 pub mod walks;
 

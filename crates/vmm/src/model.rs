@@ -2,7 +2,7 @@
 //!
 //! A machine without a host answers from what userspace has set up: which calls are refused and why, what logs say of
 //! writes that KVM emulates. A machine with a host that has EPT or NPT ([`Machine::with_host`]) gives each VM page tables,
-//! vCPUs and host memory as well ([`TdpVm`](crate::tdp_vm::TdpVm)): guest accesses run through the tables, calls zap,
+//! vCPUs and host memory as well ([`TdpVm`]): guest accesses run through the tables, calls zap,
 //! split and protect what they have to, logs and rings tell what faults and hardware leave in them.
 //!
 //! # Beside a real VM
@@ -40,13 +40,18 @@
 
 use std::sync::Arc;
 
+use slat_coco::snp::SnpViolation;
 use slat_memslot::{
     Call, ChangeKind, Memory, Outcome, Pages, Profile, Refusal, Vendor, VmError, VmType,
 };
 use slat_mmu::ShadowPageLimit;
 use slat_mmu::host::{Host, SecondStage};
+use slat_mmu::spte::Npt;
 
-use crate::tdp_vm::{AnyTdpVm, HostMemory};
+use crate::scenario::{Scenario, StepKind};
+use crate::snp_vm::{EncryptOp, Snp, SnpAnswer, SnpOp};
+use crate::tdp_vm::{AnyTdpVm, HostMemory, TdpVm};
+use crate::tdx_vm::{TdxSettings, TdxVm};
 use crate::traces::Predicted;
 use crate::{Areas, CallError, CallResult, MemoryVm};
 
@@ -56,6 +61,7 @@ pub struct Machine {
     profile: Arc<Profile>,
     host: Option<Host>,
     areas: Areas,
+    tdx: TdxSettings,
 }
 
 impl Machine {
@@ -65,6 +71,7 @@ impl Machine {
             profile: profile.into(),
             host: None,
             areas: Areas::SYMBOLIC,
+            tdx: TdxSettings::default(),
         }
     }
 
@@ -98,6 +105,36 @@ impl Machine {
     #[must_use]
     pub fn with_areas(self, areas: Areas) -> Self {
         Self { areas, ..self }
+    }
+
+    /// With VMs of type TDX ([`TdxVm`]) on a host like this; the profile has to have the type.
+    #[must_use]
+    pub fn with_tdx(self, tdx: TdxSettings) -> Self {
+        Self { tdx, ..self }
+    }
+
+    /// A machine whose host has SEV-SNP as well: VMs of this type can be made. It takes NPT.
+    #[must_use]
+    pub fn with_snp(self) -> Self {
+        let mut profile = Arc::unwrap_or_clone(self.profile);
+        let types = profile.vm_types.get() | VmType::Snp.mask();
+        set(&mut profile.vm_types, types);
+        Self {
+            profile: Arc::new(profile),
+            ..self
+        }
+    }
+
+    /// A machine that has what a scenario's VMs need: an NPT host with SEV-SNP if some are SNP guests, else none.
+    pub fn for_scenario(profile: impl Into<Arc<Profile>>, scenario: &Scenario) -> Self {
+        let snp = scenario.steps.iter().any(|step| {
+            let snp = VmType::Snp.raw();
+            matches!(step.kind, StepKind::Vm { vm_type: Some(raw), .. } if raw == snp)
+        });
+        match snp {
+            true => Self::with_host(profile, Host::npt(48)).with_snp(),
+            false => Self::new(profile),
+        }
     }
 
     /// The host, if its VMs have page tables.
@@ -137,7 +174,9 @@ impl crate::Machine for Machine {
         let vm_type = supported
             .ok_or(VmError::VmType { vm_type })
             .map_err(Refusal::from)?;
+        let tdx = || TdxVm::new(self.profile.clone(), self.tdx);
         let slots = match self.paging(vm_type) {
+            _ if vm_type == VmType::Tdx => Slots::Td(Box::new(tdx())),
             Some(vm) => Slots::Mapped(Box::new(vm)),
             None => Slots::Alone(Box::new(Memory::new(self.profile.clone(), vm_type))),
         };
@@ -154,6 +193,7 @@ impl crate::Machine for Machine {
 enum Slots {
     Alone(Box<Memory>),
     Mapped(Box<AnyTdpVm>),
+    Td(Box<TdxVm>),
 }
 
 /// A model VM.
@@ -171,6 +211,7 @@ impl Vm {
         match &self.slots {
             Slots::Alone(memory) => memory,
             Slots::Mapped(vm) => vm.memory(),
+            Slots::Td(vm) => vm.memory(),
         }
     }
 
@@ -180,6 +221,7 @@ impl Vm {
         match &mut self.slots {
             Slots::Alone(memory) => memory,
             Slots::Mapped(vm) => vm.memory_mut(),
+            Slots::Td(vm) => vm.memory_mut(),
         }
     }
 
@@ -191,6 +233,11 @@ impl Vm {
     /// What a call would come to, without making it. Page tables are not asked: where they decide, as for guest accesses
     /// and pre-faults, the answer is that of a VM without.
     pub fn preview(&self, call: &Call) -> CallResult {
+        if let (Slots::Td(_), Call::Tdx(_)) = (&self.slots, call) {
+            return Err(CallError::NotTried {
+                why: "a TD says what a call comes to when it is made",
+            });
+        }
         let mut copy = Self {
             slots: Slots::Alone(Box::new(self.memory().clone())),
             shadow_pages: self.shadow_pages,
@@ -202,15 +249,23 @@ impl Vm {
     /// The VM with its page tables, if its machine has a host.
     pub fn paging(&self) -> Option<&AnyTdpVm> {
         match &self.slots {
-            Slots::Alone(_) => None,
+            Slots::Alone(_) | Slots::Td(_) => None,
             Slots::Mapped(vm) => Some(vm),
+        }
+    }
+
+    /// The TD, if it is one.
+    pub fn td(&self) -> Option<&TdxVm> {
+        match &self.slots {
+            Slots::Td(vm) => Some(vm),
+            Slots::Alone(_) | Slots::Mapped(_) => None,
         }
     }
 
     /// The same, for what is no call: notifiers, module parameters, a vCPU's registers.
     pub fn paging_mut(&mut self) -> Option<&mut AnyTdpVm> {
         match &mut self.slots {
-            Slots::Alone(_) => None,
+            Slots::Alone(_) | Slots::Td(_) => None,
             Slots::Mapped(vm) => Some(vm),
         }
     }
@@ -230,6 +285,37 @@ impl Vm {
         self.paging_mut().map(AnyTdpVm::take).unwrap_or_default()
     }
 
+    /// The page tables of a VM that can be an SNP guest.
+    fn npt(&mut self) -> Result<&mut TdpVm<Npt>, CallError> {
+        match &mut self.slots {
+            Slots::Mapped(vm) => match vm.as_mut() {
+                AnyTdpVm::Npt(vm) => Ok(vm),
+                AnyTdpVm::Ept(_) => Err(NO_NPT),
+            },
+            Slots::Alone(_) | Slots::Td(_) => Err(NO_NPT),
+        }
+    }
+
+    /// What an SNP guest has beside its tables; `None` for other VMs.
+    pub fn snp_state(&self) -> Option<&Snp> {
+        match self.paging()? {
+            AnyTdpVm::Npt(vm) => vm.snp(),
+            AnyTdpVm::Ept(_) => None,
+        }
+    }
+
+    /// All violations of SNP's rules.
+    pub fn audit_snp(&mut self) -> Vec<SnpViolation> {
+        self.npt().map(TdpVm::audit_snp).unwrap_or_default()
+    }
+
+    /// What nobody watches is dropped.
+    fn drop_unwatched(&mut self) {
+        if !self.watched {
+            drop(self.take());
+        }
+    }
+
     /// Makes a call as far as slots and page tables go. Says how it changed slots, if it did.
     fn call_slots(&mut self, call: &Call) -> Result<(Outcome, Option<ChangeKind>), CallError> {
         match (&mut self.slots, call) {
@@ -238,6 +324,7 @@ impl Vm {
                 Ok((Outcome::Done, Some(effects.kind)))
             }
             (Slots::Alone(memory), _) => Ok((memory.call(call)?, None)),
+            (Slots::Td(vm), _) => Ok((vm.call(call)?, None)),
             (Slots::Mapped(vm), _) => {
                 let kind = match call {
                     Call::SetRegion(request) => vm.memory().check_region(request).ok(),
@@ -253,7 +340,25 @@ impl Vm {
     }
 }
 
+const NO_NPT: CallError = CallError::NotTried {
+    why: "the machine has no NPT host",
+};
+
 impl MemoryVm for Vm {
+    fn memory_encrypt_op(&mut self, op: &EncryptOp) -> CallResult {
+        let result = match op {
+            EncryptOp::Snp(command) => self.npt()?.memory_encrypt_op(command),
+        };
+        self.drop_unwatched();
+        result
+    }
+
+    fn snp(&mut self, op: &SnpOp) -> Result<SnpAnswer, CallError> {
+        let result = self.npt()?.snp_op(op);
+        self.drop_unwatched();
+        result
+    }
+
     fn call(&mut self, call: &Call) -> CallResult {
         // The tables of the TDP MMU do not count among shadow pages, so that none has to be evicted.
         let in_use = Pages::new(0);

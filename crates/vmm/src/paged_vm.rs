@@ -1,5 +1,7 @@
 //! One front for VMs on either of KVM's MMUs: what their userspace, their guests and their host's memory do to them.
 
+pub(crate) mod fault;
+
 use slat_memslot::{Errno, Gfn, GmemId, Memory, Pages, Region, VmType};
 use slat_mmu::role::VcpuMode;
 use slat_mmu::spte::{Format, NxHugePages};
@@ -56,6 +58,7 @@ pub trait PagedVm: Sized {
     fn clear_dirty_log(&mut self, slot: u32, first: u64, pages: Pages);
     fn unmap_hva(&mut self, range: HvaRange);
     fn age_hva(&mut self, range: HvaRange) -> bool;
+    fn recover_nx(&mut self, ratio: u64) -> u64;
     fn close(&mut self);
 
     /// What is counted of its shadow pages, if it has such.
@@ -108,6 +111,7 @@ macro_rules! as_the_type_does {
             fn clear_dirty_log(slot: u32, first: u64, pages: Pages);
             fn unmap_hva(range: HvaRange);
             fn age_hva(range: HvaRange) -> bool;
+            fn recover_nx(ratio: u64) -> u64;
             fn close();
             fn tell(what: Predicted);
             fn take() -> Vec<Predicted>;

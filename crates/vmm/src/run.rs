@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use slat_memslot::{Errno, Outcome};
 
-use crate::scenario::{Expect, Names, Request, Scenario, Step, StepKind, Unbound};
+use crate::scenario::{Expect, Names, Request, Scenario, SnpStep, Step, StepKind, Unbound};
+use crate::snp_vm::{EncryptOp, SnpAnswer};
 use crate::{CallError, CallResult, Machine, MemoryVm};
 
 /// What became of one step.
@@ -51,6 +52,8 @@ pub struct StepReport {
     pub text: String,
     /// What the machine answered, if the step was made.
     pub result: Option<CallResult>,
+    /// What an operation on an SNP guest gave.
+    pub snp: Option<SnpAnswer>,
     /// How that compares.
     pub verdict: Verdict,
 }
@@ -177,6 +180,7 @@ impl<'m, M: Machine> Session<'m, M> {
                 self.names.drop_vm(name);
             }
             StepKind::Call(request) => self.call(step, request)?,
+            StepKind::Snp(snp) => self.snp(step, snp),
         }
         Ok(())
     }
@@ -252,11 +256,41 @@ impl<'m, M: Machine> Session<'m, M> {
         Ok(())
     }
 
+    fn snp(&mut self, step: &Step, what: &SnpStep) {
+        self.enter_vm(step, 0);
+        let Some(Some(vm)) = self.vms.get_mut(self.names.vm()) else {
+            let why = "its VM could not be made".to_owned();
+            return self.push(step, None, Verdict::NotTried { why });
+        };
+        let result = match what {
+            SnpStep::Command(command) => vm.memory_encrypt_op(&EncryptOp::Snp(*command)),
+            SnpStep::Op(op) => match vm.snp(op) {
+                Ok(answer) => return self.answered(step, answer),
+                Err(error) => Err(error),
+            },
+        };
+        let verdict = judge(step.expect.as_ref(), &result);
+        self.push(step, Some(result), verdict);
+    }
+
+    fn answered(&mut self, step: &Step, answer: SnpAnswer) {
+        let verdict = match &step.expect {
+            None => Verdict::Unchecked,
+            Some(Expect::Snp(expected)) if *expected == answer => Verdict::Agrees,
+            Some(_) => Verdict::Differs,
+        };
+        self.push(step, None, verdict);
+        if let Some(report) = self.report.steps.last_mut() {
+            report.snp = Some(answer);
+        }
+    }
+
     fn push(&mut self, step: &Step, result: Option<CallResult>, verdict: Verdict) {
         self.report.steps.push(StepReport {
             line: step.line,
             text: step.to_string(),
             result,
+            snp: None,
             verdict,
         });
     }
@@ -264,24 +298,22 @@ impl<'m, M: Machine> Session<'m, M> {
 
 /// How a result compares with what was expected.
 fn judge(expect: Option<&Expect>, result: &CallResult) -> Verdict {
-    let (plain, reason): (Result<Outcome, Errno>, _) = match result {
-        Ok(outcome) => (Ok(outcome.clone()), None),
-        Err(CallError::Refused { errno, reason }) => (Err(*errno), *reason),
+    let code = result.as_ref().err().and_then(CallError::code);
+    let plain: Result<Outcome, Errno> = match result {
+        Ok(outcome) => Ok(outcome.clone()),
+        Err(CallError::Refused { errno, .. }) => Err(*errno),
+        Err(CallError::Tdx { why }) => Err(why.errno()),
         Err(CallError::NotTried { why }) => {
             return Verdict::NotTried {
                 why: (*why).to_owned(),
             };
         }
     };
-    match (expect, reason) {
+    match (expect, code) {
         (None, _) => Verdict::Unchecked,
         (Some(expect), _) if !expect.accepts(&plain) => Verdict::Differs,
-        (Some(expect), Some(actual))
-            if expect.reason().is_some_and(|code| code != actual.code()) =>
-        {
-            Verdict::OtherReason {
-                code: actual.code(),
-            }
+        (Some(expect), Some(actual)) if expect.reason().is_some_and(|code| code != actual) => {
+            Verdict::OtherReason { code: actual }
         }
         (Some(_), _) => Verdict::Agrees,
     }

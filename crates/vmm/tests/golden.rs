@@ -30,6 +30,7 @@ fn texts(steps: &[StepReport]) -> String {
             text,
             result,
             verdict,
+            ..
         } = s;
         format!("line {line} of {text} got {result:?}: {verdict:?}\n")
     };

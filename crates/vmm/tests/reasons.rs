@@ -10,7 +10,7 @@ use slat_vmm::{
 };
 
 /// Reasons that need another host, another kernel, or a VM in a state that no call brings about.
-const ELSEWHERE: [(&str, &str); 21] = [
+const ELSEWHERE: [(&str, &str); 22] = [
     (
         "other-process",
         "needs a second process; see other_process.rs",
@@ -47,6 +47,10 @@ const ELSEWHERE: [(&str, &str); 21] = [
     ),
     ("pre-fault-no-slot", "EPT or NPT"),
     ("too-many-vcpus", "thousands of vCPUs"),
+    (
+        "not-td",
+        "a real kernel is not asked for what only a TD has",
+    ),
 ];
 
 fn reasons() -> Scenario {

@@ -9,21 +9,11 @@ use slat_mmu::tdp::Passes;
 use slat_vmm::replay::{Machine, Verdict, predict};
 use slat_vmm::traces::{self, Builtin, Recording, What};
 
-/// What is missing for these: faults of the TDP MMU do not ask whether a frame is tracked.
-const L2: &str = "L1 writes to its EPT, which L2 runs on";
-
 /// Scenarios that are not predicted, and why. One that is predicted must go from this list.
-const NOT_YET: &[(&str, &str)] = &[
-    ("ept-l4/67-vmx-l2-with-ept-noad", L2),
-    ("ept-l4-noad/67-vmx-l2-with-ept-noad", L2),
-    ("ept-l4-nopml/67-vmx-l2-with-ept-noad", L2),
-    ("ept-l5/67-vmx-l2-with-ept-noad", L2),
-    ("ept-l4-l1tf/67-vmx-l2-with-ept-noad", L2),
-    (
-        "ept-l4-noad/36-pre-fault-obsolete-root",
-        "its operations were lost: it begins in a loop that a signal ended",
-    ),
-];
+const NOT_YET: &[(&str, &str)] = &[(
+    "ept-l4-noad/36-pre-fault-obsolete-root",
+    "its operations were lost: it begins in a loop that a signal ended",
+)];
 
 fn recordings() -> impl Iterator<Item = (Machine, Builtin)> {
     Machine::NAMES.into_iter().flat_map(|name| {

@@ -16,7 +16,7 @@ mod tool;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use clap::{Args, Parser, Subcommand};
@@ -51,6 +51,8 @@ enum Job {
     Run(Run),
     /// Runs cargo here, and every test and program that it starts in the machine
     Cargo(Cargo),
+    /// Runs KVM's own selftests in the machine, traced, and rebuilds page tables from what the kernel told
+    Selftests(Selftests),
 }
 
 #[derive(Args, Debug)]
@@ -72,6 +74,18 @@ struct Cargo {
     arguments: Vec<OsString>,
 }
 
+#[derive(Args, Debug)]
+struct Selftests {
+    /// Keeps the traces in this folder, for `slat replay`
+    #[arg(long, value_name = "FOLDER")]
+    traces: Option<PathBuf>,
+    /// Runs the tests as long as they run by themselves
+    #[arg(long)]
+    long: bool,
+    /// Only those whose name contains this
+    test: Option<String>,
+}
+
 fn main() -> ExitCode {
     match carry_out() {
         Ok(status) => ExitCode::from(status),
@@ -89,7 +103,8 @@ fn carry_out() -> Outcome<u8> {
             let image = Image::find(&run.machine.kernel, &Cache::of_user()?)?;
             job::run(&run.machine, &image, &run.program, &run.arguments)
         }
-        Job::Cargo(cargo) => Err(run_cargo(&cargo)?),
+        Job::Cargo(cargo) => Err(run_cargo(&cargo.arguments, &[], &Vec::new())?),
+        Job::Selftests(selftests) => Err(run_selftests(&selftests)?),
     }
 }
 
@@ -104,13 +119,65 @@ fn command_line() -> Vec<OsString> {
     words
 }
 
-/// Becomes cargo; returns only if that fails.
-fn run_cargo(cargo: &Cargo) -> Outcome<Failure> {
+/// Becomes cargo, whose tests and programs run in a machine with these options; returns only if that fails.
+fn run_cargo(arguments: &[OsString], options: &[&str], variables: &Variables) -> Outcome<Failure> {
     let own = std::env::current_exe().doing("name this program")?;
     let name = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let options = options
+        .iter()
+        .fold(String::new(), |all, one| all + " " + one);
     let error = Command::new(name)
-        .args(&cargo.arguments)
-        .env(RUNNER, format!("{} run --", own.display()))
+        .args(arguments)
+        .envs(variables.iter().map(|(name, value)| (name, value)))
+        .env(RUNNER, format!("{} run{options} --", own.display()))
         .exec();
     Ok(Failure::new(format!("cannot start cargo: {error}")))
+}
+
+/// Variables of cargo's surroundings, which are those of what it starts in the machine.
+type Variables = Vec<(&'static str, OsString)>;
+
+/// What the selftests want from the machine: memory for their guests beside the traces, and huge pages.
+const FOR_SELFTESTS: [&str; 6] = [
+    "--memory",
+    "3072",
+    "--hugepages",
+    "2M=8",
+    "--timeout",
+    "1800",
+];
+
+/// Becomes cargo with the test that runs them.
+fn run_selftests(what: &Selftests) -> Outcome<Failure> {
+    let programs = kernel::set_up_selftests(&Cache::of_user()?)?;
+    let mut variables: Variables = vec![("SLAT_SELFTESTS", programs.into())];
+    if what.long {
+        variables.push(("SLAT_SELFTESTS_LONG", "1".into()));
+    }
+    if let Some(only) = &what.test {
+        variables.push(("SLAT_SELFTEST", only.into()));
+    }
+    let mut options = FOR_SELFTESTS.to_vec();
+    let traces = what.traces.as_deref().map(folder_for_traces).transpose()?;
+    if let Some(folder) = &traces {
+        options.extend(["--write", folder]);
+        variables.push(("SLAT_TRACES", folder.into()));
+    }
+    let arguments = "test --quiet --package slat-vmm --test selftests -- --nocapture";
+    let arguments: Vec<OsString> = arguments.split(' ').map(OsString::from).collect();
+    run_cargo(&arguments, &options, &variables)
+}
+
+/// The folder, as it can stand among the options of cargo's runner.
+fn folder_for_traces(folder: &Path) -> Outcome<String> {
+    std::fs::create_dir_all(folder).doing(format_args!("make {}", folder.display()))?;
+    let path = folder.canonicalize();
+    let path = path.doing(format_args!("use {}", folder.display()))?;
+    match path.to_str() {
+        Some(name) if !name.contains(char::is_whitespace) => Ok(name.to_owned()),
+        _ => Err(Failure::new(format!(
+            "cargo cannot pass on a folder of this name: {}",
+            path.display()
+        ))),
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use slat_vmm::walks::{AccessConfig, AccessOutcome, compare_accesses};
+use slat_vmm::walks::{AccessConfig, AccessOutcome, Executor as _, compare_accesses};
 
 use super::{Args, exit_code, progress};
 use crate::{Error, table};
@@ -16,7 +16,10 @@ pub(super) fn run(args: &Args, seed: u64) -> Result<ExitCode, Error> {
             return Ok(ExitCode::SUCCESS);
         }
     };
-    eprintln!("accesses: executed by a guest in long mode, seed {seed}");
+    eprintln!(
+        "accesses: executed by a guest, walked by {}, seed {seed}",
+        guest.walked_by()
+    );
     let config = AccessConfig {
         seed,
         accesses: args.ops,
@@ -26,6 +29,9 @@ pub(super) fn run(args: &Args, seed: u64) -> Result<ExitCode, Error> {
     let outcome = compare_accesses(&mut guest, &config, |done| bar.set_position(done))
         .map_err(|errno| format!("accesses cannot be compared: {errno}"))?;
     bar.finish_and_clear();
+    for skipped in &outcome.skipped {
+        eprintln!("skipped: access, {skipped}");
+    }
     match args.json {
         true => println!(
             "{}",
@@ -50,11 +56,17 @@ fn open() -> Result<std::convert::Infallible, Error> {
 }
 
 fn print(outcome: &AccessOutcome) {
-    let mut ends = table::plain(["privilege", "access", "end", "accesses"]);
-    for ((who, kind, end), count) in &outcome.by_end {
-        ends.add_row([*who, *kind, end, &count.to_string()]);
+    let mut ends = table::plain(["mode", "privilege", "access", "end", "accesses"]);
+    for ((mode, who, kind, end), count) in &outcome.by_end {
+        ends.add_row([&mode.to_string(), *who, *kind, end, &count.to_string()]);
     }
-    println!("{ends}");
+    println!("{ends}\n");
+    for (mode, count) in outcome.by_mode() {
+        println!("{count} accesses in {mode} paging");
+    }
+    for (departure, count) in &outcome.departures {
+        println!("{count} times the CPU, unlike KVM's own walker, {departure}");
+    }
     let seconds = outcome.elapsed.as_secs_f64();
     println!(
         "\n{} accesses in {seconds:.1} s, {:.0}/s, {} left out since they would leave the test's memory",
@@ -65,7 +77,7 @@ fn print(outcome: &AccessOutcome) {
     println!(
         "{}",
         match outcome.difference {
-            None => "0 differences in outcome, error code, CR2, accessed and dirty bits",
+            None => "0 differences in outcome, place, error code, CR2, accessed and dirty bits",
             Some(_) => "1 difference",
         }
     );
@@ -75,8 +87,22 @@ fn summary(seed: u64, outcome: &AccessOutcome) -> serde_json::Value {
     let ends: Vec<_> = outcome
         .by_end
         .iter()
-        .map(|((who, kind, end), count)| {
-            serde_json::json!({ "privilege": who, "access": kind, "end": end, "accesses": count })
+        .map(|((mode, who, kind, end), count)| {
+            serde_json::json!({
+                "mode": mode.to_string(),
+                "privilege": who,
+                "access": kind,
+                "end": end,
+                "accesses": count,
+            })
+        })
+        .collect();
+    let skipped: Vec<String> = outcome.skipped.iter().map(ToString::to_string).collect();
+    let departures: Vec<_> = outcome
+        .departures
+        .iter()
+        .map(|(departure, count)| {
+            serde_json::json!({ "rule": departure.to_string(), "accesses": count })
         })
         .collect();
     serde_json::json!({
@@ -85,6 +111,9 @@ fn summary(seed: u64, outcome: &AccessOutcome) -> serde_json::Value {
         "accesses": outcome.accesses,
         "left_out": outcome.left_out,
         "seconds": outcome.elapsed.as_secs_f64(),
+        "walked_by": outcome.walked_by.to_string(),
+        "skipped": skipped,
+        "departures": departures,
         "ends": ends,
         "difference": outcome.difference.as_ref().map(ToString::to_string),
     })

@@ -19,7 +19,7 @@ pub(super) fn ask(args: &Args, bytes: &[u8]) -> Result<Option<Gpa>, Error> {
     let cpu = registers.cpu();
     let state = CpuState {
         cr0: Cr0::from_bits_retain(registers.cr0),
-        cr3: registers.cr3,
+        cr3: registers.cr3(),
         cr4: Cr4::from_bits_retain(registers.cr4),
         efer: Efer::from_bits_retain(registers.efer),
         ac: AlignmentCheck::of(registers.rflags),

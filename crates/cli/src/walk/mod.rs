@@ -1,6 +1,7 @@
 //! `slat walk`: a walk of a guest's page tables, reference by reference.
 
 mod kernel;
+mod live;
 mod print;
 mod registers;
 
@@ -24,6 +25,8 @@ Examples:
   slat walk --memory guest.raw --cr3 0x1000 --eptp 0x205e 0x401234
                               the same with EPT, which is in the dump too: 24 references
   slat walk --memory guest.raw --cr3 0x1000 --on both 0x401234  asks KVM_TRANSLATE of the local /dev/kvm as well
+  slat walk --live --write --user 0x123456789abc                a guest on the local /dev/kvm makes the access; its walk
+                              goes through its own tables and the second stage that KVM has made for it
 
 The dump is raw memory from guest-physical address 0 on. It is not changed: what a CPU would mark is shown only.
 
@@ -38,8 +41,15 @@ pub(crate) struct Args {
     #[arg(value_parser = number)]
     address: u64,
     /// Raw memory from address 0 on.
-    #[arg(long, value_name = "FILE")]
-    memory: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "live")]
+    memory: Option<PathBuf>,
+    /// A guest on /dev/kvm with tables for this address makes the access. The second stage is KVM's own, rebuilt from its
+    /// events, where it has a TDP MMU and they can be captured (as root), else the model's.
+    #[arg(long, conflicts_with_all = ["memory", "cr3", "eptp", "ncr3", "on", "implicit"])]
+    live: bool,
+    /// The levels of the guest's tables.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(4..=5), requires = "live")]
+    levels: u8,
     #[command(flatten)]
     registers: Registers,
     /// The access is a write.
@@ -90,11 +100,25 @@ struct Walked {
     end: Result<Translation, String>,
     /// What hardware tells KVM of a fault of the second stage.
     exit: Option<SecondExit>,
+    /// What is known of a guest that made the access.
+    live: Option<Live>,
+}
+
+/// What is known of a guest that made the access.
+struct Live {
+    /// What came of it.
+    ended: String,
+    /// Where the second stage comes from.
+    second: String,
+    /// Its levels.
+    second_levels: u8,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
-    let bytes =
-        std::fs::read(&args.memory).map_err(|why| format!("{}: {why}", args.memory.display()))?;
+    let Some(memory) = &args.memory else {
+        return live::run(args);
+    };
+    let bytes = std::fs::read(memory).map_err(|why| format!("{}: {why}", memory.display()))?;
     let paging = args.registers.paging();
     let paging = match args.registers.pointers(paging.mode()) {
         Some(pointers) => paging.with_pointers(pointers),
@@ -161,6 +185,7 @@ fn one_dimension(args: &Args, paging: &GuestPaging, words: &[std::cell::Cell<u64
     Walked {
         end: end.map_err(|fault| fault.to_string()),
         exit: None,
+        live: None,
         ladder,
     }
 }
@@ -189,7 +214,7 @@ fn two_dimensions(
             };
             Some(match ept {
                 true => SecondExit::synthesised_ept(fault, place),
-                false => SecondExit::synthesised_npt(fault),
+                false => SecondExit::synthesised_npt(fault, place),
             })
         }
         _ => None,
@@ -197,6 +222,7 @@ fn two_dimensions(
     Walked {
         end: end.map_err(|fault| fault.to_string()),
         exit,
+        live: None,
         ladder,
     }
 }

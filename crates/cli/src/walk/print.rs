@@ -34,6 +34,13 @@ pub(super) fn text(args: &Args, paging: &GuestPaging, walked: &Walked, asked: Op
     if let Some(exit) = walked.exit {
         println!("as KVM tells it to the hypervisor: {exit}");
     }
+    if let Some(live) = &walked.live {
+        println!("the guest: {}", live.ended);
+        println!(
+            "the second stage: {}, {} levels",
+            live.second, live.second_levels
+        );
+    }
     if let Some((kernel, model)) = asked {
         let verdict = if kernel == model {
             "as the model"
@@ -112,6 +119,9 @@ pub(super) fn json(
         "exit": walked.exit.map(|exit| exit.to_string()),
         "kernel": asked.map(|(kernel, _)| answer(kernel)),
         "agrees": asked.map(|(kernel, model)| kernel == model),
+        "guest": walked.live.as_ref().map(|live| &live.ended),
+        "second_stage": walked.live.as_ref().map(|live| &live.second),
+        "second_levels": walked.live.as_ref().map(|live| live.second_levels),
     });
     println!("{}", serde_json::to_string_pretty(&value)?);
     Ok(())

@@ -13,8 +13,8 @@ pub(super) struct Registers {
     #[arg(long, value_parser = number, default_value = "0x80010001")]
     pub(super) cr0: u64,
     /// CR3.
-    #[arg(long, value_parser = number)]
-    pub(super) cr3: u64,
+    #[arg(long, value_parser = number, required_unless_present = "live")]
+    cr3: Option<u64>,
     /// CR4: PSE, PAE, PGE, LA57, SMEP, SMAP and PKE are bits 4, 5, 7, 12, 20, 21 and 22.
     #[arg(long, value_parser = number, default_value = "0x20")]
     pub(super) cr4: u64,
@@ -42,6 +42,10 @@ pub(super) struct Registers {
 }
 
 impl Registers {
+    pub(super) fn cr3(&self) -> u64 {
+        self.cr3.unwrap_or(0)
+    }
+
     pub(super) fn cpu(&self) -> GuestCpu {
         GuestCpu {
             vendor: match self.amd {
@@ -59,7 +63,7 @@ impl Registers {
     pub(super) fn paging(&self) -> GuestPaging {
         let vcpu = VcpuState {
             cr0: Cr0::from_bits_retain(self.cr0),
-            cr3: self.cr3,
+            cr3: self.cr3(),
             cr4: Cr4::from_bits_retain(self.cr4),
             efer: Efer::from_bits_retain(self.efer),
             pkru: u32::try_from(self.pkru & 0xffff_ffff).unwrap_or(0),

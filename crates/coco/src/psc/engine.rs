@@ -1,16 +1,13 @@
 //! The engine: from a buffer to the ranges that a VMM has to change.
 
-use slat_memslot::{Errno, Gfn, PageSize};
+use slat_memslot::Gfn;
 
-use super::buffer::{
-    MAX_ENTRIES, PscBuffer, PscEntry, PscHeader, PscOperation, low_bits, offset_of,
-};
-use super::exit::{Answer, Direction, MapGpaRange, PscResult, Resize, UnknownReturn, range_of};
-use super::quirks::{
-    CursorBeyondEnd, HeaderReads, Merge, OtherOperations, PscQuirks, Reserved, ReturnContract,
-    SizeHint,
-};
+use super::batch::{Batch, left_of};
+use super::buffer::{MAX_ENTRIES, PscBuffer, PscEntry, PscHeader, PscOperation, offset_of};
+use super::exit::{Answer, MapGpaRange, PscResult, Resize};
+use super::quirks::{CursorBeyondEnd, HeaderReads, Merge, OtherOperations, PscQuirks, Reserved};
 use super::scratch::Scratch;
+use crate::convert::{Outcome, UnknownReturn};
 use crate::rmp::RmpSize;
 
 /// What the engine has to know of the VM.
@@ -35,6 +32,53 @@ impl PscSettings {
     }
 }
 
+impl PscSettings {
+    /// Whether a header leads to work, at the beginning of an event or later.
+    #[inline]
+    pub(super) fn check_header(
+        &self,
+        header: &PscHeader,
+        capacity: u16,
+        begins: bool,
+    ) -> Result<(), PscResult> {
+        let quirks = &self.quirks;
+        // Behind the last entry is where the work ends, too.
+        let beyond = header.cur_entry > header.end_entry && begins;
+        let invalid = header.end_entry >= capacity
+            || (header.reserved != 0 && quirks.reserved == Reserved::Refused)
+            || (beyond && quirks.beyond == CursorBeyondEnd::Invalid);
+        if invalid {
+            return Err(PscResult::InvalidHeader);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    pub(super) fn check_entry(&self, entry: &PscEntry) -> Result<(), PscResult> {
+        let quirks = &self.quirks;
+        let pages = entry.size.pages();
+        let unknown = matches!(entry.operation, PscOperation::Unknown(_));
+        let invalid = u64::from(entry.cur_page) > pages
+            || !entry.size.is_aligned(entry.gfn.raw())
+            || entry.gfn.raw() + pages > self.end_gfn.raw()
+            || (unknown && quirks.other != OtherOperations::Ignored)
+            || (entry.reserved != 0 && quirks.reserved == Reserved::Refused);
+        if invalid {
+            return Err(PscResult::InvalidEntry);
+        }
+        Ok(())
+    }
+
+    /// The bits of an entry that are compared with what may follow.
+    #[inline]
+    pub(super) const fn counted(&self) -> u64 {
+        match self.quirks.reserved {
+            Reserved::Refused => u64::MAX,
+            Reserved::Ignored => !PscEntry::RESERVED,
+        }
+    }
+}
+
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the guest waits for it"]
@@ -45,23 +89,6 @@ pub enum PscStep {
     Resize(Resize),
     /// The guest is entered again, with this in SW_EXITINFO2 and 0 in SW_EXITINFO1.
     Resume(PscResult),
-}
-
-/// Entries that are with the VMM.
-#[derive(Clone, Copy, Debug)]
-struct Batch {
-    /// Index of the first.
-    first: u16,
-    /// How many.
-    entries: u16,
-    /// The first, as it was when it was checked.
-    head: PscEntry,
-    /// Size of the others.
-    size: RmpSize,
-    /// The frame that the second one has to follow, less the pages before it.
-    base: Gfn,
-    /// Pages of the whole range.
-    pages: u64,
 }
 
 /// One vCPU's page-state change.
@@ -175,14 +202,12 @@ impl Psc {
         buffer: &impl PscBuffer,
         ret: u64,
     ) -> Result<PscStep, UnknownReturn> {
-        let known = [Errno::EAGAIN, Errno::EINVAL].map(errno_value);
-        let answer = match (ret, self.settings.quirks.returns) {
-            (0, _) => Answer::Done,
-            (_, ReturnContract::Any) => Answer::Failed,
-            _ if known.contains(&ret) => Answer::Failed,
-            _ => {
+        let answer = match Outcome::of_ret(ret, self.settings.quirks.returns) {
+            Ok(Outcome::Done) => Answer::Done,
+            Ok(Outcome::TryAgain | Outcome::Refused) => Answer::Failed,
+            Err(unknown) => {
                 self.batch = None;
-                return Err(UnknownReturn(ret));
+                return Err(unknown);
             }
         };
         Ok(self.complete(buffer, answer))
@@ -196,7 +221,7 @@ impl Psc {
                 Ok(None) => return PscStep::Resume(PscResult::Success),
                 Err(result) => return PscStep::Resume(result),
             };
-            if let Some(step) = self.step_for(&batch) {
+            if let Some(step) = batch.step(&self.settings.quirks) {
                 self.batch = Some(batch);
                 return step;
             }
@@ -215,29 +240,13 @@ impl Psc {
             self.header.cur_entry = buffer.load_u16(0);
             self.header.end_entry = buffer.load_u16(2);
         }
-        self.check_header()?;
+        let begins = self.budget == MAX_ENTRIES;
+        self.settings
+            .check_header(&self.header, self.capacity, begins)?;
         let Some(head) = self.find_head(buffer)? else {
             return Ok(None);
         };
         Ok(Some(self.gather(buffer, head)))
-    }
-
-    fn check_header(&self) -> Result<(), PscResult> {
-        let PscHeader {
-            cur_entry,
-            end_entry,
-            reserved,
-        } = self.header;
-        let quirks = &self.settings.quirks;
-        // Behind the last entry is where the work ends, too.
-        let beyond = cur_entry > end_entry && self.budget == MAX_ENTRIES;
-        let invalid = end_entry >= self.capacity
-            || (reserved != 0 && quirks.reserved == Reserved::Refused)
-            || (beyond && quirks.beyond == CursorBeyondEnd::Invalid);
-        if invalid {
-            return Err(PscResult::InvalidHeader);
-        }
-        Ok(())
     }
 
     /// The first entry, from the cursor on, that is not done.
@@ -250,28 +259,13 @@ impl Psc {
                 None => buffer.load_u64(offset_of(index)),
             };
             let entry = PscEntry::from_word(word);
-            self.check_entry(&entry)?;
+            self.settings.check_entry(&entry)?;
             if left_of(&entry) > 0 {
                 return Ok(Some(entry));
             }
             self.move_cursor(buffer, index + 1);
         }
         Ok(None)
-    }
-
-    fn check_entry(&self, entry: &PscEntry) -> Result<(), PscResult> {
-        let quirks = &self.settings.quirks;
-        let pages = entry.size.pages();
-        let unknown = matches!(entry.operation, PscOperation::Unknown(_));
-        let invalid = u64::from(entry.cur_page) > pages
-            || !entry.size.is_aligned(entry.gfn.raw())
-            || entry.gfn.raw() + pages > self.settings.end_gfn.raw()
-            || (unknown && quirks.other != OtherOperations::Ignored)
-            || (entry.reserved != 0 && quirks.reserved == Reserved::Refused);
-        if invalid {
-            return Err(PscResult::InvalidEntry);
-        }
-        Ok(())
     }
 
     /// An entry with the neighbours that can go into the same exit.
@@ -294,10 +288,7 @@ impl Psc {
             },
             pages: left_of(&head),
         };
-        let counted = match quirks.reserved {
-            Reserved::Refused => u64::MAX,
-            Reserved::Ignored => !PscEntry::RESERVED,
-        };
+        let counted = self.settings.counted();
         let most = self.budget.min(self.header.end_entry - batch.first);
         let (mut gfn, pages) = (batch.base.raw() + batch.pages, batch.size.pages());
         let end = self.settings.end_gfn.raw().min(PscEntry::END_GFN);
@@ -319,76 +310,13 @@ impl Psc {
         batch
     }
 
-    fn step_for(&self, batch: &Batch) -> Option<PscStep> {
-        let head = &batch.head;
-        let start = Gfn::new(head.gfn.raw() + u64::from(head.cur_page));
-        let range = range_of(start, batch.pages);
-        let to = match head.operation {
-            PscOperation::Private => Direction::ToPrivate,
-            PscOperation::Shared => Direction::ToShared,
-            PscOperation::Psmash | PscOperation::Unsmash
-                if self.settings.quirks.other == OtherOperations::Told =>
-            {
-                let to = match head.operation {
-                    PscOperation::Psmash => RmpSize::Size4K,
-                    _ => RmpSize::Size2M,
-                };
-                return Some(PscStep::Resize(Resize { range, to }));
-            }
-            _ => return None,
-        };
-        let hinted = match self.settings.quirks.hint {
-            SizeHint::OfFirstEntry => head.size,
-            SizeHint::OfRange => batch.size,
-        };
-        let hint: PageSize = hinted.page_size();
-        Some(PscStep::Map(MapGpaRange { range, to, hint }))
-    }
-
     /// Tells the guest that so many pages of a range are done.
     fn mark(&mut self, buffer: &impl PscBuffer, batch: &Batch, done: u64) {
-        let head = &batch.head;
-        let of_head = left_of(head).min(done);
-        let offset = offset_of(batch.first);
-        buffer.store_u16(offset, low_bits(head.gfn, head.cur_page + small(of_head)));
-        let (mut cursor, mut before) = (batch.first, of_head);
-        if of_head == left_of(head) {
-            cursor += 1;
-        }
-        let whole = batch.size.pages();
-        while before < done {
-            let now = whole.min(done - before);
-            let gfn = Gfn::new(batch.base.raw() + before);
-            buffer.store_u16(offset_of(cursor), low_bits(gfn, small(now)));
-            before += now;
-            if now < whole {
-                break;
-            }
-            cursor += 1;
-        }
-        self.move_cursor(buffer, cursor);
+        self.header.cur_entry = batch.mark(buffer, done);
     }
 
     fn move_cursor(&mut self, buffer: &impl PscBuffer, to: u16) {
         self.header.cur_entry = to;
         buffer.store_u16(0, to);
     }
-}
-
-/// Pages of an entry that are still to do.
-#[inline]
-fn left_of(entry: &PscEntry) -> u64 {
-    entry.size.pages() - u64::from(entry.cur_page)
-}
-
-/// Pages of one entry: 512 at most.
-#[inline]
-const fn small(pages: u64) -> u16 {
-    let [low, high, ..] = pages.to_le_bytes();
-    u16::from_le_bytes([low, high])
-}
-
-/// As userspace writes it into `hypercall.ret`.
-fn errno_value(errno: Errno) -> u64 {
-    u64::from(errno.raw().unsigned_abs())
 }

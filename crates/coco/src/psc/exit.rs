@@ -1,7 +1,6 @@
 //! What goes out to the VMM and what comes back, to it and to the guest.
 
 use slat_memslot::{Gfn, GfnRange, Gpa, PageSize, Pages};
-use thiserror::Error;
 
 use crate::rmp::RmpSize;
 
@@ -28,7 +27,8 @@ pub struct MapGpaRange {
 impl MapGpaRange {
     /// The number of the hypercall.
     pub const NR: u64 = 12;
-    const ENCRYPTED: u64 = 1 << 4;
+    /// `KVM_MAP_GPA_RANGE_ENCRYPTED`.
+    pub const ENCRYPTED: u64 = 1 << 4;
 
     /// The first address.
     pub const fn gpa(&self) -> Gpa {
@@ -80,13 +80,6 @@ pub enum Answer {
     /// Nothing is done, or what was done is undone.
     Failed,
 }
-
-/// A value of `hypercall.ret` that userspace must not give.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
-#[error(
-    "hypercall.ret is {0:#x}: only 0, EAGAIN and EINVAL are allowed; KVM_RUN fails with EINVAL"
-)]
-pub struct UnknownReturn(pub u64);
 
 /// How the event ended, for the guest: SW_EXITINFO2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,5 +1,7 @@
 //! Where implementations differ.
 
+use crate::convert::Contract;
+
 /// How often the header is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HeaderReads {
@@ -58,16 +60,6 @@ pub enum CursorBeyondEnd {
     Invalid,
 }
 
-/// What userspace may answer to an exit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ReturnContract {
-    /// 0 is success, anything else a failure.
-    Any,
-    /// 0, `EAGAIN` and `EINVAL` only; with anything else `KVM_RUN` fails with `EINVAL` (since 2026,
-    /// `x86.h:kvm_is_valid_map_gpa_range_ret`).
-    Known,
-}
-
 /// All switches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PscQuirks {
@@ -84,7 +76,7 @@ pub struct PscQuirks {
     /// Nothing to do.
     pub beyond: CursorBeyondEnd,
     /// Userspace's answers.
-    pub returns: ReturnContract,
+    pub returns: Contract,
 }
 
 impl PscQuirks {
@@ -97,14 +89,14 @@ impl PscQuirks {
             other: OtherOperations::Ignored,
             reserved: Reserved::Ignored,
             beyond: CursorBeyondEnd::Done,
-            returns: ReturnContract::Any,
+            returns: Contract::Before2026,
         }
     }
 
     /// As KVM does since 2026, with the stricter contract for userspace.
     pub const fn kvm_2026() -> Self {
         Self {
-            returns: ReturnContract::Known,
+            returns: Contract::Since2026,
             ..Self::kvm()
         }
     }
@@ -118,7 +110,7 @@ impl PscQuirks {
             other: OtherOperations::Told,
             reserved: Reserved::Refused,
             beyond: CursorBeyondEnd::Invalid,
-            returns: ReturnContract::Known,
+            returns: Contract::Since2026,
         }
     }
 }

@@ -18,7 +18,7 @@
 //! Manual: AMD64 APM volume 2, 15.36.10 and 15.36.11.
 
 use slat_memslot::{Gfn, Level, PageSize};
-use slat_mmu::spte::Pfn;
+use slat_mmu::spte::{Access, Pfn};
 use slat_mmu::tdp::{AccessCheck, Translated};
 
 use super::entry::{RmpEntry, RmpSize};
@@ -150,7 +150,7 @@ impl Rmp {
     /// ```
     /// use slat_coco::rmp::{Accessor, Asid, Fault, Reached, Rmp, RmpSize, RmpState, Touch};
     /// use slat_memslot::Gfn;
-    /// use slat_mmu::spte::Pfn;
+    /// use slat_mmu::spte::{Access, Pfn};
     /// let rmp = Rmp::new(1 << 18);
     /// let page = Pfn::new(0x200);
     /// let state = RmpState::private(Asid::new(5).unwrap(), Gfn::new(7), RmpSize::Size4K);
@@ -229,6 +229,16 @@ impl Rmp {
         if owned { Ok(()) } else { Err(fault) }
     }
 
+    /// The check behind all walks of one vCPU, for tables that only it uses (`Tables::with`). What is done to a page
+    /// follows from the rights that are asked for.
+    pub const fn guard(&self, cpu: GuestCpu, visibility: Visibility) -> RmpGuard<'_> {
+        RmpGuard {
+            rmp: self,
+            cpu,
+            visibility,
+        }
+    }
+
     /// The check behind a walk of nested tables, for one access by one accessor.
     pub const fn check(&self, by: Accessor, touch: Touch) -> RmpCheck<'_> {
         RmpCheck {
@@ -276,15 +286,47 @@ impl AccessCheck for RmpCheck<'_> {
 
     #[inline]
     fn check(&self, access: &Translated) -> Result<(), Fault> {
-        let reached = Reached {
-            gfn: access.gfn,
-            pfn: access.pfn,
-            size: match access.level {
-                Level::L1 => PageSize::Size4K,
-                Level::L2 => PageSize::Size2M,
-                Level::L3 | Level::L4 | Level::L5 => PageSize::Size1G,
-            },
-        };
+        let reached = reached(access);
         self.rmp.check_access(self.by, self.touch, &reached)
+    }
+}
+
+#[inline]
+const fn reached(access: &Translated) -> Reached {
+    Reached {
+        gfn: access.gfn,
+        pfn: access.pfn,
+        size: match access.level {
+            Level::L1 => PageSize::Size4K,
+            Level::L2 => PageSize::Size2M,
+            Level::L3 | Level::L4 | Level::L5 => PageSize::Size1G,
+        },
+    }
+}
+
+/// The check behind all walks of one vCPU: [`Rmp::guard`].
+///
+/// It cannot tell tables from data, which in an SNP guest's private memory are checked alike.
+#[derive(Clone, Copy, Debug)]
+pub struct RmpGuard<'r> {
+    rmp: &'r Rmp,
+    cpu: GuestCpu,
+    visibility: Visibility,
+}
+
+impl AccessCheck for RmpGuard<'_> {
+    type Denied = Fault;
+
+    #[inline]
+    fn check(&self, access: &Translated) -> Result<(), Fault> {
+        let touch = if access.access.contains(Access::WRITE) {
+            Touch::Write
+        } else if access.access.contains(Access::EXECUTE) {
+            Touch::Fetch { user: false }
+        } else {
+            Touch::Read
+        };
+        let by = Accessor::Snp(self.cpu, self.visibility);
+        self.rmp.check_access(by, touch, &reached(access))
     }
 }

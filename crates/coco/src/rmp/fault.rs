@@ -2,6 +2,10 @@
 
 use core::fmt;
 
+use slat_mmu::fault::Kind;
+
+use super::access::{Touch, Visibility};
+
 bitflags::bitflags! {
     /// EXITINFO1 of a nested page fault (`PFERR_*`), and the same bits of the host's own page faults.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -36,6 +40,35 @@ bitflags::bitflags! {
 impl ErrorCode {
     /// The bits that KVM makes itself. Hardware must not set them; KVM warns and masks (`PFERR_SYNTHETIC_MASK`).
     pub const SYNTHETIC: Self = Self::IMPLICIT.union(Self::PRIVATE);
+
+    /// That of a nested fault which an access takes where the final translation is missing.
+    pub fn of_access(visibility: Visibility, touch: Touch) -> Self {
+        let mut code = Self::USER | Self::FINAL;
+        code.set(Self::ENCRYPTED, visibility == Visibility::Private);
+        let write = matches!(touch, Touch::Write | Touch::TableWrite);
+        code.set(Self::WRITE, write);
+        code.set(Self::FETCH, matches!(touch, Touch::Fetch { .. }));
+        code
+    }
+
+    /// What the access was.
+    pub const fn kind(self) -> Kind {
+        if self.contains(Self::WRITE) {
+            Kind::Write
+        } else if self.contains(Self::FETCH) {
+            Kind::Execute
+        } else {
+            Kind::Read
+        }
+    }
+
+    /// What memory the access was to.
+    pub const fn visibility(self) -> Visibility {
+        match self.contains(Self::ENCRYPTED) {
+            true => Visibility::Private,
+            false => Visibility::Shared,
+        }
+    }
 }
 
 /// Error code of #VC for a page that is not validated (`PAGE_NOT_VALIDATED`).

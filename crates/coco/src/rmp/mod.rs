@@ -25,7 +25,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use access::{Accessor, Reached, RmpCheck, Touch, Visibility};
+pub use access::{Accessor, Reached, RmpCheck, RmpGuard, Touch, Visibility};
 pub use entry::{FirmwareUse, PageState, RmpEntry, RmpReadEntry, RmpSize, RmpState};
 pub use fault::{ErrorCode, Fault, VC_NOT_VALIDATED};
 pub use firmware::{FirmwareError, LaunchPage};

@@ -43,6 +43,28 @@ pub enum ApError {
     Request(u32),
 }
 
+impl ApError {
+    /// All codes.
+    pub const CODES: [&'static str; 5] = [
+        "apic-id",
+        "injection-mode",
+        "address",
+        "huge-aligned",
+        "request",
+    ];
+
+    /// A stable word for the cause.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::ApicId(_) => "apic-id",
+            Self::InjectionMode { .. } => "injection-mode",
+            Self::Address(_) => "address",
+            Self::HugeAligned(_) => "huge-aligned",
+            Self::Request(_) => "request",
+        }
+    }
+}
+
 /// What the guest passes, and what the VM is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ApCreation {

@@ -2,14 +2,16 @@
 
 use slat_memslot::{Gfn, GfnRange, PageSize, Pages, Slot};
 use slat_mmu::fault::{
-    Backing, Env, Fault as TdpFault, FilePage, HostPage, Kind, MmioCache, Outcome, Present,
+    Backing, Env, Fault as TdpFault, FilePage, HostPage, MmioCache, NotTracked, Outcome, Present,
     Settings,
 };
 use slat_mmu::spte::{Access, Pfn, PfnKind};
 use slat_mmu::tdp::{AccessCheck, NoCheck, Translated, Unobserved, Violation};
 
 use super::frames::{Found, Key, Value};
-use super::gmem::{File, Folio, gmem_prepare, private_max_mapping_level, psmash, rmpupdate};
+use super::gmem::{
+    File, Folio, gmem_prepare, prepared_size, private_max_mapping_level, psmash, rmpupdate,
+};
 use super::policy::RmpFaultPolicy;
 use super::vm::{SnpVcpu, SnpVm};
 use crate::rmp::{
@@ -169,7 +171,7 @@ impl SnpVm {
             Err(Violation::Denied(fault)) => {
                 Err(Raised::Npf(fault.nested().unwrap_or(ErrorCode::RMP)))
             }
-            Err(_) => Err(Raised::Npf(absent(visibility, touch))),
+            Err(_) => Err(Raised::Npf(ErrorCode::of_access(visibility, touch))),
         }
     }
 
@@ -213,7 +215,7 @@ impl SnpVm {
                 execute(self, vcpu, page)
             }
             Err(_) => {
-                let code = absent(Visibility::Private, Touch::Write);
+                let code = ErrorCode::of_access(Visibility::Private, Touch::Write);
                 Err(GuestError::Fault(Fault::Nested(code)))
             }
         }
@@ -237,7 +239,7 @@ impl SnpVm {
         }
         match self.page_fault(vcpu, gfn, code) {
             Outcome::MemoryFault => {
-                let access = visibility_of(code);
+                let access = code.visibility();
                 return Err(match self.settings.policy {
                     RmpFaultPolicy::Strict => SnpExit::Injected(gfn),
                     _ if read(&self.memory).is_private(gfn) != (access == Visibility::Private) => {
@@ -277,7 +279,7 @@ impl SnpVm {
         };
         let fault = TdpFault {
             gfn,
-            kind: kind_of(code),
+            kind: code.kind(),
             present: match code.contains(ErrorCode::PRESENT) {
                 true => Present::Yes,
                 false => Present::No,
@@ -296,6 +298,7 @@ impl SnpVm {
             invalidation: &mmu.invalidation,
             settings: Settings::default(),
             mmio: &mut MmioCache::default(),
+            shadow: NotTracked,
         };
         let mut locked = mmu.tables.shared(&mut vcpu.reader, Unobserved);
         locked.page_fault(vcpu.root, &fault, &mut env).outcome
@@ -316,6 +319,8 @@ impl SnpVm {
         let pfn = Pfn::new(folio.pfn.raw() + (gfn - first).raw());
         if !folio.prepared {
             let asid = self.settings.asid;
+            let prepared = prepared_size(&self.rmp, pfn, folio.size);
+            lock(&self.frames).adjust_direct_map(pfn, prepared);
             if gmem_prepare(&self.rmp, asid, gfn, pfn, folio.size).is_err() {
                 return none;
             }
@@ -402,6 +407,7 @@ impl SnpVm {
             (false, true) => RmpState::private(self.settings.asid, gfn, RmpSize::Size4K),
             _ => return RmpFault::Spurious,
         };
+        lock(&self.frames).adjust_direct_map(page.pfn, RmpSize::Size4K);
         match rmpupdate(&self.rmp, page.pfn, &state) {
             Ok(()) => RmpFault::Rewritten,
             Err(_) => RmpFault::Unexpected,
@@ -436,34 +442,5 @@ const fn leaf_size(page: &Translated) -> PageSize {
         Level::L1 => PageSize::Size4K,
         Level::L2 => PageSize::Size2M,
         Level::L3 | Level::L4 | Level::L5 => PageSize::Size1G,
-    }
-}
-
-/// The fault of an access that the tables do not allow.
-fn absent(visibility: Visibility, touch: Touch) -> ErrorCode {
-    let mut code = ErrorCode::USER | ErrorCode::FINAL;
-    code.set(ErrorCode::ENCRYPTED, visibility == Visibility::Private);
-    code.set(
-        ErrorCode::WRITE,
-        matches!(touch, Touch::Write | Touch::TableWrite),
-    );
-    code.set(ErrorCode::FETCH, matches!(touch, Touch::Fetch { .. }));
-    code
-}
-
-const fn visibility_of(code: ErrorCode) -> Visibility {
-    match code.contains(ErrorCode::ENCRYPTED) {
-        true => Visibility::Private,
-        false => Visibility::Shared,
-    }
-}
-
-const fn kind_of(code: ErrorCode) -> Kind {
-    if code.contains(ErrorCode::WRITE) {
-        Kind::Write
-    } else if code.contains(ErrorCode::FETCH) {
-        Kind::Execute
-    } else {
-        Kind::Read
     }
 }

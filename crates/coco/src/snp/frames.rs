@@ -1,7 +1,8 @@
-//! The host's frames and what is in them, as symbols.
+//! The host's frames, what is in them, as symbols, and how the host itself maps them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use slat_memslot::{Gfn, PageSize};
 use slat_mmu::spte::Pfn;
 
 use crate::rmp::{Accessor, Asid, Fault, Reached, Rmp, RmpSize, Touch};
@@ -34,29 +35,58 @@ pub enum Found {
 }
 
 /// Frames of the host from a first one on, and their contents.
+///
+/// The host maps its own memory by 2 MiB. A write through such an entry faults if any page behind it is assigned, so the
+/// kernel splits the entry before it assigns or gives back a page of 4 KiB (`adjust_direct_map`):
+/// [`Frames::adjust_direct_map`].
+///
+/// ```
+/// use slat_coco::rmp::{Asid, Rmp, RmpSize, RmpState};
+/// use slat_coco::snp::{Found, Frames, Key, Value};
+/// use slat_memslot::Gfn;
+/// use slat_mmu::spte::Pfn;
+///
+/// let rmp = Rmp::new(0x1000);
+/// let mut frames = Frames::new(Pfn::new(0x200), rmp.end());
+/// let private = frames.allocate(&rmp, RmpSize::Size4K).unwrap();
+/// let neighbour = frames.allocate(&rmp, RmpSize::Size4K).unwrap();
+/// let state = RmpState::private(Asid::new(5).unwrap(), Gfn::new(7), RmpSize::Size4K);
+/// frames.adjust_direct_map(private, RmpSize::Size4K);
+/// rmp.rmpupdate(private, &state).unwrap();
+/// assert!(frames.host_write(&rmp, neighbour, Value::Tag(1)));
+/// assert!(!frames.host_write(&rmp, private, Value::Tag(2)));
+/// assert_eq!(frames.get(neighbour, Key::Plain), Found::Value(Value::Tag(1)));
+/// ```
 #[derive(Debug)]
-pub(super) struct Frames {
+pub struct Frames {
     next: u64,
     end: u64,
     free: Vec<Pfn>,
     contents: BTreeMap<Pfn, (Value, Key)>,
+    /// Regions of 2 MiB that the host maps by 4 KiB.
+    split: BTreeSet<u64>,
     /// Faults of the host itself.
     oopses: Vec<(Pfn, Fault)>,
+    /// Immutable entries that the host has tried to change.
+    immutable: Vec<Pfn>,
 }
 
 impl Frames {
-    pub(super) const fn new(first: Pfn, end: Pfn) -> Self {
+    /// Frames from `first` on, below `end`, of which nobody has one.
+    pub const fn new(first: Pfn, end: Pfn) -> Self {
         Self {
             next: first.raw(),
             end: end.raw(),
             free: Vec::new(),
             contents: BTreeMap::new(),
+            split: BTreeSet::new(),
             oopses: Vec::new(),
+            immutable: Vec::new(),
         }
     }
 
     /// Frames of a size, cleared by the host; those that were freed last come first. `None` if there are no more.
-    pub(super) fn allocate(&mut self, rmp: &Rmp, size: RmpSize) -> Option<Pfn> {
+    pub fn allocate(&mut self, rmp: &Rmp, size: RmpSize) -> Option<Pfn> {
         let pfn = match (size, self.free.pop()) {
             (RmpSize::Size4K, Some(pfn)) => pfn,
             (_, kept) => {
@@ -76,34 +106,73 @@ impl Frames {
         Some(pfn)
     }
 
-    pub(super) fn free(&mut self, pfn: Pfn) {
+    /// Nobody has a frame any more.
+    pub fn free(&mut self, pfn: Pfn) {
         self.free.push(pfn);
     }
 
     /// The frames that nobody has.
-    pub(super) fn freed(&self) -> &[Pfn] {
+    pub fn freed(&self) -> &[Pfn] {
         &self.free
     }
 
-    /// The kernel writes a page. Whether it could: if not, it has oopsed.
-    pub(super) fn host_write(&mut self, rmp: &Rmp, pfn: Pfn, value: Value) -> bool {
-        let kernel = Accessor::Host { user: false };
-        match rmp.check_access(kernel, Touch::Write, &Reached::by_host(pfn)) {
-            Ok(()) => self.put(pfn, value, Key::Plain),
-            Err(fault) => self.oopses.push((pfn, fault)),
+    /// What the kernel does to its own map before RMPUPDATE: one of 4 KiB splits the 2 MiB around it.
+    pub fn adjust_direct_map(&mut self, pfn: Pfn, size: RmpSize) {
+        if size == RmpSize::Size4K {
+            self.split.insert(pfn.raw() / RmpSize::Size2M.pages());
         }
-        self.oopses.last().is_none_or(|(oops, _)| *oops != pfn)
     }
 
-    pub(super) fn oopses(&self) -> &[(Pfn, Fault)] {
+    /// How large the host maps a frame.
+    pub fn direct_map_size(&self, pfn: Pfn) -> PageSize {
+        match self.split.contains(&(pfn.raw() / RmpSize::Size2M.pages())) {
+            true => PageSize::Size4K,
+            false => PageSize::Size2M,
+        }
+    }
+
+    /// The kernel writes a page. Whether it could: if not, it has oopsed.
+    pub fn host_write(&mut self, rmp: &Rmp, pfn: Pfn, value: Value) -> bool {
+        let kernel = Accessor::Host { user: false };
+        let reached = Reached {
+            gfn: Gfn::new(0),
+            pfn,
+            size: self.direct_map_size(pfn),
+        };
+        match rmp.check_access(kernel, Touch::Write, &reached) {
+            Ok(()) => {
+                self.put(pfn, value, Key::Plain);
+                true
+            }
+            Err(fault) => {
+                self.oopses.push((pfn, fault));
+                false
+            }
+        }
+    }
+
+    /// Faults that the host itself has had.
+    pub fn oopses(&self) -> &[(Pfn, Fault)] {
         &self.oopses
     }
 
-    pub(super) fn put(&mut self, pfn: Pfn, value: Value, key: Key) {
+    /// The host has tried to change an immutable entry, which only firmware can.
+    pub fn note_immutable(&mut self, pfn: Pfn) {
+        self.immutable.push(pfn);
+    }
+
+    /// Immutable entries that the host has tried to change.
+    pub fn immutable(&self) -> &[Pfn] {
+        &self.immutable
+    }
+
+    /// Contents come into a frame, whatever the reverse map says.
+    pub fn put(&mut self, pfn: Pfn, value: Value, key: Key) {
         self.contents.insert(pfn, (value, key));
     }
 
-    pub(super) fn get(&self, pfn: Pfn, key: Key) -> Found {
+    /// What is read in a frame with a key.
+    pub fn get(&self, pfn: Pfn, key: Key) -> Found {
         match self.contents.get(&pfn) {
             None => Found::Value(Value::Zero),
             Some((value, with)) if *with == key => Found::Value(*value),

@@ -10,7 +10,7 @@ use slat_memslot::{Gfn, GfnRange, PageSize};
 use slat_mmu::spte::Pfn;
 use thiserror::Error;
 
-use crate::rmp::{Asid, PsmashError, Rmp, RmpSize, RmpState, RmpupdateError};
+use crate::rmp::{Asid, NotPermitted, PsmashError, Rmp, RmpSize, RmpState, RmpupdateError};
 use crate::sync::spin;
 
 /// Why a page cannot be prepared.
@@ -44,14 +44,19 @@ pub struct Invalidated {
     pub small: u64,
     /// Pages that could not be given back, and must never be used again (`snp_leak_pages`).
     pub leaked: u64,
+    /// Those of them whose entries are immutable: they should have been reclaimed first.
+    pub immutable: u64,
 }
 
 /// How often an instruction is tried while somebody else is at the entry.
 const PATIENCE: u32 = 1 << 20;
 
-/// RMPUPDATE until it succeeds, or fails for good. Linux tries again whatever overlaps; here an overlap that will not go
-/// away ends it.
-pub(super) fn rmpupdate(rmp: &Rmp, pfn: Pfn, state: &RmpState) -> Result<(), RmpupdateError> {
+/// RMPUPDATE until it succeeds, or fails for good (`rmpupdate`). Linux tries again whatever overlaps; here an overlap that
+/// will not go away ends it.
+///
+/// # Errors
+/// As [`Rmp::rmpupdate`].
+pub fn rmpupdate(rmp: &Rmp, pfn: Pfn, state: &RmpState) -> Result<(), RmpupdateError> {
     for _ in 0..PATIENCE {
         match rmp.rmpupdate(pfn, state) {
             Err(error) if error.is_transient() => spin(),
@@ -62,7 +67,10 @@ pub(super) fn rmpupdate(rmp: &Rmp, pfn: Pfn, state: &RmpState) -> Result<(), Rmp
 }
 
 /// PSMASH of the 2 MiB around a frame until nobody else is at it (`snp_rmptable_psmash`).
-pub(super) fn psmash(rmp: &Rmp, pfn: Pfn) -> Result<(), PsmashError> {
+///
+/// # Errors
+/// As [`Rmp::psmash`].
+pub fn psmash(rmp: &Rmp, pfn: Pfn) -> Result<(), PsmashError> {
     let head = Pfn::new(pfn.raw() & !(RmpSize::Size2M.pages() - 1));
     for _ in 0..PATIENCE {
         match rmp.psmash(head) {
@@ -91,15 +99,20 @@ pub fn gmem_prepare(
     if rmp.entry(pfn).assigned {
         return Ok(Prepared::Already);
     }
-    let size = match folio {
-        RmpSize::Size2M if !rmp.any_assigned(pfn) => RmpSize::Size2M,
-        _ => RmpSize::Size4K,
-    };
+    let size = prepared_size(rmp, pfn, folio);
     let first = |frame: u64| frame & !(size.pages() - 1);
     let state = RmpState::private(asid, Gfn::new(first(gfn.raw())), size);
     let at = Pfn::new(first(pfn.raw()));
     rmpupdate(rmp, at, &state).map_err(|error| PrepareError::Update(at, error))?;
     Ok(Prepared::Assigned(size))
+}
+
+/// The size that a page of a folio is assigned in.
+pub fn prepared_size(rmp: &Rmp, pfn: Pfn, folio: RmpSize) -> RmpSize {
+    match folio {
+        RmpSize::Size2M if !rmp.any_assigned(pfn) => RmpSize::Size2M,
+        _ => RmpSize::Size4K,
+    }
 }
 
 /// Gives frames back to the hypervisor before they are freed (`sev_gmem_invalidate`).
@@ -129,7 +142,12 @@ pub fn gmem_invalidate(rmp: &Rmp, start: Pfn, end: Pfn) -> Invalidated {
         match (rmpupdate(rmp, pfn, &RmpState::shared(size)), size) {
             (Ok(()), RmpSize::Size2M) => done.huge += 1,
             (Ok(()), RmpSize::Size4K) => done.small += 1,
-            (Err(_), _) => done.leaked += size.pages(),
+            (Err(error), _) => {
+                done.leaked += size.pages();
+                if error == RmpupdateError::Permission(NotPermitted::Immutable) {
+                    done.immutable += size.pages();
+                }
+            }
         }
         frame += size.pages();
     }

@@ -102,6 +102,7 @@ impl SnpVm {
         }
         let asid = self.settings.asid;
         lock(&self.frames).host_write(&self.rmp, pfn, value);
+        lock(&self.frames).adjust_direct_map(pfn, RmpSize::Size4K);
         rmpupdate(&self.rmp, pfn, &RmpState::pre_guest(asid, gfn))
             .map_err(|_| LaunchError::NoPage(gfn))?;
         if !accepted() || self.rmp.launch_update(asid, gfn, pfn, page).is_err() {

@@ -5,7 +5,9 @@
 //! - [`gmem_prepare`], [`gmem_invalidate`], [`private_max_mapping_level`]: what SNP adds to guest_memfd.
 //! - [`SnpVm::launch_update`], [`ApCreation`]: the initial image, and vCPUs that the guest starts.
 //! - [`GuestOp`]: a guest that does what it is told, right or wrong, and a [`Vmm`] that answers.
-//! - [`SnpVm::audit`]: whether reverse map, tables, attributes and file agree.
+//! - [`SnpVm::audit`], [`Observed`]: whether reverse map, tables, attributes and file agree; [`Order`]: whether they came to
+//!   it in the right order.
+//! - [`Frames`]: the host's frames, their contents, and how the host itself maps them.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -39,19 +41,22 @@ mod frames;
 mod gmem;
 mod guest;
 mod launch;
+mod order;
 mod policy;
 #[cfg(test)]
 mod tests;
 mod vm;
 
 pub use ap::{ApCreation, ApError, ApRequest, INJECTION_MODES};
-pub use audit::SnpViolation;
+pub use audit::{Leaf, Observed, Reach, SnpViolation};
 pub use fault::{Raised, RmpFault, SnpExit};
-pub use frames::{Found, Key, Value};
+pub use frames::{Found, Frames, Key, Value};
 pub use gmem::{
-    Invalidated, PrepareError, Prepared, gmem_invalidate, gmem_prepare, private_max_mapping_level,
+    Invalidated, PrepareError, Prepared, gmem_invalidate, gmem_prepare, prepared_size,
+    private_max_mapping_level, psmash, rmpupdate,
 };
 pub use guest::{GuestOp, GuestReply, SharedBuffer, Vmm};
 pub use launch::{LaunchError, Launched};
+pub use order::{Act, Order};
 pub use policy::RmpFaultPolicy;
 pub use vm::{Hole, SnpSettings, SnpVcpu, SnpVm, SnpVmError};

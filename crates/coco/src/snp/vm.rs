@@ -267,12 +267,19 @@ impl SnpVm {
         let unused = write(&self.references);
         for (_, pfn, pages) in file.take(range) {
             let end = Pfn::new(pfn.raw() + pages);
+            if pages == 1 || self.rmp.entry(pfn).size == RmpSize::Size4K {
+                lock(&self.frames).adjust_direct_map(pfn, RmpSize::Size4K);
+            }
             let one = gmem_invalidate(&self.rmp, pfn, end);
             done.smashed += one.smashed;
             done.huge += one.huge;
             done.small += one.small;
             done.leaked += one.leaked;
+            done.immutable += one.immutable;
             let mut frames = lock(&self.frames);
+            if one.immutable > 0 {
+                frames.note_immutable(pfn);
+            }
             let freed = (pfn.raw()..end.raw()).map(Pfn::new);
             // A page that stays assigned would take the host down when it is used again.
             freed

@@ -111,6 +111,24 @@ pub enum TdxRefusal {
 }
 
 impl TdxRefusal {
+    /// The stable name.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::HwError(_) => "tdx-hw-error",
+            Self::Stage(_) => "tdx-stage",
+            Self::VcpuStage(_) => "tdx-vcpu-stage",
+            Self::Flags(_) => "tdx-flags",
+            Self::Reserved(_) => "tdx-reserved",
+            Self::TooManyEntries(_) => "tdx-cpuid-too-many",
+            Self::EntriesChanged(..) => "tdx-cpuid-changed",
+            Self::IrqChip => "tdx-irqchip",
+            Self::NoVcpu(_) => "tdx-no-vcpu",
+            Self::VcpuState(_) => "tdx-vcpu-state",
+            Self::TooManyVcpus(_) => "tdx-too-many-vcpus",
+            Self::PreFaultTooEarly => "tdx-pre-fault-early",
+        }
+    }
+
     /// What the ioctl returns.
     pub const fn errno(&self) -> Errno {
         match self {

@@ -9,6 +9,7 @@
 use slat_memslot::{Gpa, PAGE_SIZE, Pages};
 
 use super::Gpaw;
+use crate::convert::{Contract, Outcome};
 
 /// The largest piece (`TDX_MAP_GPA_MAX_LEN`).
 pub const MAP_GPA_MAX_LEN: u64 = 2 << 20;
@@ -38,16 +39,6 @@ pub struct MapGpaReply {
     pub next: Gpa,
 }
 
-/// What userspace may answer an exit with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum RetContract {
-    /// Anything but zero is a failure: before May 2026.
-    AnyFailure,
-    /// Zero, `EAGAIN`, `EINVAL`; anything else makes `KVM_RUN` fail (`kvm_is_valid_map_gpa_range_ret`).
-    #[default]
-    Errno,
-}
-
 /// What decides about a request besides the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MapGpaRules {
@@ -58,7 +49,7 @@ pub struct MapGpaRules {
     /// Whether userspace has enabled `KVM_HC_MAP_GPA_RANGE` (`KVM_CAP_EXIT_HYPERCALL`).
     pub exit_hypercall: bool,
     /// What it may answer.
-    pub contract: RetContract,
+    pub contract: Contract,
 }
 
 impl Default for MapGpaRules {
@@ -67,7 +58,7 @@ impl Default for MapGpaRules {
             gpaw: Gpaw::Bits48,
             guest_maxphyaddr: 48,
             exit_hypercall: true,
-            contract: RetContract::default(),
+            contract: Contract::default(),
         }
     }
 }
@@ -104,9 +95,6 @@ pub enum MapGpaStep {
     /// `KVM_RUN` fails with `EINVAL`: the answer was none that is allowed.
     RunFails,
 }
-
-const EAGAIN: u64 = 11;
-const EINVAL: u64 = 22;
 
 /// A request on its way.
 ///
@@ -187,13 +175,11 @@ impl MapGpa {
 
     /// Goes on after userspace has answered with `ret`; `event` says whether an event waits for the vCPU.
     pub fn answer(&mut self, ret: u64, event: bool) -> MapGpaStep {
-        let status = match (self.rules.contract, ret) {
-            (_, 0) => None,
-            (RetContract::Errno, EAGAIN) => Some(MapGpaStatus::Retry),
-            (RetContract::Errno, EINVAL) | (RetContract::AnyFailure, _) => {
-                Some(MapGpaStatus::InvalidOperand)
-            }
-            (RetContract::Errno, _) => return MapGpaStep::RunFails,
+        let status = match Outcome::of_ret(ret, self.rules.contract) {
+            Ok(Outcome::Done) => None,
+            Ok(Outcome::TryAgain) => Some(MapGpaStatus::Retry),
+            Ok(Outcome::Refused) => Some(MapGpaStatus::InvalidOperand),
+            Err(_) => return MapGpaStep::RunFails,
         };
         if let Some(status) = status {
             return self.reply(status);

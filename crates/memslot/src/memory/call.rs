@@ -1,6 +1,6 @@
 //! Any call, answered.
 
-use crate::{Call, CapError, Memory, Outcome, Refusal};
+use crate::{Call, CapError, Memory, Outcome, Refusal, VmError};
 
 /// What a call comes to.
 pub type CallResult = Result<Outcome, Refusal>;
@@ -57,6 +57,10 @@ impl Memory {
             Call::SetIdentityMapAddr { gpa } => self.set_identity_map_addr(*gpa),
             Call::CreateIrqchip => self.create_irqchip(),
             Call::Guest(access) => self.guest_access(access).map(Outcome::Access),
+            Call::Tdx(_) => {
+                self.check_gate()?;
+                Err(VmError::NotTd {}.into())
+            }
         }
     }
 }

@@ -148,6 +148,30 @@ impl Memory {
         self.profile.address_spaces(self.vm_type)
     }
 
+    /// The address spaces that the VM has.
+    pub fn address_spaces(&self) -> impl Iterator<Item = AsId> + use<> {
+        (0..self.address_space_count()).filter_map(AsId::new)
+    }
+
+    /// The frames behind a range of host addresses, slot by slot: what a notification of the host's memory management is about
+    /// (`kvm_main.c:kvm_handle_hva_range`). A page may be behind several.
+    ///
+    /// ```
+    /// use slat_memslot::{Hva, Memory, Profile, Region, SlotKey, VmType};
+    /// let mut memory = Memory::new(Profile::latest(), VmType::Default);
+    /// memory.set_region(&Region::new(SlotKey::normal(0), 0x1000, 0x2000, 0x7000_0000)).unwrap();
+    /// let frames = memory.frames_behind(Hva::new(0x7000_1000), Hva::new(0x7000_9000));
+    /// assert_eq!(frames[0].1.to_string(), "[0x2, 0x3)");
+    /// ```
+    pub fn frames_behind(&self, start: Hva, end: Hva) -> Vec<(AsId, GfnRange)> {
+        let mut found = Vec::new();
+        for as_id in self.address_spaces() {
+            let slots = self.space(as_id).by_hva(start, end);
+            found.extend(slots.map(|(_, frames)| (as_id, frames)));
+        }
+        found
+    }
+
     /// The slots of an address space; one that the VM does not have is empty.
     #[inline]
     pub fn space(&self, as_id: AsId) -> &AddressSpace {
@@ -375,8 +399,11 @@ impl Memory {
     }
 
     /// The test before every VM and vCPU ioctl.
+    ///
+    /// # Errors
+    /// The VM is dead, or another process calls.
     #[inline]
-    pub(crate) fn check_gate(&self) -> Result<(), GateError> {
+    pub fn check_gate(&self) -> Result<(), GateError> {
         match self.gate {
             Gate::Open => Ok(()),
             Gate::OtherProcess => Err(GateError::OtherProcess {}),

@@ -189,6 +189,9 @@ profile! {
     /// A leaf that replaces a writable entry, for which an MMIO entry passes as well, starts clean; and accessed and dirty
     /// bits are kept only where hardware maintains them (up to 6.12). One series changed both.
     replaced_leaf_is_clean: bool,
+    /// Userspace may answer `KVM_HC_MAP_GPA_RANGE` with 0, `EAGAIN` or `EINVAL` and nothing else (2026-05); before, anything
+    /// but 0 is a failure.
+    map_gpa_answers: bool,
     /// VM types that can be made here (`KVM_CAP_VM_TYPES`).
     vm_types: u32,
     /// System management mode is built in, and with it a second address space.

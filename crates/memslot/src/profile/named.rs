@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use super::{Evidence, Fact, LogOff, PmlOrder, Profile, SlotZap, Vendor};
-use crate::{Errno, GmemFlags, QuirkUpdate, Quirks};
+use crate::{Errno, GmemFlags, QuirkUpdate, Quirks, VmType};
 
 type Make = fn() -> Profile;
 
@@ -19,6 +19,8 @@ pub(super) const BY_NAME: &[(&str, Make)] = &[
     ("linux-7.1", linux_7_1),
     ("linux-7.2", linux_7_2),
     ("linux-7.3-rc1", linux_7_3_rc1),
+    ("linux-6.18-tdx", linux_6_18_tdx),
+    ("linux-7.3-rc1-tdx", linux_7_3_rc1_tdx),
 ];
 
 const DEB: &str = "Debian 6.12.117";
@@ -67,6 +69,7 @@ fn debian_6_12_117() -> Profile {
         pre_fault_waits_for_slot: read(true, DEB),
         pre_fault_remakes_leaf: observed(true, DEB),
         replaced_leaf_is_clean: observed(true, DEB),
+        map_gpa_answers: inferred(false, "the contract came in May 2026"),
         vm_types: observed(0b1, DEB),
         smm: observed(true, DEB),
         vendor: observed(Vendor::Amd, DEB),
@@ -210,10 +213,27 @@ fn linux_7_2() -> Profile {
     p
 }
 
+/// The same hosts with TDX switched on.
+fn with_tdx(mut p: Profile, name: &'static str) -> Profile {
+    p.name = name.into();
+    let types = p.vm_types.get() | VmType::Tdx.mask();
+    p.vm_types = inferred(types, "a host with TDX switched on");
+    p
+}
+
+fn linux_6_18_tdx() -> Profile {
+    with_tdx(linux_6_18(), "linux-6.18-tdx")
+}
+
+fn linux_7_3_rc1_tdx() -> Profile {
+    with_tdx(linux_7_3_rc1(), "linux-7.3-rc1-tdx")
+}
+
 fn linux_7_3_rc1() -> Profile {
     const TREE: &str = "torvalds/linux 67f8bc848ee3, 7.3-rc1";
     let mut p = linux_7_2();
     p.name = "linux-7.3-rc1".into();
+    p.map_gpa_answers = inferred(true, "merged with the patches of May 2026");
     p.gmem_bind_conflict = read(Errno::EEXIST, TREE);
     p
 }

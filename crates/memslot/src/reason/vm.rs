@@ -124,6 +124,9 @@ reasons! {
         /// System management mode is not built in.
         NoSmm {} = "no-smm", EINVAL, "x86.c:kvm_vcpu_ioctl_x86_set_vcpu_events", "always; without CONFIG_KVM_SMM",
             "this kernel has no system management mode to put a vCPU into";
+        /// Only a TD has the call.
+        NotTd {} = "not-td", ENOTTY, "vmx/main.c:vt_mem_enc_ioctl", "always",
+            "the VM is no TD with memory of its own";
     }
 }
 

@@ -295,8 +295,12 @@ pub(super) fn repair_vm(call: &Call, reason: &VmError) -> Repair {
         (VmError::IrqchipExists {}, _) => Repair::Impossible {
             why: "the VM has one already",
         },
-        (VmError::VmType { .. } | VmError::TooManyVcpus { .. } | VmError::NoSmm {}, _) => {
-            NO_OTHER_CALL
-        }
+        (
+            VmError::VmType { .. }
+            | VmError::TooManyVcpus { .. }
+            | VmError::NoSmm {}
+            | VmError::NotTd {},
+            _,
+        ) => NO_OTHER_CALL,
     }
 }

@@ -1,7 +1,8 @@
 //! Refusals of calls on the VM and its vCPUs.
 
 use slat_memslot::{
-    Attributes, Call, Errno, GuestAccess, Memory, PAGE_SIZE, Profile, SlotFlags, VmType, cap,
+    Attributes, Call, Errno, GuestAccess, Memory, PAGE_SIZE, Profile, SlotFlags, TdxCall, TdxHost,
+    VmType, cap,
 };
 
 use super::{
@@ -203,6 +204,13 @@ pub(super) fn vm_calls() -> Vec<Trigger> {
             "system management mode",
             with_vcpu(Memory::new(without_smm(), VmType::Default)),
             Call::Guest(GuestAccess::write(0).in_smm()),
+        ),
+        trigger(
+            "not-td",
+            Errno::ENOTTY,
+            "no TD",
+            default_vm(),
+            Call::Tdx(TdxCall::Host(TdxHost::Teardown)),
         ),
         t(
             "too-many-vcpus",

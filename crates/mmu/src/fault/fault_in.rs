@@ -55,7 +55,10 @@ impl<'e> SlowFault<'e> {
     /// # Errors
     /// What the fault comes to without anything being mapped.
     #[inline]
-    pub fn fault_in<B: Backing>(&self, env: &mut Env<'_, B>) -> Result<FaultedIn<'e>, Outcome> {
+    pub fn fault_in<B: Backing, S>(
+        &self,
+        env: &mut Env<'_, B, S>,
+    ) -> Result<FaultedIn<'e>, Outcome> {
         let fault = &self.fault;
         let early = env.invalidation.sequence();
         if fault.private != env.memory.is_private(fault.gfn) {
@@ -104,7 +107,7 @@ impl<'e> SlowFault<'e> {
     }
 
     /// No slot is there (`mmu.c:kvm_handle_noslot_fault`).
-    fn no_slot<B>(&self, env: &mut Env<'_, B>) -> Result<(), Outcome> {
+    fn no_slot<B, S>(&self, env: &mut Env<'_, B, S>) -> Result<(), Outcome> {
         if self.fault.private {
             return Err(Outcome::MemoryFault);
         }

@@ -6,6 +6,7 @@ use super::backing::Backing;
 use super::fault_in::{FaultedIn, Page, SlowFault};
 use super::invalidation::Invalidation;
 use super::mmio::MmioCache;
+use super::page_track::{NotTracked, PageTrack};
 use super::request::{Fault, Kind, Present};
 use crate::role::RoleFlag;
 use crate::roots::RootId;
@@ -42,7 +43,7 @@ pub enum Apicv {
 
 /// What a fault depends on outside the tables.
 #[derive(Debug)]
-pub struct Env<'e, B> {
+pub struct Env<'e, B, S = NotTracked> {
     /// What userspace has set up, as it is while the fault lasts: who changes slots waits for this borrow to end, as KVM
     /// waits for readers of its slots (SRCU).
     pub memory: &'e Memory,
@@ -54,6 +55,8 @@ pub struct Env<'e, B> {
     pub settings: Settings,
     /// The vCPU's memory of MMIO.
     pub mmio: &'e mut MmioCache,
+    /// Who watches the guest's writes: [`ShadowBeside`](crate::shadow::ShadowBeside) where shadow pages follow tables of L1's.
+    pub shadow: S,
 }
 
 /// What a fault came to.
@@ -117,11 +120,11 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
     ///
     /// The lock is held throughout. Where the page may take long to come by, do as KVM does: [`Locked::begin_fault`], then
     /// [`SlowFault::fault_in`] without the lock, then [`Locked::finish_fault`].
-    pub fn page_fault<B: Backing>(
+    pub fn page_fault<B: Backing, S: PageTrack>(
         &mut self,
         root: RootId,
         fault: &Fault,
-        env: &mut Env<'_, B>,
+        env: &mut Env<'_, B, S>,
     ) -> Handled {
         let slow = match self.begin_fault(root, fault, env) {
             Begun::Done(handled) => return handled,
@@ -137,11 +140,11 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
     ///
     /// KVM holds no lock here; slat's tables are read by whoever holds it for reading.
     #[inline]
-    pub fn begin_fault<'e, B>(
+    pub fn begin_fault<'e, B, S: PageTrack>(
         &mut self,
         root: RootId,
         fault: &Fault,
-        env: &Env<'e, B>,
+        env: &Env<'e, B, S>,
     ) -> Begun<'e> {
         let Some(table) = self.root_table(root) else {
             return Begun::Done(Outcome::Retry.into());
@@ -150,6 +153,10 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
         let role = self.tables().role_of(table);
         let memory = env.memory;
         let slot = memory.space(role.as_id()).by_gfn(fault.gfn);
+        let writes = fault.present == Present::Yes && fault.kind == Kind::Write;
+        if writes && env.shadow.is_write_tracked(fault.gfn) {
+            return Begun::Done(Outcome::WriteProtected.into());
+        }
         if let Some(fast) = self.try_fast(table, fault, slot, env) {
             return Begun::Done(fast);
         }
@@ -173,7 +180,11 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
     ///
     /// The root is looked at again, and the invalidations since the page was asked for
     /// (`mmu.c:is_page_fault_stale`).
-    pub fn finish_fault<B>(&mut self, found: &FaultedIn<'_>, env: &Env<'_, B>) -> Handled {
+    pub fn finish_fault<B, S: PageTrack>(
+        &mut self,
+        found: &FaultedIn<'_>,
+        env: &Env<'_, B, S>,
+    ) -> Handled {
         match self.root_table(found.root) {
             Some(table) => self.finish_in(table, found, env),
             None => Outcome::Retry.into(),
@@ -181,7 +192,12 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
     }
 
     #[inline]
-    fn finish_in<B>(&mut self, table: TableId, found: &FaultedIn<'_>, env: &Env<'_, B>) -> Handled {
+    fn finish_in<B, S: PageTrack>(
+        &mut self,
+        table: TableId,
+        found: &FaultedIn<'_>,
+        env: &Env<'_, B, S>,
+    ) -> Handled {
         if self.is_stale(table, found, env.invalidation) {
             return Outcome::Retry.into();
         }
@@ -202,12 +218,12 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
     }
 
     /// Tries the fast way, if the fault is of the kind (`mmu.c:page_fault_can_be_fast`).
-    fn try_fast<B>(
+    fn try_fast<B, S>(
         &mut self,
         table: TableId,
         fault: &Fault,
         slot: Option<&Slot>,
-        env: &Env<'_, B>,
+        env: &Env<'_, B, S>,
     ) -> Option<Handled> {
         let memory = env.memory;
         let private = memory.vm_type().has_private_memory();
@@ -242,11 +258,11 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
     }
 
     /// Leaves an MMIO entry.
-    fn map_nothing<B>(
+    fn map_nothing<B, S>(
         &mut self,
         table: TableId,
         found: &FaultedIn<'_>,
-        env: &Env<'_, B>,
+        env: &Env<'_, B, S>,
     ) -> Handled {
         let fault = &found.fault;
         let generation = env.memory.space(found.as_id).generation();
@@ -259,16 +275,16 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
     }
 
     /// Maps a page, as large as everybody allows (`mmu.c:kvm_mmu_hugepage_adjust`).
-    fn map_page<B>(
+    fn map_page<B, S: PageTrack>(
         &mut self,
         table: TableId,
         fault: &Fault,
         slot: &Slot,
         page: Page,
-        env: &Env<'_, B>,
+        env: &Env<'_, B, S>,
     ) -> Handled {
         let settings = env.settings;
-        let wanted = self.largest(env.memory, slot, fault, page.size);
+        let wanted = self.largest(env, slot, fault, page.size);
         let nx = nx_fault(fault, settings, wanted);
         let size = match (nx, wanted) {
             (NxFault::Disallowed(_), _) | (_, None) => PageSize::Size4K,
@@ -298,7 +314,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
                 ..LeafRequest::new(Spte::from_raw(0), size, Pfn::new(first))
             }),
         };
-        match self.map_nx(table, &request, nx) {
+        match self.map_tracked(table, &request, nx, &env.shadow) {
             Ok(mapped) => Handled {
                 outcome: outcome_of(mapped.resolution),
                 mark_dirty: mapped.mark_dirty.then(|| (slot.key(), fault.gfn)),
@@ -309,9 +325,9 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
     }
 
     /// The largest leaf for a fault; `None` if it was not even asked for, since the slot is logged or the page is small.
-    fn largest(
+    fn largest<B, S: PageTrack>(
         &self,
-        memory: &Memory,
+        env: &Env<'_, B, S>,
         slot: &Slot,
         fault: &Fault,
         backing: PageSize,
@@ -320,7 +336,15 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
             return None;
         }
         let most = backing.min(self.tables().codec().host().largest_page);
-        Some(memory.largest_page(slot.key(), fault.gfn, most))
+        let (key, gfn) = (slot.key(), fault.gfn);
+        let mut size = env.memory.largest_page(key, gfn, most);
+        while !env.shadow.allows_huge(key.as_id, size, gfn) {
+            let Some(smaller) = smaller(size) else {
+                break;
+            };
+            size = env.memory.largest_page(key, gfn, smaller);
+        }
+        Some(size)
     }
 }
 
@@ -330,6 +354,15 @@ fn nx_fault(fault: &Fault, settings: Settings, wanted: Option<PageSize>) -> NxFa
         (NxHugePages::Off, _) => NxFault::Off,
         (NxHugePages::On, Kind::Execute) => NxFault::Disallowed(wanted.unwrap_or(PageSize::Size4K)),
         (NxHugePages::On, Kind::Read | Kind::Write) => NxFault::On,
+    }
+}
+
+/// The next smaller size of leaves.
+const fn smaller(size: PageSize) -> Option<PageSize> {
+    match size {
+        PageSize::Size4K => None,
+        PageSize::Size2M => Some(PageSize::Size4K),
+        PageSize::Size1G => Some(PageSize::Size2M),
     }
 }
 

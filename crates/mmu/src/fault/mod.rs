@@ -2,7 +2,8 @@
 //!
 //! [`Locked::page_fault`] follows `mmu.c:kvm_tdp_page_fault` in the kernel's order: write tracking, the fast way, the page and
 //! what stands in its way, a last look whether the answer is stale, then the tables. What a fault depends on outside the
-//! tables is an [`Env`]: the VM's memory, the pages behind its slots ([`Backing`]), invalidations under way, and settings.
+//! tables is an [`Env`]: the VM's memory, the pages behind its slots ([`Backing`]), invalidations under way, settings, and who watches
+//! writes ([`PageTrack`]).
 //!
 //! The same in three parts, of which the middle one needs no lock, so that faults and the host's memory management run at
 //! the same time: [`Locked::begin_fault`], [`SlowFault::fault_in`], [`Locked::finish_fault`]. Its safety is that of KVM:
@@ -30,7 +31,8 @@ mod handle;
 mod invalidation;
 mod mmio;
 #[cfg(all(test, shuttle))]
-mod model;
+pub(crate) mod model;
+mod page_track;
 mod plan;
 mod prefault;
 mod request;
@@ -42,6 +44,7 @@ pub use fault_in::{FaultedIn, SlowFault};
 pub use handle::{Apicv, Begun, Env, Handled, Outcome, Settings};
 pub use invalidation::{Invalidation, Sequence};
 pub use mmio::MmioCache;
+pub use page_track::{NotTracked, PageTrack, Unsync};
 pub use plan::{Caveat, OutsideBaseMode, PlannedRun, PrefaultPlan, Prefaulter, Stop};
 pub use prefault::{Endless, Prefault, PrefaultError, PrefaultOutside};
 pub use request::{Fault, Kind, Present};

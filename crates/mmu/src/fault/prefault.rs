@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::backing::Backing;
 use super::handle::{Env, Handled, Outcome};
+use super::page_track::PageTrack;
 use super::request::{Fault, Kind, Present};
 use crate::roots::RootId;
 use crate::spte::Format;
@@ -98,12 +99,12 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
     ///
     /// # Errors
     /// See [`PrefaultError`].
-    pub fn prefault<B: Backing>(
+    pub fn prefault<B: Backing, S: PageTrack>(
         &mut self,
         root: RootId,
         gfn: Gfn,
         left: Pages,
-        env: &mut Env<'_, B>,
+        env: &mut Env<'_, B, S>,
     ) -> Result<Prefault, PrefaultError> {
         let fault = Fault {
             gfn,
@@ -138,19 +139,19 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
     }
 
     /// Whether the kernel gives up at a slot that is going.
-    fn refuses<B>(&self, root: RootId, gfn: Gfn, env: &Env<'_, B>) -> bool {
+    fn refuses<B, S>(&self, root: RootId, gfn: Gfn, env: &Env<'_, B, S>) -> bool {
         let waits = env.memory.profile().pre_fault_waits_for_slot.get();
         !waits && self.is_slot_invalid(root, gfn, env)
     }
 
-    fn is_slot_invalid<B>(&self, root: RootId, gfn: Gfn, env: &Env<'_, B>) -> bool {
+    fn is_slot_invalid<B, S>(&self, root: RootId, gfn: Gfn, env: &Env<'_, B, S>) -> bool {
         let role = self.tables().roots().role(root);
         let slot = role.and_then(|role| env.memory.space(role.as_id()).by_gfn(gfn));
         slot.is_some_and(Slot::is_invalid)
     }
 
     /// In the order in which a fault finds out.
-    fn why_endless<B>(&self, root: RootId, gfn: Gfn, env: &Env<'_, B>) -> Endless {
+    fn why_endless<B, S>(&self, root: RootId, gfn: Gfn, env: &Env<'_, B, S>) -> Endless {
         let now = env.invalidation.sequence();
         if self.is_slot_invalid(root, gfn, env) {
             Endless::InvalidSlot

@@ -4,7 +4,8 @@
 use slat_memslot::{Gfn, Gpa, PageSize, Slot};
 
 use super::ShadowMmu;
-use super::fault_in::{FaultedIn, ResidentPages, Wanted};
+use super::beside::TdpBeside;
+use super::fault_in::{ResidentPages, ShadowBegun, ShadowFaultedIn, Wanted};
 use super::get::Follows;
 use super::guest::NoTables;
 use super::held::ShadowLocked;
@@ -45,20 +46,37 @@ impl<F: Format> ShadowMmu<F> {
         env: &mut Env<'_, B>,
         out: &mut impl Observer<F>,
     ) -> Handled {
-        let Some(root) = roots
-            .current(self)
-            .filter(|root| *root != ShadowRoot::Dummy)
-        else {
-            return Outcome::Retry.into();
+        let slow = match self.begin_direct_fault(roots, fault, env, out) {
+            ShadowBegun::Done(handled) => return handled,
+            ShadowBegun::Slow(slow) => slow,
+        };
+        match slow.fault_in(env) {
+            Ok(found) => self
+                .lock(out)
+                .finish_direct_fault(roots, fault, most, &found, env),
+            Err(outcome) => outcome.into(),
+        }
+    }
+
+    /// The first part of such a fault, which takes no lock in KVM: it may need nothing but a bit of an entry that is there.
+    pub fn begin_direct_fault<'e, B>(
+        &self,
+        roots: &Roots,
+        fault: &Fault,
+        env: &Env<'e, B>,
+        out: &mut impl Observer<F>,
+    ) -> ShadowBegun<'e> {
+        let Some(root) = usable(roots, self) else {
+            return ShadowBegun::Done(Outcome::Retry.into());
         };
         let (memory, as_id) = (env.memory, roots.mmu.role().as_id());
         let slot = memory.space(as_id).by_gfn(fault.gfn);
         let writes = fault.present == Present::Yes && fault.kind == Kind::Write;
         if writes && self.is_write_tracked(fault.gfn) {
-            return Outcome::WriteProtected.into();
+            return ShadowBegun::Done(Outcome::WriteProtected.into());
         }
         if let Some(fast) = self.try_fast(root, fault, slot, out) {
-            return fast;
+            return ShadowBegun::Done(fast);
         }
         let wanted = Wanted {
             as_id,
@@ -66,24 +84,12 @@ impl<F: Format> ShadowMmu<F> {
             place: fault.gfn,
             kind: fault.kind,
         };
-        let found = match self.fault_in(wanted, slot, env) {
-            Ok(found) => found,
-            Err(outcome) => return outcome.into(),
-        };
-        let mut locked = self.lock(out);
-        if locked.make_room().is_err() {
-            return Outcome::OutOfTables.into();
-        }
-        let stale = slot.is_some() && env.invalidation.must_retry(found.sequence, fault.gfn);
-        if stale || locked.is_stale(roots) {
-            return Outcome::Retry.into();
-        }
-        locked.map_in_line(root, fault, most, &found, env)
+        ShadowBegun::Slow(self.slow_fault(wanted, slot, roots.mmu.role()))
     }
 
     /// Tries the fast way, if the fault is of the kind (`mmu.c:page_fault_can_be_fast`).
     fn try_fast(
-        &mut self,
+        &self,
         root: ShadowRoot,
         fault: &Fault,
         slot: Option<&Slot>,
@@ -143,14 +149,53 @@ impl<F: Format> ShadowMmu<F> {
     }
 }
 
-impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
+/// The root that a vCPU with a direct role can fault on.
+fn usable<F: Format>(roots: &Roots, mmu: &ShadowMmu<F>) -> Option<ShadowRoot> {
+    let root = roots.current(mmu);
+    root.filter(|root| *root != ShadowRoot::Dummy)
+}
+
+impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
+    /// The last part of a fault of a vCPU with a direct root: maps what was found, if it still holds.
+    pub fn finish_direct_fault<B: ResidentPages>(
+        &mut self,
+        roots: &Roots,
+        fault: &Fault,
+        most: PageSize,
+        found: &ShadowFaultedIn<'_>,
+        env: &mut Env<'_, B>,
+    ) -> Handled {
+        if self.make_room().is_err() {
+            return Outcome::OutOfTables.into();
+        }
+        let root = usable(roots, self.mmu);
+        match root.filter(|_| !self.is_fault_stale(roots, found, fault.gfn, env)) {
+            Some(root) => self.map_in_line(root, fault, most, found, env),
+            None => Outcome::Retry.into(),
+        }
+    }
+
+    /// Whether what a fault was told does not hold any more (`mmu.c:is_page_fault_stale`).
+    pub(super) fn is_fault_stale<B>(
+        &self,
+        roots: &Roots,
+        found: &ShadowFaultedIn<'_>,
+        gfn: Gfn,
+        env: &Env<'_, B>,
+    ) -> bool {
+        let retry = || env.invalidation.must_retry(found.sequence, gfn);
+        let page_gone = found.slot.is_some() && retry();
+        (self.is_stale(roots) && !cfg!(slat_mutant = "shadow_stale_root"))
+            || (page_gone && !cfg!(slat_mutant = "shadow_stale_page"))
+    }
+
     /// Maps the page of a fault (`mmu.c:direct_map`).
     fn map_in_line<B: ResidentPages>(
         &mut self,
         root: ShadowRoot,
         fault: &Fault,
         most: PageSize,
-        found: &FaultedIn<'_>,
+        found: &ShadowFaultedIn<'_>,
         env: &mut Env<'_, B>,
     ) -> Handled {
         let all = Access::all_in(RoleLayout::Baseline);
@@ -236,41 +281,6 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
         }
     }
 
-    /// Where a table stands in for a huge page that must not be executable, it stays
-    /// (`mmu.c:disallowed_hugepage_adjust`).
-    fn respect_nx(&self, at: SpteRef, gfn: Gfn, goal: &mut Option<Goal>) {
-        let level = self.level_of(at);
-        let Some(goal) = goal.as_mut().filter(|goal| goal.size.level() == level) else {
-            return;
-        };
-        let spte = self.entry(at);
-        if !spte.is_link(level) {
-            return;
-        }
-        let child = self.mmu.pages.get(self.child(spte));
-        if child.nx == super::page::NxDisallowed::No {
-            return;
-        }
-        let smaller = super::size_at(child.level());
-        let part = goal.size.pages().raw() - smaller.pages().raw();
-        goal.pfn = Pfn::new(goal.pfn.raw() | gfn.raw() & part);
-        goal.size = smaller;
-    }
-
-    /// Notes that a page stands in for a huge one (`mmu.c:account_nx_huge_page`).
-    pub(super) fn account_nx(&mut self, page: super::page::PageId, recoverable: bool) {
-        use super::page::NxDisallowed::{No, Recoverable, Yes};
-        let nx = &mut self.mmu.pages.get_mut(page).nx;
-        match (*nx, recoverable) {
-            (Recoverable, _) | (Yes, false) => {}
-            (No, false) => *nx = Yes,
-            (No | Yes, true) => {
-                *nx = Recoverable;
-                self.mmu.stats.nx_lpage_splits += 1;
-            }
-        }
-    }
-
     /// Maps the neighbours of a leaf (`mmu.c:direct_pte_prefetch`), where nothing is, in runs.
     pub(super) fn prefetch_in_line<B: ResidentPages>(&mut self, at: SpteRef, env: &mut Env<'_, B>) {
         let page = self.mmu.pages.get(at.page);
@@ -281,6 +291,12 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
         {
             return;
         }
+        self.prefetch_group(at, env);
+    }
+
+    /// The same whatever the page: beside a leaf of a guest's huge page KVM does not ask whether there are accessed bits
+    /// (`mmu.c:__direct_pte_prefetch`).
+    pub(super) fn prefetch_group<B: ResidentPages>(&mut self, at: SpteRef, env: &mut Env<'_, B>) {
         let first = at.index & !(GROUP - 1);
         let mut run: Option<u16> = None;
         for index in first..first + GROUP {

@@ -3,8 +3,9 @@
 use slat_memslot::{Gfn, Gpa, Level, PageSize, Slot};
 
 use super::ShadowMmu;
+use super::beside::{NoTdp, TdpBeside};
 use super::direct::{GROUP, Goal, outcome_of};
-use super::fault_in::{FaultedIn, ResidentPages, Wanted};
+use super::fault_in::{ResidentPages, ShadowBegun, ShadowFaultedIn, Wanted};
 use super::get::Follows;
 use super::guest::{EntrySize, GuestTables, Shadowed};
 use super::held::ShadowLocked;
@@ -92,7 +93,35 @@ struct Plan<'w> {
     access: Access,
 }
 
-impl Plan<'_> {
+impl<'w> Plan<'w> {
+    fn of(
+        fault: &ShadowFault,
+        walk: &GuestWalk<'w>,
+        role: PageRole,
+        found: &ShadowFaultedIn<'_>,
+    ) -> Self {
+        let mut access = match fault.kind {
+            Kind::Write => walk.found.rights,
+            Kind::Read | Kind::Execute => walk.found.shadow_rights(),
+        };
+        let supervisor = fault.privilege == Privilege::Supervisor;
+        let read_only = !access.contains(Access::WRITE) && !role.has(RoleFlag::Cr0Wp);
+        let in_slot = found.slot.is_some();
+        if fault.kind == Kind::Write && read_only && supervisor && in_slot {
+            // The guest may write all the same: as a supervisor's page, which user mode cannot reach.
+            access = (access | Access::WRITE) - Access::USER;
+            if role.has(RoleFlag::SmepAndNotWp) {
+                access -= Access::EXECUTE;
+            }
+        }
+        Self {
+            trail: walk.trail,
+            leaf: level_of(walk.found.size),
+            gfn: walk.found.gpa.gfn(),
+            access,
+        }
+    }
+
     /// The entry that a walk read in a table of a level.
     fn step(&self, level: Level) -> Option<&Step> {
         self.trail.at(level)
@@ -126,74 +155,102 @@ impl<F: Format> ShadowMmu<F> {
         env: &mut Env<'_, B>,
         out: &mut impl Observer<F>,
     ) -> Handled {
-        let role = roots.mmu.role();
-        let mut plan = Plan {
-            trail: walk.trail,
-            leaf: level_of(walk.found.size),
-            gfn: walk.found.gpa.gfn(),
-            access: match fault.kind {
-                Kind::Write => walk.found.rights,
-                Kind::Read | Kind::Execute => walk.found.shadow_rights(),
-            },
+        self.shadow_page_fault_beside(roots, fault, (walk, guest), env, out, NoTdp)
+    }
+
+    /// The same beside the tables of the TDP MMU: a nested guest.
+    pub fn shadow_page_fault_beside<B: ResidentPages, M: TableMemory + ?Sized>(
+        &mut self,
+        roots: &mut Roots,
+        fault: &ShadowFault,
+        (walk, guest): (&GuestWalk<'_>, &Shadowed<'_, M>),
+        env: &mut Env<'_, B>,
+        out: &mut impl Observer<F>,
+        tdp: impl TdpBeside<F>,
+    ) -> Handled {
+        let slow = match self.begin_shadow_fault(roots, fault, walk, env) {
+            ShadowBegun::Done(handled) => return handled,
+            ShadowBegun::Slow(slow) => slow,
         };
-        let memory = env.memory;
-        let slot = memory.space(role.as_id()).by_gfn(plan.gfn);
+        match slow.fault_in(env) {
+            Ok(found) => self.lock_beside(out, tdp).finish_shadow_fault(
+                roots,
+                fault,
+                (walk, guest),
+                &found,
+                env,
+            ),
+            Err(outcome) => outcome.into(),
+        }
+    }
+
+    /// The first part of such a fault, which takes no lock in KVM.
+    pub fn begin_shadow_fault<'e, B>(
+        &self,
+        roots: &Roots,
+        fault: &ShadowFault,
+        walk: &GuestWalk<'_>,
+        env: &Env<'e, B>,
+    ) -> ShadowBegun<'e> {
+        let (as_id, gfn) = (roots.mmu.role().as_id(), walk.found.gpa.gfn());
         let writes = fault.kind == Kind::Write && fault.present == Present::Yes;
-        if writes && self.is_write_tracked(plan.gfn) {
+        if writes && self.is_write_tracked(gfn) {
             self.forget_floods(roots, fault.address);
-            return Outcome::WriteProtected.into();
+            return ShadowBegun::Done(Outcome::WriteProtected.into());
         }
         let wanted = Wanted {
-            as_id: role.as_id(),
-            gfn: plan.gfn,
+            as_id,
+            gfn,
             place: Gpa::new(fault.address).gfn(),
             kind: fault.kind,
         };
-        let found = match self.fault_in(wanted, slot, env) {
-            Ok(found) => found,
-            Err(outcome) => return outcome.into(),
-        };
-        let supervisor = fault.privilege == Privilege::Supervisor;
-        let read_only = !plan.access.contains(Access::WRITE) && !role.has(RoleFlag::Cr0Wp);
-        if fault.kind == Kind::Write && read_only && supervisor && slot.is_some() {
-            // The guest may write all the same: as a supervisor's page, which user mode cannot reach.
-            plan.access = (plan.access | Access::WRITE) - Access::USER;
-            if role.has(RoleFlag::SmepAndNotWp) {
-                plan.access -= Access::EXECUTE;
-            }
-        }
-        let mut locked = self.lock(out);
-        if locked.make_room().is_err() {
-            return Outcome::OutOfTables.into();
-        }
-        let stale = slot.is_some() && env.invalidation.must_retry(found.sequence, plan.gfn);
-        if stale || locked.is_stale(roots) {
-            return Outcome::Retry.into();
-        }
-        locked.fetch(roots, fault, &plan, (&found, guest), env)
+        let memory = env.memory;
+        let slot = memory.space(as_id).by_gfn(gfn);
+        ShadowBegun::Slow(self.slow_fault(wanted, slot, roots.mmu.role()))
     }
 
     /// The pages on the way to an address are in use, and not being torn down
     /// (`mmu.c:shadow_page_table_clear_flood`).
-    fn forget_floods(&mut self, roots: &Roots, address: u64) {
+    fn forget_floods(&self, roots: &Roots, address: u64) {
         let Some(root) = roots.current(self) else {
             return;
         };
         let mut at = self.walk_start(root, address);
         while let Some(here) = at {
-            self.pages.get_mut(here.page).write_flooding = 0;
+            self.pages.get(here.page).forget_flood();
             at = self.walk_down(here, address);
         }
     }
 }
 
-impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
+impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
+    /// The last part of a fault that follows the guest's tables: maps what was found, if it still holds, and if the tables
+    /// still say what they said to the walk.
+    pub fn finish_shadow_fault<B: ResidentPages, M: TableMemory + ?Sized>(
+        &mut self,
+        roots: &mut Roots,
+        fault: &ShadowFault,
+        (walk, guest): (&GuestWalk<'_>, &Shadowed<'_, M>),
+        found: &ShadowFaultedIn<'_>,
+        env: &mut Env<'_, B>,
+    ) -> Handled {
+        if self.make_room().is_err() {
+            return Outcome::OutOfTables.into();
+        }
+        let gfn = walk.found.gpa.gfn();
+        if self.is_fault_stale(roots, found, gfn, env) {
+            return Outcome::Retry.into();
+        }
+        let plan = Plan::of(fault, walk, roots.mmu.role(), found);
+        self.fetch(roots, fault, &plan, (found, guest), env)
+    }
+
     fn fetch<B: ResidentPages, M: TableMemory + ?Sized>(
         &mut self,
         roots: &mut Roots,
         fault: &ShadowFault,
         plan: &Plan<'_>,
-        (found, guest): (&FaultedIn<'_>, &Shadowed<'_, M>),
+        (found, guest): (&ShadowFaultedIn<'_>, &Shadowed<'_, M>),
         env: &mut Env<'_, B>,
     ) -> Handled {
         let top = guest.paging.mode().top_table();
@@ -228,7 +285,7 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
         let mut at = start;
         loop {
             let level = self.level_of(at);
-            self.mmu.pages.get_mut(at.page).write_flooding = 0;
+            self.mmu.pages.get(at.page).forget_flood();
             if level <= plan.leaf {
                 return Some(at);
             }
@@ -261,7 +318,7 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
             false => EntrySize::Eight,
         };
         let now = step.place.and_then(|place| guest.read(place, size));
-        now != Some(step.entry)
+        now != Some(step.entry) && !cfg!(slat_mutant = "shadow_gpte")
     }
 
     /// Maps the page, in the guest's own table or in pages that stand in for parts of its huge leaf.
@@ -270,7 +327,7 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
         at: SpteRef,
         fault: &ShadowFault,
         plan: &Plan<'_>,
-        (found, guest): (&FaultedIn<'_>, &Shadowed<'_, M>),
+        (found, guest): (&ShadowFaultedIn<'_>, &Shadowed<'_, M>),
         env: &mut Env<'_, B>,
     ) -> Handled {
         let most = super::size_at(plan.leaf);
@@ -352,7 +409,7 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
             return;
         }
         if page.role.is_direct() {
-            return self.prefetch_in_line(at, env);
+            return self.prefetch_group(at, env);
         }
         let (size, first) = (page.entry_size(), at.index & !(GROUP - 1));
         // The group is where the walk's own entry is, which need not be where the page's part of the table begins.

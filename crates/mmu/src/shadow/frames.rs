@@ -2,15 +2,16 @@
 
 use slat_memslot::{AsId, Gfn, GfnRange, Level, Memory, PageSize, Slot};
 
+use super::beside::TdpBeside;
 use super::held::ShadowLocked;
 use super::page::SpteRef;
 use super::rmap::LEAF_LEVELS;
 use crate::spte::{Format, Spte};
 use crate::tdp::{ByWhat, Observer};
 
-impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
+impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
     /// The frames of a range over which there are leaves of a level.
-    fn frames_with_leafs(&self, as_id: AsId, level: Level, range: GfnRange) -> Vec<Gfn> {
+    pub(super) fn frames_with_leafs(&self, as_id: AsId, level: Level, range: GfnRange) -> Vec<Gfn> {
         let mut found = Vec::new();
         let mut from = range.start();
         while let Some((gfn, _)) = self.mmu.frames.next_leafs(as_id, level, from, range.end()) {

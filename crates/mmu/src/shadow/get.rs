@@ -2,6 +2,7 @@
 
 use slat_memslot::{Gfn, Level};
 
+use super::beside::TdpBeside;
 use super::guest::GuestTables;
 use super::held::ShadowLocked;
 use super::page::{PageId, SpteRef, quadrant};
@@ -24,7 +25,7 @@ enum Search {
     Missing,
 }
 
-impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
+impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
     /// The page of a frame and role.
     pub(super) fn get_page(
         &mut self,
@@ -88,7 +89,7 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
                 Synced::Well => {}
             }
         }
-        self.mmu.pages.get_mut(id).write_flooding = 0;
+        self.mmu.pages.get(id).forget_flood();
         true
     }
 

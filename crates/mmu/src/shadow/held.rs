@@ -5,22 +5,26 @@ use core::fmt;
 use slat_memslot::{AsId, Gfn};
 
 use super::ShadowMmu;
+use super::beside::{NoTdp, TdpBeside};
 use super::page::{PageId, SpteRef};
 use crate::roots::Request;
 use crate::spte::{Format, Spte};
 use crate::tdp::{Event, Observer};
 
 /// Shadow pages with `mmu_lock` held for writing, and an observer: what changes them is a method of this.
-pub struct ShadowLocked<'m, F: Format, O> {
+///
+/// `T` is what the TDP MMU's tables beside have to follow of it.
+pub struct ShadowLocked<'m, F: Format, O, T = NoTdp> {
     pub(super) mmu: &'m mut ShadowMmu<F>,
     pub(super) out: O,
+    pub(super) tdp: T,
     /// Pages that are to be freed when no vCPU can use them any more (`invalid_list`).
     pub(super) invalid: Vec<PageId>,
     /// Frames that pages brought into step have made writable in logged slots.
     pub(super) dirtied: Vec<(AsId, Gfn)>,
 }
 
-impl<F: Format, O> fmt::Debug for ShadowLocked<'_, F, O> {
+impl<F: Format, O, T> fmt::Debug for ShadowLocked<'_, F, O, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ShadowLocked")
             .field("mmu", &self.mmu)
@@ -28,11 +32,12 @@ impl<F: Format, O> fmt::Debug for ShadowLocked<'_, F, O> {
     }
 }
 
-impl<'m, F: Format, O: Observer<F>> ShadowLocked<'m, F, O> {
-    pub(super) fn new(mmu: &'m mut ShadowMmu<F>, out: O) -> Self {
+impl<'m, F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'m, F, O, T> {
+    pub(super) fn new(mmu: &'m mut ShadowMmu<F>, out: O, tdp: T) -> Self {
         Self {
             mmu,
             out,
+            tdp,
             invalid: Vec::new(),
             dirtied: Vec::new(),
         }

@@ -2,6 +2,7 @@
 
 use slat_memslot::{AsId, Gfn, Level};
 
+use super::beside::TdpBeside;
 use super::held::ShadowLocked;
 use super::page::{PageId, SpteRef};
 use crate::access::Access;
@@ -12,12 +13,17 @@ use crate::tdp::Observer;
 /// The most leaves that a frame's list may have (`RMAP_RECYCLE_THRESHOLD`).
 const MOST_LEAFS: usize = 1000;
 
-impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
+impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
     /// Links a page (`mmu.c:link_shadow_page`). What the entry held goes.
     pub(super) fn link(&mut self, at: SpteRef, page: PageId) {
+        self.link_instead(at, page, true);
+    }
+
+    /// The same, where whether TLBs have to be flushed for what goes is known.
+    pub(super) fn link_instead(&mut self, at: SpteRef, page: PageId, flush: bool) {
         if self.entry(at).is_present() {
             self.zap_entry(at, super::zap::Parentless::Zap);
-            self.flush_or_zap(true);
+            self.flush_or_zap(flush);
         }
         let child = self.mmu.pages.get(page);
         let ad = match child.role.has(RoleFlag::AdDisabled) {
@@ -30,7 +36,7 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
         let (pages, lists) = (&mut self.mmu.pages, &mut self.mmu.lists);
         lists.add(&mut pages.get_mut(page).parents, at);
         if out_of_step {
-            self.mark_unsync(at);
+            self.mmu.mark_unsync(at);
         }
     }
 
@@ -107,23 +113,5 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
             self.clear_leaf(leaf, level);
         }
         true
-    }
-
-    /// Tells the pages above an entry that there is something unsync below it (`mmu.c:mark_unsync`).
-    pub(super) fn mark_unsync(&mut self, at: SpteRef) {
-        let children = &mut self.mmu.pages.get_mut(at.page).unsync_children;
-        let (new, first) = (children.set(at.index), children.count == 1);
-        if new && first {
-            self.mark_parents_unsync(at.page);
-        }
-    }
-
-    /// The same for all entries that link a page (`mmu.c:kvm_mmu_mark_parents_unsync`).
-    pub(super) fn mark_parents_unsync(&mut self, page: PageId) {
-        let parents = self.mmu.pages.get(page).parents;
-        let parents: Vec<SpteRef> = self.mmu.lists.iter(parents).collect();
-        for parent in parents {
-            self.mark_unsync(parent);
-        }
     }
 }

@@ -2,6 +2,7 @@
 
 use slat_memslot::{Gfn, Level};
 
+use super::beside::TdpBeside;
 use super::guest::{GuestTables, NoTables, Shadowed};
 use super::held::ShadowLocked;
 use super::page::{PageId, quadrant};
@@ -86,7 +87,7 @@ impl Roots {
     }
 }
 
-impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
+impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
     /// Sees to it that a vCPU with a direct role has a root (`mmu.c:mmu_alloc_direct_roots`).
     ///
     /// # Errors
@@ -127,7 +128,11 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
         }
         let (role, pgd) = (roots.mmu.role(), Pgd::new(guest.paging.root()));
         let gfn = Gfn::new((pgd.raw() & ADDRESS) >> 12);
-        let is_visible = |gfn| guest.memory.space(role.as_id()).by_gfn(gfn).is_some();
+        // Neither a slot that is going nor one of KVM's own counts (`kvm_main.c:kvm_is_visible_memslot`).
+        let is_visible = |gfn| {
+            let slot = guest.memory.space(role.as_id()).by_gfn(gfn);
+            slot.is_some_and(|slot| slot.key().id.is_user() && !slot.is_invalid())
+        };
         if !is_visible(gfn) {
             let nowhere = GuestRoot::Unbacked(pgd);
             let _ = roots.mmu.load(&self.mmu.roots, nowhere, || PageId::new(0));
@@ -171,7 +176,7 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
             return false;
         };
         if let (Reused::Shadow, Some(ShadowRoot::Page(page))) = (reused, roots.current(self.mmu)) {
-            self.mmu.pages.get_mut(page).write_flooding = 0;
+            self.mmu.pages.get(page).forget_flood();
         }
         true
     }

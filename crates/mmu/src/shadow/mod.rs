@@ -18,6 +18,9 @@
 //! | emulated writes to tables | `write` | `kvm_mmu_track_write` |
 //! | faults that map in a line | `direct` | `direct_page_fault`, `direct_map` |
 //! | frames: zapped, write-protected, aged | `frames` | `kvm_zap_rmap`, `slot_rmap_write_protect`, `kvm_age_rmap` |
+//! | beside the TDP MMU | `beside` | `kvm_gfn_is_write_tracked`, `mmu_unsync_pages_lock`, `kvm_tdp_mmu_write_protect_gfn` |
+//! | huge leaves split ahead of time | `split` | `kvm_shadow_mmu_try_split_huge_pages` |
+//! | pages in place of huge ones | `nx` | `kvm_recover_nx_huge_pages` |
 //! | roots | `load` | `mmu_alloc_direct_roots`, `mmu_alloc_shadow_roots` |
 //!
 //! # Invariants
@@ -30,6 +33,7 @@
 //! Kernel 6.12.117.
 
 pub mod audit;
+mod beside;
 mod direct;
 mod fault_in;
 mod fetch;
@@ -39,12 +43,16 @@ mod guest;
 mod held;
 mod link;
 mod load;
+#[cfg(all(test, shuttle))]
+mod model;
+mod nx;
 mod page;
 mod pages;
 mod pte_list;
 mod rmap;
 mod set;
 mod sparse;
+mod split;
 mod stats;
 mod sync;
 #[cfg(test)]
@@ -55,7 +63,8 @@ mod walk;
 mod write;
 mod zap;
 
-pub use fault_in::ResidentPages;
+pub use beside::{NoTdp, ShadowBeside, TdpBeside};
+pub use fault_in::{ResidentPages, ShadowBegun, ShadowFaultedIn, SlowShadowFault};
 pub use fetch::{GuestWalk, MarkedTrail, ShadowFault};
 pub use guest::Shadowed;
 pub use held::ShadowLocked;
@@ -92,11 +101,13 @@ pub struct ShadowMmu<F: Format> {
     generation: ValidGeneration,
     limit: ShadowPageLimit,
     stats: ShadowStats,
+    /// Pages that stand in for huge ones and could be recovered, the first to go first (`possible_nx_huge_pages`).
+    possible_nx: Vec<PageId>,
+    /// Memory for splits ahead of time.
+    split_caches: split::SplitCaches,
     /// Pages that follow tables of the guest's (`indirect_shadow_pages`).
     indirect: u64,
     requests: Requests,
-    /// Frames that the tables of the TDP MMU have to protect, too, from a level on.
-    protected: Vec<(AsId, Gfn, Level)>,
     unsync_children: UnsyncChildren,
 }
 
@@ -123,9 +134,10 @@ impl<F: Format> ShadowMmu<F> {
             generation: ValidGeneration::default(),
             limit: ShadowPageLimit::new(),
             stats: ShadowStats::default(),
+            possible_nx: Vec::new(),
+            split_caches: split::SplitCaches::default(),
             indirect: 0,
             requests: Requests::NONE,
-            protected: Vec::new(),
             unsync_children: UnsyncChildren::Zapped,
         }
     }
@@ -175,16 +187,24 @@ impl<F: Format> ShadowMmu<F> {
         core::mem::replace(&mut self.requests, Requests::NONE)
     }
 
-    /// Frames that are not to be writable any more in the tables of the TDP MMU beside, each from a level on
-    /// (`tdp_mmu.c:kvm_tdp_mmu_write_protect_gfn`).
-    #[must_use = "the guest could write to shadowed tables unseen"]
-    pub fn take_protected(&mut self) -> Vec<(AsId, Gfn, Level)> {
-        core::mem::take(&mut self.protected)
+    /// Takes the lock for writing; `out` is told what happens. Where the TDP MMU has tables of the same VM, take
+    /// [`ShadowMmu::lock_beside`] instead.
+    pub fn lock<O: Observer<F>>(&mut self, out: O) -> ShadowLocked<'_, F, O> {
+        ShadowLocked::new(self, out, NoTdp)
     }
 
-    /// Takes the lock for writing; `out` is told what happens.
-    pub fn lock<O: Observer<F>>(&mut self, out: O) -> ShadowLocked<'_, F, O> {
-        ShadowLocked::new(self, out)
+    /// The same beside the tables of the TDP MMU, which the same lock guards.
+    pub fn lock_beside<O: Observer<F>, T: TdpBeside<F>>(
+        &mut self,
+        out: O,
+        tdp: T,
+    ) -> ShadowLocked<'_, F, O, T> {
+        ShadowLocked::new(self, out, tdp)
+    }
+
+    /// The pages for faults of the TDP MMU, which hold the lock for reading.
+    pub fn beside(&mut self) -> ShadowBeside<'_, F> {
+        ShadowBeside::new(self)
     }
 
     /// The active pages, the newest first (`active_mmu_pages`).
@@ -234,13 +254,18 @@ impl<F: Format> ShadowMmu<F> {
             .any(|as_id| self.frames.tracked(*as_id, gfn) > 0)
     }
 
+    /// Whether shadowed tables allow a leaf of a size around a frame.
+    pub fn allows_huge(&self, as_id: AsId, size: PageSize, gfn: Gfn) -> bool {
+        self.frames.small(as_id, size.level(), gfn) == 0
+    }
+
     /// The largest leaf that the slot, the attributes and shadowed tables allow around a frame, up to `most`
     /// (`mmu.c:__kvm_mmu_max_mapping_level`).
     pub fn largest_page(&self, memory: &Memory, slot: &Slot, gfn: Gfn, most: PageSize) -> PageSize {
         let key = slot.key();
         let allowed = |size: &PageSize| {
             *size <= most
-                && self.frames.small(key.as_id, size.level(), gfn) == 0
+                && self.allows_huge(key.as_id, *size, gfn)
                 && memory.allows_huge(key, *size, gfn)
         };
         let huge = [PageSize::Size1G, PageSize::Size2M];

@@ -10,7 +10,7 @@ use crate::access::Access;
 use crate::role::{PageRole, Quadrant, RoleFlag};
 use crate::roots::{Payload, RootId};
 use crate::spte::Spte;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU32, Ordering, PlainAtomicU64};
 
 /// Entries of a page.
 pub(super) const ENTRIES: u16 = 512;
@@ -169,7 +169,7 @@ pub(super) struct Page<F> {
     pub(super) generation: ValidGeneration,
     /// Entries change with the lock held for writing, but for accessed and dirty bits, and write permissions that come
     /// back with a fast fault.
-    pub(super) entries: Box<[AtomicU64]>,
+    pub(super) entries: Box<[PlainAtomicU64]>,
     pub(super) shadowed: Option<Box<[Shadowed; ENTRIES as usize]>>,
     /// The entries that link it.
     pub(super) parents: ListHead,
@@ -178,7 +178,7 @@ pub(super) struct Page<F> {
     pub(super) unsync: bool,
     pub(super) unsync_children: UnsyncChildren,
     /// Emulated writes to its table since a walk last went through it.
-    pub(super) write_flooding: u32,
+    pub(super) write_flooding: AtomicU32,
     pub(super) nx: NxDisallowed,
     /// Its neighbours on the list of active pages.
     pub(super) newer: Option<PageId>,
@@ -196,6 +196,11 @@ impl<F> Page<F> {
     /// Whether it follows a table of the guest's (`sp_has_gptes`).
     pub(super) fn has_gptes(&self) -> bool {
         !self.role.is_direct() && !self.role.has(RoleFlag::Passthrough)
+    }
+
+    /// A walk goes through it: it is a table indeed.
+    pub(super) fn forget_flood(&self) {
+        self.write_flooding.store(0, Ordering::Relaxed);
     }
 
     pub(super) fn entry(&self, index: u16) -> Spte<F> {

@@ -10,7 +10,7 @@ use super::page::{
 use super::pte_list::ListHead;
 use crate::role::PageRole;
 use crate::spte::Spte;
-use crate::sync::AtomicU64;
+use crate::sync::{AtomicU32, PlainAtomicU64};
 
 /// log2 of the buckets of the hash (`KVM_MMU_HASH_SHIFT`).
 const HASH_BITS: u32 = 12;
@@ -92,13 +92,15 @@ impl<F> Pages<F> {
             gfn,
             role,
             generation,
-            entries: (0..ENTRIES).map(|_| AtomicU64::new(empty.raw())).collect(),
+            entries: (0..ENTRIES)
+                .map(|_| PlainAtomicU64::new(empty.raw()))
+                .collect(),
             shadowed,
             parents: ListHead::EMPTY,
             root: None,
             unsync: false,
             unsync_children: UnsyncChildren::default(),
-            write_flooding: 0,
+            write_flooding: AtomicU32::new(0),
             nx: NxDisallowed::No,
             newer: None,
             older: self.newest,
@@ -176,6 +178,11 @@ impl<F> Pages<F> {
     pub(super) fn oldest_first(&self) -> impl Iterator<Item = PageId> + '_ {
         let newer = |id: &PageId| self.get(*id).newer;
         core::iter::successors(self.oldest, newer)
+    }
+
+    /// The newest page in the bucket of a frame.
+    pub(super) fn first_in_bucket(&self, gfn: Gfn) -> Option<PageId> {
+        self.buckets[bucket_of(gfn)]
     }
 
     /// The pages in the bucket of a frame, the newest first; other frames may share it.

@@ -80,9 +80,16 @@ struct Block {
 pub(super) struct Lists {
     blocks: Vec<Block>,
     free: Vec<u32>,
+    /// Blocks that were ever taken.
+    taken: u64,
 }
 
 impl Lists {
+    /// How many blocks were ever taken.
+    pub(super) const fn taken(&self) -> u64 {
+        self.taken
+    }
+
     /// Blocks in use.
     #[cfg(test)]
     pub(super) fn blocks_in_use(&self) -> usize {
@@ -90,6 +97,7 @@ impl Lists {
     }
 
     fn block(&mut self, older: Option<u32>, behind: usize) -> u32 {
+        self.taken += 1;
         let block = Block {
             older,
             entries: Vec::with_capacity(PER_BLOCK),

@@ -2,6 +2,7 @@
 
 use slat_memslot::{Generation, Gfn, Level};
 
+use super::beside::TdpBeside;
 use super::held::ShadowLocked;
 use super::page::SpteRef;
 use super::size_at;
@@ -62,7 +63,7 @@ pub(super) struct SetLeaf {
     pub(super) mark_dirty: bool,
 }
 
-impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
+impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
     /// What of an entry has to go before another page is mapped by it. Says whether something went, and whether a leaf of
     /// the same page is there.
     fn make_way(&mut self, at: SpteRef, pfn: Option<Pfn>) -> (bool, bool) {

@@ -2,6 +2,7 @@
 
 use slat_memslot::{Gpa, Level};
 
+use super::beside::TdpBeside;
 use super::guest::{EntrySize, GuestTables, Shadowed};
 use super::held::ShadowLocked;
 use super::load::Roots;
@@ -40,7 +41,7 @@ fn kind_of_tree(role: PageRole) -> PageRole {
         .without(RoleFlag::Passthrough)
 }
 
-impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
+impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
     /// Brings a page of the last level into step. It stays marked as out of it.
     pub(super) fn sync_page(&mut self, id: PageId, guest: &impl GuestTables) -> Synced {
         let role = self.mmu.pages.get(id).role;

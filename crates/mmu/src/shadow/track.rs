@@ -2,10 +2,12 @@
 
 use slat_memslot::{AsId, Gfn, Level};
 
+use super::beside::TdpBeside;
 use super::held::ShadowLocked;
-use super::page::{PageId, SpteRef};
+use super::page::{PageId, PageInfo, SpteRef};
 use super::rmap::LEAF_LEVELS;
-use crate::roots::TdpMmu;
+use super::{ShadowMmu, size_at};
+use crate::fault::Unsync;
 use crate::spte::{Format, Spte};
 use crate::tdp::{Event, Observer};
 
@@ -20,7 +22,58 @@ pub(super) enum Asker {
     Sync,
 }
 
-impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
+impl<F: Format> ShadowMmu<F> {
+    /// Lets the guest write to a frame, if that can be (`mmu.c:mmu_try_to_unsync_pages`).
+    pub(super) fn try_to_unsync(&mut self, gfn: Gfn, asker: Asker) -> Unsync {
+        let mut asked = Unsync {
+            every_write: self.is_write_tracked(gfn),
+            ..Unsync::default()
+        };
+        let mut at = self.pages.first_in_bucket(gfn);
+        while let Some(id) = at.filter(|_| !asked.every_write) {
+            let page = self.pages.get(id);
+            at = page.next_in_bucket;
+            if page.gfn != gfn || !page.has_gptes() || self.is_obsolete(id) {
+                continue;
+            }
+            match (asker, page.unsync) {
+                (Asker::Sync, _) | (Asker::Prefetch, false) => asked.every_write = true,
+                (Asker::Fault | Asker::Prefetch, true) => {}
+                (Asker::Fault, false) => asked.unsynced.push(self.make_unsync(id)),
+            }
+        }
+        asked
+    }
+
+    /// A page falls out of step (`mmu.c:kvm_unsync_page`). Gives what it was.
+    fn make_unsync(&mut self, id: PageId) -> PageInfo {
+        let info = self.info(id);
+        self.stats.mmu_unsync += 1;
+        self.pages.get_mut(id).unsync = true;
+        self.mark_parents_unsync(id);
+        info
+    }
+
+    /// Tells the pages above an entry that there is something unsync below it (`mmu.c:mark_unsync`).
+    pub(super) fn mark_unsync(&mut self, at: SpteRef) {
+        let children = &mut self.pages.get_mut(at.page).unsync_children;
+        let (new, first) = (children.set(at.index), children.count == 1);
+        if new && first {
+            self.mark_parents_unsync(at.page);
+        }
+    }
+
+    /// The same for all entries that link a page (`mmu.c:kvm_mmu_mark_parents_unsync`).
+    fn mark_parents_unsync(&mut self, page: PageId) {
+        let parents = self.pages.get(page).parents;
+        let parents: Vec<SpteRef> = self.lists.iter(parents).collect();
+        for parent in parents {
+            self.mark_unsync(parent);
+        }
+    }
+}
+
+impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
     /// A page follows a table of the guest's from now on: writes to the table have to be seen (`mmu.c:account_shadowed`).
     pub(super) fn account_shadowed(&mut self, id: PageId) {
         self.mmu.indirect += 1;
@@ -47,17 +100,15 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
     }
 
     /// Lets no leaf of a frame be written to, nor become writable without asking, from a level on; says whether one could
-    /// (`mmu.c:kvm_mmu_slot_gfn_write_protect`). The tables of the TDP MMU have to follow: [`ShadowMmu::take_protected`].
+    /// (`mmu.c:kvm_mmu_slot_gfn_write_protect`). The tables of the TDP MMU follow.
     pub(super) fn write_protect(&mut self, as_id: AsId, gfn: Gfn, from: Level) -> bool {
         let codec = self.mmu.codec;
         let mut flush = false;
-        if self.mmu.roots.tdp_mmu() == TdpMmu::On {
-            self.mmu.protected.push((as_id, gfn, from));
-        }
         for level in LEAF_LEVELS.into_iter().filter(|level| *level >= from) {
             flush |= self.change_leafs_of(as_id, level, gfn, |spte| codec.write_track(spte));
         }
-        flush
+        let smallest = size_at(from);
+        flush | self.tdp.write_protect(as_id, gfn, smallest, &mut self.out)
     }
 
     /// Changes all leaves of a level over a frame; says whether TLBs are to be flushed for it.
@@ -97,27 +148,11 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
     /// Lets the guest write to a frame, if that can be: pages of the last level that follow a table in it fall out of step
     /// (`mmu.c:mmu_try_to_unsync_pages`). Says whether each write has to be seen instead.
     pub(super) fn must_see_writes(&mut self, gfn: Gfn, asker: Asker) -> bool {
-        if self.mmu.is_write_tracked(gfn) {
-            return true;
+        let asked = self.mmu.try_to_unsync(gfn, asker);
+        for page in asked.unsynced {
+            self.tell(Event::PageUnsync { page });
         }
-        for id in self.followers(gfn) {
-            let unsync = self.mmu.pages.get(id).unsync;
-            match (asker, unsync) {
-                (Asker::Sync, _) | (Asker::Prefetch, false) => return true,
-                (Asker::Fault | Asker::Prefetch, true) => {}
-                (Asker::Fault, false) => self.make_unsync(id),
-            }
-        }
-        false
-    }
-
-    /// A page falls out of step (`mmu.c:kvm_unsync_page`).
-    fn make_unsync(&mut self, id: PageId) {
-        let info = self.mmu.info(id);
-        self.tell(Event::PageUnsync { page: info });
-        self.mmu.stats.mmu_unsync += 1;
-        self.mmu.pages.get_mut(id).unsync = true;
-        self.mark_parents_unsync(id);
+        asked.every_write
     }
 
     /// A page is in step again, or goes (`mmu.c:kvm_unlink_unsync_page`).

@@ -4,11 +4,13 @@ use core::ops::Range;
 
 use slat_memslot::{Gfn, Gpa, Level};
 
+use super::beside::TdpBeside;
 use super::held::ShadowLocked;
 use super::page::{Page, PageId, SpteRef};
 use super::zap::Parentless;
 use crate::role::RoleFlag;
 use crate::spte::Format;
+use crate::sync::Ordering;
 use crate::tdp::Observer;
 
 /// Writes to a table without a walk through it, after which it is taken for something else than a table.
@@ -34,7 +36,7 @@ pub enum EntryWritten {
     NotZero,
 }
 
-impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
+impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
     /// Zaps what a write has changed in pages that follow the table. A page that is written to too often, or in a way that
     /// no table is, goes altogether.
     pub fn track_write(&mut self, write: &EmulatedWrite) {
@@ -76,12 +78,11 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
 
     /// Pages of the last level fall out of step instead, and then their tables can be written to.
     fn is_flooded(&mut self, id: PageId) -> bool {
-        let page = self.mmu.pages.get_mut(id);
+        let page = self.mmu.pages.get(id);
         if page.level() == Level::L1 {
             return false;
         }
-        page.write_flooding += 1;
-        page.write_flooding >= FLOOD
+        page.write_flooding.fetch_add(1, Ordering::Relaxed) + 1 >= FLOOD
     }
 
     /// Zaps the pages that follow a table in a frame, so that the guest can write to it; says whether there were any

@@ -3,13 +3,14 @@
 use slat_memslot::{ChangeKind, Gfn, Pages, VmError};
 
 use super::UnsyncChildren;
+use super::beside::TdpBeside;
 use super::held::ShadowLocked;
-use super::page::{ENTRIES, NxDisallowed, PageId, SpteRef};
+use super::page::{ENTRIES, PageId, SpteRef};
 use crate::limits::Eviction;
 use crate::role::RoleFlag;
 use crate::roots::{Freed, Request};
 use crate::spte::Format;
-use crate::tdp::{Event, Observer};
+use crate::tdp::{Event, Observer, Progress, Resched, Uninterrupted};
 
 /// What becomes of a nested guest's page that loses its last parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,15 +32,18 @@ pub(super) struct Zapped {
 
 /// Free pages below which a fault makes room, and those that there are then
 /// (`KVM_MIN_FREE_MMU_PAGES`, `KVM_REFILL_PAGES`).
-const LEAST_FREE: u64 = 5;
+pub(super) const LEAST_FREE: u64 = 5;
 const REFILLED: u64 = 25;
+
+/// Pages that are zapped before somebody else may have the lock (`BATCH_ZAP_PAGES`).
+const BATCH: u64 = 10;
 
 /// There is no room for another page: all are roots (`-ENOSPC`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no shadow page can be had")]
 pub struct NoRoom;
 
-impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
+impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
     /// Takes a page apart. It is freed by [`ShadowLocked::commit_zap`], or when the last vCPU leaves it.
     pub(super) fn prepare_zap(&mut self, id: PageId) -> Zapped {
         let info = self.mmu.info(id);
@@ -80,11 +84,6 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
             self.mmu.requests.insert(Request::FreeObsoleteRoots);
         }
         Zapped { pages, unstable }
-    }
-
-    fn unaccount_nx(&mut self, id: PageId) {
-        let nx = core::mem::take(&mut self.mmu.pages.get_mut(id).nx);
-        self.mmu.stats.nx_lpage_splits -= u64::from(nx == NxDisallowed::Recoverable);
     }
 
     /// Empties all entries of a page; gives how many pages went with them.
@@ -168,31 +167,49 @@ impl<F: Format, O: Observer<F>> ShadowLocked<'_, F, O> {
 
     /// Makes all pages obsolete and zaps them (`mmu.c:kvm_mmu_zap_all_fast`). All vCPUs are asked to drop their roots.
     pub fn zap_all_fast(&mut self) {
+        self.begin_zap_all_fast();
+        let _ = self.zap_obsolete(&mut Uninterrupted);
+    }
+
+    /// The first half: all pages are obsolete from now on. [`ShadowLocked::zap_obsolete`] is to follow.
+    pub fn begin_zap_all_fast(&mut self) {
         let (generation, used) = (self.mmu.generation, self.mmu.used_pages());
         self.tell(Event::ShadowZapAllFast { generation, used });
-        self.make_obsolete();
+        self.change_generation();
     }
 
     /// The same as a part of the TDP MMU's, which says that it begins.
     pub fn make_obsolete(&mut self) {
+        self.change_generation();
+        let _ = self.zap_obsolete(&mut Uninterrupted);
+    }
+
+    fn change_generation(&mut self) {
         self.mmu.generation = self.mmu.generation.next();
         self.mmu.roots.invalidate_all();
         self.mmu.requests.insert(Request::FreeObsoleteRoots);
-        self.zap_obsolete();
     }
 
-    /// The oldest first, up to the first that is not obsolete (`mmu.c:kvm_zap_obsolete_pages`).
-    fn zap_obsolete(&mut self) {
+    /// Zaps pages that are obsolete, the oldest first, up to the first that is not (`mmu.c:kvm_zap_obsolete_pages`). Having
+    /// zapped ten or more it gives way if `resched` says so: what others add meanwhile is younger, and not obsolete.
+    pub fn zap_obsolete(&mut self, resched: &mut impl Resched) -> Progress {
+        let mut batch = 0;
         let mut at = self.mmu.pages.oldest();
         while let Some(id) = at.filter(|id| self.mmu.is_obsolete(*id)) {
+            if batch >= BATCH && resched.is_needed() {
+                self.commit_zap();
+                return Progress::Paused;
+            }
             let next = self.mmu.pages.get(id).newer;
-            at = if self.prepare_zap(id).unstable {
-                self.mmu.pages.oldest()
-            } else {
-                next
+            let zapped = self.prepare_zap(id);
+            batch += zapped.pages;
+            at = match zapped.unstable {
+                true => self.mmu.pages.oldest(),
+                false => next,
             };
         }
         self.commit_zap();
+        Progress::Done
     }
 
     /// Zaps the oldest pages that are no roots, at least so many if there are (`mmu.c:kvm_mmu_zap_oldest_mmu_pages`).

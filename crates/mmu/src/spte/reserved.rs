@@ -102,6 +102,18 @@ impl<F: Format> Codec<F> {
         &self.reserved
     }
 
+    /// Whether an entry of `level` is a link that says nothing but where its table is: it allows everything, and hardware
+    /// finds nothing wrong with it. Links of the TDP MMU are so.
+    #[inline]
+    pub(crate) const fn is_plain_link(&self, spte: Spte<F>, level: Level) -> bool {
+        // Present for KVM and for hardware, readable or for user mode, writable, executable in EPT.
+        const SET: u64 = bits::MMU_PRESENT | 7;
+        // No leaf; in EPT no memory type, so that no combination of bits 5:0 is bad; in NPT executable.
+        let clear = bits::PAGE_SIZE | if F::EXECUTE != 0 { 0x38 } else { F::NO_EXECUTE };
+        let watched = SET | clear | self.reserved.masks[0][level as usize - 1];
+        spte.raw() & watched == SET
+    }
+
     /// With the reserved bits of other tables, since they belong to one MMU rather than to a host.
     #[must_use]
     pub const fn with_reserved(mut self, reserved: ReservedBits) -> Self {

@@ -202,6 +202,7 @@ pub struct Pin<'r> {
 }
 
 impl Drop for Pin<'_> {
+    #[inline]
     fn drop(&mut self) {
         self.place.epoch.store(IDLE, Ordering::Release);
     }

@@ -9,6 +9,7 @@ mod arena;
 mod epoch;
 mod geometry;
 
+pub(crate) use arena::Finder;
 pub use arena::{Arena, ENTRIES, Table, TableId};
 pub use epoch::{Epochs, Pin, Reader};
 pub(crate) use geometry::{first, index, span};

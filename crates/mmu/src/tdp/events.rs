@@ -17,6 +17,10 @@ pub enum SplitResult {
     Lost,
     /// No table could be had (`-ENOMEM`).
     OutOfTables,
+    /// Too few shadow pages are free (`-ENOSPC`).
+    NoRoom,
+    /// The lock was given up to get memory, and everything is looked at again (`-EAGAIN`).
+    Again,
 }
 
 impl SplitResult {
@@ -26,6 +30,8 @@ impl SplitResult {
             Self::Done => 0,
             Self::Lost => -16,
             Self::OutOfTables => -12,
+            Self::NoRoom => -28,
+            Self::Again => -11,
         }
     }
 }

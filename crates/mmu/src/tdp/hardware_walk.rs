@@ -5,12 +5,16 @@ use core::fmt;
 use slat_memslot::{Gpa, Hpa, Level};
 use thiserror::Error;
 
+use super::descent::Reached;
 use super::hooks::{AccessCheck, External, Translated};
 use super::lock::{Locked, Shared};
 use super::tables::Tables;
 use crate::spte::{Access, Entry, Format, Mmio, Pfn, Spte};
 use crate::sync::Ordering;
 use crate::table::{TableId, index, span};
+
+/// Walks of a group that are under way together.
+const LANES: usize = 16;
 
 /// An entry of the second stage that hardware has read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -164,9 +168,104 @@ impl<F: Format, X: External<F>, C: AccessCheck, O> Locked<Shared<'_, F, X, C>, O
         wanted: Access,
         observer: &mut W,
     ) -> Result<SecondPage, SecondFault<C::Denied>> {
+        let root = self.tables().at_root(root);
+        let walked = self.hardware_walk_from(root, gpa, wanted, observer);
+        walked.map(|(page, _)| page)
+    }
+
+    /// The same from a table that plain links lead to; gives the last such table as well.
+    #[inline(always)]
+    pub(crate) fn hardware_walk_from<W: SecondObserver>(
+        &self,
+        from: Reached,
+        gpa: Gpa,
+        wanted: Access,
+        observer: &mut W,
+    ) -> Result<(SecondPage, Reached), SecondFault<C::Denied>> {
+        if W::OBSERVES {
+            let page = self.examine(from, gpa, wanted, observer)?;
+            return Ok((page, from));
+        }
         let tables = self.tables();
         let gfn = gpa.gfn().raw();
-        let (mut table, mut level) = (root, tables.page(root).role().level());
+        let mut finder = tables.finder(from.table);
+        let at = tables.descend_by(&mut finder, from, gfn, Level::L1);
+        if at.level == Level::L1 {
+            let entry = finder.table(at.table)[index(gfn, at.level)].load(Ordering::Acquire);
+            if let Some(page) = tables.smooth_leaf(Spte::from_raw(entry), gpa, wanted) {
+                return Ok((page, at));
+            }
+        }
+        let page = self.examine(at, gpa, wanted, observer)?;
+        Ok((page, at))
+    }
+
+    /// Makes the same access at many addresses, whose references to memory overlap; says nothing about those that fault,
+    /// and does nothing where there is no address.
+    #[inline]
+    pub(crate) fn hardware_walk_group(
+        &self,
+        root: TableId,
+        group: &[Option<Gpa>],
+        wanted: Access,
+        to: &mut [Option<Hpa>],
+    ) {
+        for (group, to) in group.chunks(LANES).zip(to.chunks_mut(LANES)) {
+            self.walk_lanes(root, group, wanted, to);
+        }
+    }
+
+    fn walk_lanes(
+        &self,
+        root: TableId,
+        group: &[Option<Gpa>],
+        wanted: Access,
+        to: &mut [Option<Hpa>],
+    ) {
+        let tables = self.tables();
+        let mut lanes = [tables.at_root(root); LANES];
+        for level in [Level::L5, Level::L4, Level::L3, Level::L2] {
+            for (at, gpa) in lanes.iter_mut().zip(group) {
+                if let Some(gpa) = gpa.filter(|_| at.level == level) {
+                    let table = tables.arena.table(at.table);
+                    tables.follow(table, level, at, gpa.gfn().raw());
+                }
+            }
+        }
+        let mut leaves = [0; LANES];
+        for ((leaf, at), gpa) in leaves.iter_mut().zip(&lanes).zip(group) {
+            if let Some(gpa) = gpa.filter(|_| at.level == Level::L1) {
+                *leaf = tables
+                    .load(at.table, index(gpa.gfn().raw(), at.level))
+                    .raw();
+            }
+        }
+        for (((to, gpa), at), leaf) in to.iter_mut().zip(group).zip(lanes).zip(leaves) {
+            let page = gpa.map(|gpa| {
+                let leaf = Spte::from_raw(leaf);
+                let small = (at.level == Level::L1).then(|| tables.smooth_leaf(leaf, gpa, wanted));
+                let examined = || self.examine(at, gpa, wanted, &mut ()).ok();
+                small.flatten().or_else(examined)
+            });
+            *to = page.flatten().map(|page| page.hpa);
+        }
+    }
+
+    /// Looks at every entry from a table on, as far as the walk goes.
+    #[inline(never)]
+    fn examine<W: SecondObserver>(
+        &self,
+        from: Reached,
+        gpa: Gpa,
+        wanted: Access,
+        observer: &mut W,
+    ) -> Result<SecondPage, SecondFault<C::Denied>> {
+        let tables = self.tables();
+        let gfn = gpa.gfn().raw();
+        let Reached {
+            mut table,
+            mut level,
+        } = from;
         let mut rights = Access::all();
         loop {
             let index = index(gfn, level);
@@ -192,6 +291,41 @@ impl<F: Format, X: External<F>, C: AccessCheck, O> Locked<Shared<'_, F, X, C>, O
                 _ => return at.finish(tables, (table, index), spte),
             }
         }
+    }
+}
+
+impl<F: Format, X, C: AccessCheck> Tables<F, X, C> {
+    /// The page of an entry of level 1 that allows the access and has its marks. Whatever is otherwise is left to the walk
+    /// that looks at everything.
+    #[inline(always)]
+    fn smooth_leaf(&self, leaf: Spte<F>, gpa: Gpa, wanted: Access) -> Option<SecondPage> {
+        let rights = hardware_rights::<F>(leaf.raw());
+        let mut marks = F::ACCESSED;
+        if wanted.contains(Access::WRITE) {
+            marks |= F::DIRTY;
+        }
+        let marked = leaf.raw() & marks == marks || self.codec.is_ad_disabled(leaf);
+        let good = rights.contains(wanted)
+            && marked
+            && is_present::<F>(leaf.raw())
+            && self.codec.reserved().violations(leaf, Level::L1) == 0;
+        if !good {
+            return None;
+        }
+        let pfn = self.codec.pfn(leaf);
+        let translated = Translated {
+            gfn: gpa.gfn(),
+            pfn,
+            level: Level::L1,
+            access: wanted,
+        };
+        self.check.check(&translated).ok()?;
+        Some(SecondPage {
+            hpa: Hpa::new(pfn.address() | gpa.raw() & 0xfff),
+            level: Level::L1,
+            rights,
+            became_dirty: false,
+        })
     }
 }
 

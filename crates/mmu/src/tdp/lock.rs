@@ -15,7 +15,7 @@ mod sealed {
 
     pub trait Held {}
     impl<F, X, C, O> Held for super::Locked<super::Exclusive<'_, F, X, C>, O> {}
-    impl<F: crate::spte::Format, O> Held for crate::shadow::ShadowLocked<'_, F, O> {}
+    impl<F: crate::spte::Format, O, T> Held for crate::shadow::ShadowLocked<'_, F, O, T> {}
 }
 
 /// A side of the lock: [`Shared`] or [`Exclusive`], a closed set.
@@ -117,7 +117,7 @@ impl<F: Format, X: External<F>, C: AccessCheck> Side for Exclusive<'_, F, X, C> 
 pub trait HeldForWriting: sealed::Held {}
 
 impl<F, X, C, O> HeldForWriting for Locked<Exclusive<'_, F, X, C>, O> {}
-impl<F: Format, O> HeldForWriting for crate::shadow::ShadowLocked<'_, F, O> {}
+impl<F: Format, O, T> HeldForWriting for crate::shadow::ShadowLocked<'_, F, O, T> {}
 
 /// The tables with the lock held on one side, and an observer: what all operations are methods of.
 pub struct Locked<S, O> {

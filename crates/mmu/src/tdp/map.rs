@@ -8,8 +8,10 @@ use super::events::{Event, FlushReason, Observer};
 use super::lock::{Locked, Side};
 use super::store::{NotStored, Store};
 use super::tables::ExistingLeaf;
+use crate::fault::{NotTracked, PageTrack};
 use crate::role::{Access, PageRole};
-use crate::spte::{Fill, Format, LeafRequest, Pfn, Spte, TableRole};
+use crate::shadow::PageInfo;
+use crate::spte::{Fill, Format, LeafRequest, Pfn, Spte, TableRole, Tracking};
 use crate::table::{TableId, span};
 
 /// What a fault wants to map.
@@ -209,6 +211,20 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
         request: &MapRequest<S::Format>,
         nx: NxFault,
     ) -> Result<Mapped, MapError> {
+        self.map_tracked(root, request, nx, &NotTracked)
+    }
+
+    /// The same where somebody watches the guest's writes.
+    ///
+    /// # Errors
+    /// See [`MapError`].
+    pub fn map_tracked(
+        &mut self,
+        root: TableId,
+        request: &MapRequest<S::Format>,
+        nx: NxFault,
+        watch: &impl PageTrack,
+    ) -> Result<Mapped, MapError> {
         self.check_request(root, request)?;
         debug_assert!(
             !self.tables().page(root).role().is_invalid(),
@@ -217,7 +233,7 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
         let mut request = *request;
         self.report_request(&request);
         let outcome = self.descend(root, &mut request, nx);
-        let outcome = outcome.and_then(|mut cursor| self.install(&mut cursor, &request));
+        let outcome = outcome.and_then(|mut cursor| self.install(&mut cursor, &request, watch));
         match outcome {
             Ok(mapped) => {
                 self.audit_after_map(root, request.gfn);
@@ -354,6 +370,7 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
         &mut self,
         cursor: &mut Cursor<S::Format>,
         request: &MapRequest<S::Format>,
+        watch: &impl PageTrack,
     ) -> Result<Mapped, Stopped> {
         let role = self.tables().page(cursor.table()).role();
         if self.keeps_existing(cursor, request) {
@@ -363,7 +380,7 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
                 size: request.size,
             });
         }
-        let ready = self.make(cursor, role, request)?;
+        let ready = self.make(cursor, role, request, watch)?;
         let old = cursor.old;
         let mut resolution = Resolution::Fixed;
         if ready.spte == old {
@@ -416,10 +433,11 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
     }
 
     fn make(
-        &self,
+        &mut self,
         cursor: &Cursor<S::Format>,
         role: PageRole,
         request: &MapRequest<S::Format>,
+        watch: &impl PageTrack,
     ) -> Result<Ready<S::Format>, Stopped> {
         let codec = &self.tables().codec;
         let page = match request.target {
@@ -441,7 +459,7 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
                 new: page.pfn,
             }));
         }
-        let made = codec.make_leaf(&LeafRequest {
+        let mut leaf = LeafRequest {
             old: cursor.old,
             table: TableRole {
                 size: request.size,
@@ -449,12 +467,29 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
                 ad: codec.ad_type_of_table(role),
             },
             ..page
-        });
+        };
+        if codec.asks_for_tracking(&leaf) {
+            let asked = watch.try_to_unsync(Gfn::new(cursor.gfn()), page.fill);
+            if asked.every_write {
+                leaf.tracking = Tracking::EveryWrite;
+            }
+            self.report_unsync(asked.unsynced);
+        }
+        let made = self.tables().codec.make_leaf(&leaf);
         Ok(Ready {
             spte: made.spte,
             write_protected: made.write_protected,
             mark_dirty: made.mark_dirty,
         })
+    }
+
+    /// Reports the pages that have fallen out of step.
+    fn report_unsync(&mut self, unsynced: Vec<PageInfo>) {
+        if O::EVENTS {
+            for page in unsynced {
+                self.observer.event(Event::PageUnsync { page });
+            }
+        }
     }
 
     /// Reports what a fault leaves behind, as the tracepoints at its end do.

@@ -22,6 +22,7 @@ mod change;
 mod collapse;
 mod count;
 mod cursor;
+mod descent;
 pub mod dump;
 mod events;
 mod fast;
@@ -53,6 +54,7 @@ mod tests;
 pub use age::Age;
 pub use collapse::{Collapse, CollapseTables, Collapsed};
 pub use count::Totals;
+pub(crate) use descent::Reached;
 pub use dump::Dump;
 pub use events::{
     Event, FlushReason, FlushScope, Harvest, Harvesting, Observer, SplitResult, Unobserved,

@@ -99,12 +99,13 @@ impl GuestFormat for Paging32 {
         write_and_user(bits) | Access::EXECUTE
     }
 
-    /// PSE-36: bits 16:13 of a leaf of 4 MiB are bits 35:32 of its address.
+    /// PSE-36: bits 16:13 of a leaf of 4 MiB are bits 35:32 of its address; for a CPU with more address bits up to 20:13,
+    /// which are reserved else.
     #[inline]
     fn wide_address(leaf: u64, number: u8) -> u64 {
         match number {
             0 => 0,
-            _ => (leaf >> 13 & 0xf) << 32,
+            _ => (leaf >> 13 & 0xff) << 32,
         }
     }
 }

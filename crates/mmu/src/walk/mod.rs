@@ -39,7 +39,6 @@ mod permission;
 mod pointers;
 mod reserved;
 pub mod second;
-mod short;
 mod stage;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;

@@ -138,6 +138,36 @@ impl GuestPaging {
         Self { root: cr3, ..self }
     }
 
+    /// As a CPU walks, where that is not what KVM's own walker does: in 32-bit paging without PAE an error code tells
+    /// fetches with CR4.SMEP only, and leaves of 4 MiB lie anywhere below MAXPHYADDR and 2^40, not 2^36
+    /// (SDM volume 3, 5.3 and 5.7).
+    ///
+    /// The walk still marks entries at its end, after the last check. A CPU may mark those on the way at once, so that
+    /// they stay marked if it then faults.
+    ///
+    /// ```
+    /// use slat_memslot::{Gpa, Gva};
+    /// use slat_mmu::role::{Cr0, Cr4, VcpuState};
+    /// use slat_mmu::walk::{ErrorCode, GuestCpu, GuestPaging};
+    /// let vcpu = VcpuState { cr0: Cr0::PG | Cr0::PE, cr4: Cr4::PSE, ..VcpuState::default() };
+    /// let paging = GuestPaging::new(&vcpu, &GuestCpu::new(40));
+    /// // One leaf of 4 MiB, whose bit 20 is bit 39 of the address.
+    /// let memory = [0x10_0083_u64];
+    /// let translate = |paging: GuestPaging| paging.translate(memory.as_slice(), Gva::new(8), ErrorCode::READ);
+    /// assert!(translate(paging).is_err());
+    /// assert_eq!(translate(paging.by_hardware()).unwrap().address, Gpa::new((1 << 39) + 8));
+    /// ```
+    #[must_use]
+    pub fn by_hardware(mut self) -> Self {
+        if matches!(self.mode, PagingMode::Bits32 | PagingMode::Bits32Pse) {
+            self.permissions = self.permissions.without_nx();
+        }
+        if self.mode == PagingMode::Bits32Pse {
+            self.reserved = Reserved::wide_pse(&self.cpu);
+        }
+        self
+    }
+
     /// Without the check that addresses are canonical, which KVM's walker leaves to whoever calls it.
     #[must_use]
     pub const fn without_canonical_check(self) -> Self {
@@ -151,7 +181,7 @@ impl GuestPaging {
     /// (`mmu.h:permission_fault`).
     #[inline]
     pub fn allows(&self, access: ErrorCode, rights: Access, key: u8) -> bool {
-        self.permissions.check(access, rights, key).is_empty()
+        self.permissions.allows(access, rights, key)
     }
 
     /// Whether leaves can be global (CR4.PGE).

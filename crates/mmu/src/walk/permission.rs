@@ -96,6 +96,19 @@ impl Permissions {
         }
     }
 
+    /// The same without EFER.NX.
+    pub(super) fn without_nx(self) -> Self {
+        let rules = Rules {
+            nx: false,
+            ..self.rules
+        };
+        Self {
+            pkru: self.pkru,
+            smap_off: self.smap_off,
+            ..Self::from_rules(rules)
+        }
+    }
+
     pub(super) const fn set_pkru(&mut self, pkru: u32) {
         self.pkru = pkru;
     }
@@ -124,6 +137,14 @@ impl Permissions {
             fault = true;
         }
         if fault { code } else { ErrorCode::empty() }
+    }
+
+    /// Whether an access is allowed.
+    #[inline(always)]
+    pub(super) fn allows(&self, access: ErrorCode, rights: Access, key: u8) -> bool {
+        let index = self.index(access);
+        let forbidden = self.faults[index as usize] >> rights.bits() & 1 != 0;
+        !forbidden && (self.key_mask == 0 || !self.key_forbids(index, rights, key))
     }
 
     /// The lowest byte of a code, one place down.

@@ -52,6 +52,13 @@ impl Reserved {
         }
     }
 
+    /// Of 32-bit paging with PSE as a CPU does it: bits 20 to 13 of a leaf are address bits 39 to 32, as far as MAXPHYADDR
+    /// allows.
+    pub(super) fn wide_pse(cpu: &GuestCpu) -> Self {
+        let width = cpu.maxphyaddr.clamp(32, 40);
+        Self::with_large_l2(bits_between(width - 19, 22))
+    }
+
     const fn with_large_l2(mask: u64) -> Self {
         Self {
             masks: [[0; 5], [0, mask, 0, 0, 0]],

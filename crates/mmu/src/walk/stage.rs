@@ -25,6 +25,20 @@ pub trait Stage {
     /// It does not translate.
     fn translate(&mut self, gpa: Gpa, access: ErrorCode) -> Result<Self::Address, Self::Fault>;
 
+    /// Translates the addresses of many walks that are under way together, for the same access. Says nothing about those
+    /// that it does not translate: they are asked for again one by one. Where there is no address nothing happens.
+    #[inline]
+    fn translate_group(
+        &mut self,
+        group: &[Option<Gpa>],
+        access: ErrorCode,
+        to: &mut [Option<Self::Address>],
+    ) {
+        for (gpa, to) in group.iter().zip(to) {
+            *to = gpa.and_then(|gpa| self.translate(gpa, access).ok());
+        }
+    }
+
     /// Hears that the entry of a table, which has been translated, is about to be marked.
     ///
     /// # Errors
@@ -61,6 +75,16 @@ impl<S: Stage + ?Sized> Stage for &mut S {
     #[inline]
     fn translate(&mut self, gpa: Gpa, access: ErrorCode) -> Result<S::Address, S::Fault> {
         (**self).translate(gpa, access)
+    }
+
+    #[inline]
+    fn translate_group(
+        &mut self,
+        group: &[Option<Gpa>],
+        access: ErrorCode,
+        to: &mut [Option<S::Address>],
+    ) {
+        (**self).translate_group(group, access, to);
     }
 
     #[inline]

@@ -177,12 +177,12 @@ impl Capture {
         // One counter for all CPUs: events have one order.
         instance.write("trace_clock", "counter")?;
         instance.write("buffer_size_kb", &setup.buffer_kib.to_string())?;
-        if setup.context == Context::Hidden {
-            instance.write("options/context-info", "0")?;
+        match setup.context {
+            Context::Hidden => instance.write("options/context-info", "0")?,
+            Context::Shown => instance.write("options/record-tgid", "1")?,
         }
         if setup.whose == Whose::Own {
             instance.write("options/event-fork", "1")?;
-            instance.write("options/record-tgid", "1")?;
             instance.write("set_event_pid", &own_threads()?)?;
         }
         let mut found = 0;

@@ -9,6 +9,8 @@ use slat_memslot::{
     AddressSpace, AsId, Buffer, Call, FileCall, Memory, PAGE_SHIFT, Profile, Region, Slot,
 };
 
+use slat_mmu::host::Host;
+
 use super::Config;
 use super::dice::Dice;
 use crate::Areas;
@@ -61,8 +63,8 @@ impl Area {
         }
     }
 
-    /// What of this area a kernel cannot show, if anything.
-    pub fn missing(self, profile: &Profile) -> Option<&'static str> {
+    /// What of this area a kernel cannot show, or a model that knows this of its host not follow; if anything.
+    pub fn missing(self, profile: &Profile, host: Option<&Host>) -> Option<&'static str> {
         match self {
             Self::Slots if !profile.smm.get() => {
                 Some("address space 1 (KVM_CAP_MULTI_ADDRESS_SPACE is not 2)")
@@ -77,9 +79,9 @@ impl Area {
             Self::DirtyRing if !profile.dirty_ring.get() => {
                 Some("all but EINVAL (KVM_CAP_DIRTY_LOG_RING is 0)")
             }
-            Self::DirtyLog if profile.tdp.get() => Some(
-                "guest accesses, whose logging depends on page tables (give the model the host)",
-            ),
+            Self::DirtyLog if profile.tdp.get() && host.is_none() => {
+                Some("guest accesses, whose logging depends on page tables of an unknown host")
+            }
             _ => None,
         }
     }

@@ -137,10 +137,24 @@ pub struct Outcome {
 pub fn compare<K: Machine>(
     kernel: &mut K,
     config: &Config,
+    progress: impl FnMut(u64),
+) -> Result<Outcome, CallError> {
+    let model = model::Machine::new(kernel.profile().clone());
+    compare_with(kernel, model, config, progress)
+}
+
+/// Compares a kernel with this model, which may know the kernel's host ([`model::Machine::with_host`]): guest accesses
+/// then go through its page tables.
+///
+/// # Errors
+/// As [`compare`].
+pub fn compare_with<K: Machine>(
+    kernel: &mut K,
+    mut model: model::Machine,
+    config: &Config,
     mut progress: impl FnMut(u64),
 ) -> Result<Outcome, CallError> {
     let start = Instant::now();
-    let mut model = model::Machine::new(kernel.profile().clone());
     let mut stats = Stats::default();
     let mut generator = Generator::new(config, kernel.profile(), kernel.areas());
     let mut recorder = config

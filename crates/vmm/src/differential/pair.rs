@@ -42,8 +42,8 @@ impl<K: MemoryVm> Pair<K> {
         stats: &mut Stats,
     ) -> Result<CallResult, Difference> {
         let kernel = self.call_kernel(call);
-        if let Err(CallError::NotTried { .. }) = kernel {
-            stats.not_tried += 1;
+        if let Err(CallError::NotTried { why }) = kernel {
+            *stats.not_tried.entry(why).or_default() += 1;
             return Ok(kernel);
         }
         let model = self.model.call(call);

@@ -24,8 +24,8 @@ pub struct Stats {
     pub confirmed: BTreeMap<&'static str, u64>,
     /// Refusals that no repair helps, or whose repair is too dear to try; not confirmed.
     pub unconfirmed: u64,
-    /// Calls that this machine could not make.
-    pub not_tried: u64,
+    /// Calls that this machine could not make, by what is missing.
+    pub not_tried: BTreeMap<&'static str, u64>,
 }
 
 impl Stats {
@@ -41,6 +41,10 @@ impl Stats {
                     *self.by_reason.entry(reason.code()).or_default() += 1;
                 }
                 Some(*errno)
+            }
+            Err(CallError::Tdx { why }) => {
+                *self.by_reason.entry(why.code()).or_default() += 1;
+                Some(why.errno())
             }
             Err(CallError::NotTried { .. }) => return,
         };

@@ -30,6 +30,7 @@ fn plain(answer: &CallResult) -> Option<Result<slat_memslot::Outcome, Errno>> {
     match answer {
         Ok(outcome) => Some(Ok(outcome.clone())),
         Err(CallError::Refused { errno, .. }) => Some(Err(*errno)),
+        Err(CallError::Tdx { why }) => Some(Err(why.errno())),
         Err(CallError::NotTried { .. }) => None,
     }
 }

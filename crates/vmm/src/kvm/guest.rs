@@ -5,9 +5,11 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use kvm_bindings::{kvm_regs, kvm_segment};
+use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use slat_memslot::{Access, AccessKind, AsId, Errno, GuestAccess, Hva, Outcome, PAGE_SIZE, Vendor};
+use slat_memslot::{
+    Access, AccessKind, AsId, Attributes, Errno, Gpa, GuestAccess, Hva, Outcome, PAGE_SIZE, Vendor,
+};
 
 use super::Vm;
 use super::ioctl::errno;
@@ -60,6 +62,13 @@ impl Drop for Ring {
 /// `KVM_SET_SREGS`: 32-bit protected mode, flat, no paging.
 pub(crate) fn make_flat(vcpu: &VcpuFd) -> Result<(), Errno> {
     let mut sregs = vcpu.get_sregs().map_err(errno)?;
+    flatten(&mut sregs, false);
+    sregs.cr0 |= 1;
+    vcpu.set_sregs(&sregs).map_err(errno)
+}
+
+/// Makes all segments flat, that of code a long one if wanted.
+pub(super) fn flatten(sregs: &mut kvm_sregs, long: bool) {
     let data = kvm_segment {
         limit: u32::MAX,
         type_: 3,
@@ -73,11 +82,11 @@ pub(crate) fn make_flat(vcpu: &VcpuFd) -> Result<(), Errno> {
     sregs.cs = kvm_segment {
         type_: 11,
         selector: 8,
+        l: u8::from(long),
+        db: u8::from(!long),
         ..data
     };
     (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs) = (data, data, data, data, data);
-    sregs.cr0 |= 1;
-    vcpu.set_sregs(&sregs).map_err(errno)
 }
 
 /// A vCPU.
@@ -284,6 +293,10 @@ impl Vm {
         }
         if self.irqchip {
             return Err("with an interrupt controller in the kernel, a halt does not end the run");
+        }
+        let code = Gpa::new(access.instruction()).gfn();
+        if self.attributes.get(code).contains(Attributes::PRIVATE) {
+            return Err("an instruction in private memory is what the guest itself put there");
         }
         for at in [access.gpa, access.instruction()] {
             let page = at & !(PAGE_SIZE - 1);

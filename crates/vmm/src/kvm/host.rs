@@ -31,6 +31,14 @@ impl Mapping {
         }
     }
 
+    /// Asks for small pages only, so that a second stage has small leaves. A kernel without huge pages refuses, and has
+    /// none.
+    pub(super) fn keep_small(&self) {
+        // SAFETY: the range is a mapping of this value; the advice does not change what is in it.
+        let _refused =
+            unsafe { libc::madvise(self.address.as_ptr(), self.len, libc::MADV_NOHUGEPAGE) };
+    }
+
     pub(super) fn len(&self) -> usize {
         self.len
     }
@@ -50,7 +58,8 @@ impl Drop for Mapping {
 /// Memory of this process that slots can use.
 ///
 /// `A` is 1 GiB, writable and aligned to 1 GiB, taken from the system page by page as it is touched; `UN` is 2 MiB
-/// that no access reaches; `RO` is 2 MiB that can only be read.
+/// that no access reaches; `RO` is 2 MiB that can only be read. None of it is ever made of huge pages, so that a model
+/// need not be told how large the host maps what.
 #[derive(Debug)]
 pub struct HostMemory {
     _writable: Mapping,
@@ -71,6 +80,8 @@ impl HostMemory {
         let writable = Mapping::new(2 << 30, libc::PROT_READ | libc::PROT_WRITE)?;
         let unreachable = Mapping::new(2 << 20, libc::PROT_NONE)?;
         let readonly = Mapping::new(2 << 20, libc::PROT_READ)?;
+        writable.keep_small();
+        readonly.keep_small();
         let areas = Areas {
             writable: Hva::new(writable.start().next_multiple_of(GIB)),
             unreachable: Hva::new(unreachable.start()),

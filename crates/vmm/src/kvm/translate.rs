@@ -8,7 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvm_bindings::{
-    CpuId, KVM_MEM_READONLY, kvm_cpuid_entry2, kvm_regs, kvm_segment, kvm_userspace_memory_region,
+    CpuId, KVM_MEM_READONLY, kvm_cpuid_entry2, kvm_regs, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use slat_memslot::{Errno, Gpa, Gva, PAGE_SIZE};
@@ -16,6 +16,7 @@ use slat_mmu::role::Efer;
 use slat_mmu::walk::{AlignmentCheck, GuestVendor};
 
 use super::OpenError;
+use super::guest::flatten;
 use super::host::Mapping;
 use super::ioctl::errno;
 use crate::walks::{CpuState, GigabytePages, Memory, RAM_PAGES, ROM_PAGES, ROM_START, Walker};
@@ -26,6 +27,8 @@ const CR0_EXTENSION_TYPE: u64 = 1 << 4;
 const GIGABYTE_BIT: u32 = 1 << 26;
 /// CPUID bits that let CR4 and EFER be what walks want: PSE, PAE, PGE, PSE-36; SMEP, SMAP; PKU, LA57; NX, long mode.
 const LEAF_1_EDX: u32 = 1 << 3 | 1 << 6 | 1 << 13 | 1 << 17;
+/// PCID.
+const LEAF_1_ECX: u32 = 1 << 17;
 const LEAF_7_EBX: u32 = 1 << 7 | 1 << 20;
 const LEAF_7_ECX: u32 = 1 << 3 | 1 << 16;
 const EXTENDED_EDX: u32 = 1 << 20 | 1 << 29;
@@ -107,7 +110,9 @@ impl Translator {
 
 pub(super) fn memory(pages: u64) -> io::Result<Mapping> {
     let bytes = usize::try_from(pages * PAGE_SIZE).map_err(io::Error::other)?;
-    Mapping::new(bytes, libc::PROT_READ | libc::PROT_WRITE)
+    let memory = Mapping::new(bytes, libc::PROT_READ | libc::PROT_WRITE)?;
+    memory.keep_small();
+    Ok(memory)
 }
 
 fn set_slot(
@@ -130,18 +135,25 @@ fn set_slot(
     unsafe { vm.set_user_memory_region(region) }.map_err(errno)
 }
 
-/// Without TDP a guest has what its CPUID says, out of what KVM supports; with TDP what the host has.
-pub(crate) fn gigabyte_pages(kvm: &Kvm) -> Result<GigabytePages, Errno> {
-    let supported = kvm
+/// A leaf of CPUID that KVM supports.
+pub(super) fn supported(kvm: &Kvm, function: u32) -> Result<Option<kvm_cpuid_entry2>, Errno> {
+    let leaves = kvm
         .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
         .map_err(errno)?;
-    let has = supported
-        .as_slice()
-        .iter()
-        .any(|leaf| leaf.function == 0x8000_0001 && leaf.edx & GIGABYTE_BIT != 0);
-    // Pre-faulting exists with TDP only.
-    let tdp = kvm.check_extension_raw(u64::from(slat_memslot::cap::PRE_FAULT_MEMORY)) > 0;
-    Ok(match (has, tdp) {
+    let mut leaves = leaves.as_slice().iter();
+    Ok(leaves.find(|leaf| leaf.function == function).copied())
+}
+
+/// Whether KVM has a second stage for its guests, so that hardware walks their tables. Pre-faulting exists with it only.
+pub(super) fn maps_for_guests(kvm: &Kvm) -> bool {
+    kvm.check_extension_raw(u64::from(slat_memslot::cap::PRE_FAULT_MEMORY)) > 0
+}
+
+/// Without TDP a guest has what its CPUID says, out of what KVM supports; with TDP what the host has.
+pub(crate) fn gigabyte_pages(kvm: &Kvm) -> Result<GigabytePages, Errno> {
+    let extended = supported(kvm, 0x8000_0001)?;
+    let has = extended.is_some_and(|leaf| leaf.edx & GIGABYTE_BIT != 0);
+    Ok(match (has, maps_for_guests(kvm)) {
         (false, _) => GigabytePages::Never,
         (true, false) => GigabytePages::ByCpuid,
         (true, true) => GigabytePages::Always,
@@ -175,6 +187,7 @@ fn leaves(state: &CpuState) -> Vec<kvm_cpuid_entry2> {
         vendor(0, 7),
         kvm_cpuid_entry2 {
             function: 1,
+            ecx: LEAF_1_ECX,
             edx: LEAF_1_EDX,
             ..Default::default()
         },
@@ -215,26 +228,8 @@ impl Walker for Translator {
 
     fn set(&mut self, state: &CpuState) -> Result<bool, Errno> {
         self.set_cpuid(state)?;
-        let long = state.efer.contains(Efer::LMA);
         let mut sregs = self.vcpu.get_sregs().map_err(errno)?;
-        let data = kvm_segment {
-            limit: u32::MAX,
-            type_: 3,
-            present: 1,
-            s: 1,
-            db: 1,
-            g: 1,
-            selector: 16,
-            ..Default::default()
-        };
-        sregs.cs = kvm_segment {
-            type_: 11,
-            selector: 8,
-            l: u8::from(long),
-            db: u8::from(!long),
-            ..data
-        };
-        (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs) = (data, data, data, data, data);
+        flatten(&mut sregs, state.efer.contains(Efer::LMA));
         sregs.cr0 = state.cr0.bits() | CR0_EXTENSION_TYPE;
         sregs.cr3 = state.cr3;
         sregs.cr4 = state.cr4.bits();

@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use kvm_bindings::{kvm_enable_cap, kvm_memory_attributes, kvm_pre_fault_memory};
 use kvm_ioctls::{Kvm, VmFd};
-use slat_memslot::{Buffer, Call, ClearBits, DirtyPages, Errno, Outcome, Pages, Profile};
+use slat_memslot::{
+    AttributeMap, Attributes, Buffer, Call, ClearBits, DirtyPages, Errno, GfnRange, Gpa, Outcome,
+    Pages, Profile,
+};
 
 use super::file::FileMapping;
 use super::guest::Vcpu;
@@ -33,6 +36,8 @@ pub struct Vm {
     pub(super) others: OtherFiles,
     /// What was set successfully, by the ioctls' slot number: the size of dirty bitmaps, and where the guest runs.
     pub(super) placed: BTreeMap<u32, Placed>,
+    /// What was set successfully: which frames are private.
+    pub(super) attributes: AttributeMap,
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) ring_bytes: u64,
     pub(super) irqchip: bool,
@@ -58,6 +63,7 @@ impl Vm {
             maps: Vec::new(),
             others: OtherFiles::default(),
             placed: BTreeMap::new(),
+            attributes: AttributeMap::new(),
             vcpus: Vec::new(),
             ring_bytes: 0,
             irqchip: false,
@@ -143,7 +149,7 @@ impl Vm {
     }
 
     fn set_attributes(
-        &self,
+        &mut self,
         address: u64,
         size: u64,
         attributes: u64,
@@ -156,6 +162,11 @@ impl Vm {
             flags,
         };
         self.vm.set_memory_attributes(request).map_err(errno)?;
+        let range = GfnRange::new(Gpa::new(address).gfn(), Pages::in_bytes(size));
+        if let Some(range) = range {
+            let attributes = Attributes::from_bits_truncate(attributes);
+            self.attributes.set(range, attributes);
+        }
         Ok(Outcome::Done)
     }
 
@@ -275,6 +286,11 @@ impl MemoryVm for Vm {
                 made.map(|()| Outcome::Done).map_err(errno)
             }
             Call::Guest(access) => return self.guest_access(access),
+            Call::Tdx(_) => {
+                return Err(CallError::NotTried {
+                    why: "a TD and its guest are modelled only",
+                });
+            }
         };
         outcome.map_err(CallError::errno)
     }

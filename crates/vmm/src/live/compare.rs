@@ -302,7 +302,7 @@ fn whose(machine: &Machine) -> Whose {
 
 /// Keeps the host from changing memory by itself, as far as it can be asked to. What cannot be set is as well: a change
 /// shows as an event.
-fn quiet() {
+pub(crate) fn quiet() {
     const HUGE: &str = "/sys/kernel/mm/transparent_hugepage";
     for (file, value) in [
         ("khugepaged/defrag", "0"),

@@ -320,7 +320,12 @@ impl<J: Journal> Driver<J> {
     fn statistics(&mut self) -> Done {
         let vm = self.machine.as_ref().map(|machine| machine.vm.as_raw_fd());
         let Some(vm) = vm else { return Ok(()) };
-        let place = format!("/sys/kernel/debug/kvm/{}-{vm}", std::process::id());
+        // The folder is named after the thread that made the VM.
+        let Ok(thread) = std::fs::read_link("/proc/thread-self") else {
+            return Ok(());
+        };
+        let thread = thread.file_name().unwrap_or_default().to_string_lossy();
+        let place = format!("/sys/kernel/debug/kvm/{thread}-{vm}");
         let read = |name| -> Option<u64> {
             let text = std::fs::read_to_string(format!("{place}/{name}")).ok()?;
             text.trim().parse().ok()

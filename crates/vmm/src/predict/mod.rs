@@ -187,7 +187,7 @@ fn compare(
             let is_value = matches!(call, Some(Call::CheckExtension { .. }));
             Some(!is_value || u64::try_from(value) == Ok(*predicted))
         }
-        (Err(actual), Err(CallError::Refused { errno, .. })) => Some(actual == *errno),
+        (Err(actual), Err(error)) => Some(error.number() == Some(actual)),
         (actual, predicted) => Some(actual.is_ok() == predicted.is_ok()),
     }
 }

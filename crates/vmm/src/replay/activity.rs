@@ -24,6 +24,8 @@ mod stub {
     pub(super) const VMX_EXIT: u64 = 0x2040;
     /// Where L1 has the tables that it gives to a nested guest.
     pub(super) const L2_TABLES: slat_memslot::Gpa = slat_memslot::Gpa::new(0xb000);
+    /// The rest of the pointer to an EPT: write-back, four levels, no accessed and dirty bits.
+    pub(super) const EPT_POINTER: u64 = 6 | 3 << 3;
     /// The descriptor of the handler of invalid instructions, which nobody has set up.
     pub(super) const INVALID_OPCODE: u64 = 6 * 8;
 }
@@ -86,8 +88,13 @@ fn launch(vmx: bool, nested_paging: bool, read: Gpa, machine: &Machine) -> Activ
         false => begin,
     };
     let l2 = Activity::halt(Gpa::new(stub::READ)).step(Kind::Read, read.raw());
-    let l2_tables = SecondStageOfL2::Npt {
-        cr3: stub::L2_TABLES,
+    let l2_tables = match vmx {
+        true => SecondStageOfL2::Ept {
+            pointer: stub::L2_TABLES.raw() | stub::EPT_POINTER,
+        },
+        false => SecondStageOfL2::Npt {
+            cr3: stub::L2_TABLES,
+        },
     };
     Activity {
         mode_then: Some(VcpuMode::Guest),

@@ -50,14 +50,9 @@ pub(super) fn first(recording: &Recording<'_>, machine: &Machine) -> Option<NotM
 const MOST_PAGES: u64 = 1 << 16;
 
 fn missing(op: &Op<'_>, machine: &Machine) -> Option<String> {
-    const NESTED: &str = "a nested guest on an EPT of its hypervisor's";
     let two_stages = machine.host.second_stage != SecondStage::Off;
     match op {
         Op::Guest { act, .. } => match act {
-            // VMRUN is an invalid instruction on other CPUs, so that no nested guest runs.
-            GuestAct::Launch {
-                vmx, nested_paging, ..
-            } if *nested_paging && two_stages && *vmx => Some(NESTED.to_owned()),
             GuestAct::WritePages { pages, .. } if *pages > MOST_PAGES => {
                 Some(format!("a guest that writes {pages} pages"))
             }

@@ -2,11 +2,12 @@
 
 use core::fmt;
 
-use slat_memslot::{Access, Call, Errno, MapCall, Outcome};
+use slat_memslot::{Access, Call, Errno, MapCall, Outcome, TdxCall, TdxOutcome};
 
 use super::lex::{self, Parsed};
-use super::words;
 use super::write::{hex, slot};
+use super::{snp, tdx, words};
+use crate::snp_vm::SnpAnswer;
 
 /// What stands behind `=>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +29,10 @@ pub enum Expect {
     },
     /// `done`, `mmio`, `no-memory`, `ring-full` or `memory-fault flags=.. gpa=.. size=..`: what a guest's access came to.
     Access(Access),
+    /// What only a TD gives, such as `accepted`, `hypercall shared gpa=.. pages=..` or `report none`.
+    Tdx(TdxOutcome),
+    /// What an operation on an SNP guest gives.
+    Snp(SnpAnswer),
     /// `ERRNO` or `ERRNO reason`.
     Fails {
         /// The error number.
@@ -61,6 +66,7 @@ impl Expect {
                 size: *size,
             },
             Ok(Outcome::Access(access)) => Self::Access(*access),
+            Ok(Outcome::Tdx(outcome)) => Self::Tdx(outcome.clone()),
         }
     }
 
@@ -94,7 +100,14 @@ impl Expect {
             Self::Dirty(_) => matches!(call, Call::GetDirtyLog { .. }),
             Self::Ring(_) => matches!(call, Call::HarvestDirtyRing { .. }),
             Self::Remaining { .. } => matches!(call, Call::PreFault { .. }),
+            Self::Access(Access::MemoryFault { .. }) => {
+                matches!(call, Call::Guest(_) | Call::Tdx(TdxCall::Guest { .. }))
+            }
             Self::Access(_) => matches!(call, Call::Guest(_)),
+            Self::Tdx(outcome) => {
+                matches!(call, Call::Tdx(call) if tdx::fits(outcome, call))
+            }
+            Self::Snp(_) => false,
         }
     }
 
@@ -131,6 +144,8 @@ impl fmt::Display for Expect {
                 )
             }
             Self::Access(access) => f.write_str(access_name(*access)),
+            Self::Tdx(outcome) => tdx::write_outcome(outcome, f),
+            Self::Snp(answer) => f.write_str(&snp::answer_text(answer)),
             Self::Fails { errno, reason } => match reason {
                 Some(reason) => write!(f, "{errno} {reason}"),
                 None => write!(f, "{errno}"),
@@ -165,6 +180,9 @@ fn access_name(access: Access) -> &'static str {
 
 /// Reads the words behind `=>`.
 pub(super) fn read(words: &[&str]) -> Parsed<Expect> {
+    if let Some(outcome) = tdx::read_outcome(words) {
+        return outcome.map(Expect::Tdx);
+    }
     match *words {
         ["ok"] => Ok(Expect::Ok),
         ["dirty", "none"] => Ok(Expect::Dirty(Vec::new())),

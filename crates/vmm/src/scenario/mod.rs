@@ -32,6 +32,8 @@ mod names;
 mod parse;
 mod record;
 mod request;
+mod snp;
+mod tdx;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -43,6 +45,7 @@ pub use names::{Area, DEFAULT_VM, HOST_AREAS, Names};
 pub use parse::parse;
 pub use record::{Recorder, write};
 pub use request::{Request, Unbound};
+pub use snp::SnpStep;
 
 /// What a scenario file says, without its comments.
 ///
@@ -82,6 +85,8 @@ pub enum StepKind {
     DropVm(String),
     /// A call on the current VM.
     Call(Request),
+    /// Something that is done with the current VM as an SNP guest.
+    Snp(SnpStep),
 }
 
 impl Scenario {

@@ -6,8 +6,10 @@ use slat_memslot::{Call, FileCall};
 
 use super::args::{Args, Word};
 use super::lex::{self, Parsed, Token, TokenKind};
-use super::{DEFAULT_VM, Expect, HOST_AREAS, ParseError, Request, Scenario, Step, StepKind};
-use super::{calls, expect, words};
+use super::{
+    DEFAULT_VM, Expect, HOST_AREAS, ParseError, Request, Scenario, SnpStep, Step, StepKind,
+};
+use super::{calls, expect, snp, words};
 
 /// Reads a scenario.
 ///
@@ -78,7 +80,10 @@ impl Parser {
             "drop_vm" => args.word("a name", lex::name).map(StepKind::DropVm),
             _ => match calls::read(op.text, args) {
                 Some(request) => request.map(StepKind::Call),
-                None => Err(args.fault("no such operation")),
+                None => match snp::read(op.text, args) {
+                    Some(step) => step.map(StepKind::Snp),
+                    None => Err(args.fault("no such operation")),
+                },
             },
         }
     }
@@ -104,6 +109,10 @@ impl Parser {
                 if step.expect.as_ref().is_none_or(Expect::is_success) {
                     self.bind(request);
                 }
+            }
+            StepKind::Snp(_) => {
+                let vm = self.vm.as_deref().unwrap_or(DEFAULT_VM);
+                self.vms.insert(vm.to_owned());
             }
             StepKind::Profile(_) => {}
         }
@@ -181,9 +190,21 @@ impl ResultWords<'_> {
     fn read(self, kind: &StepKind, args: &Args<'_>) -> Result<Expect, ParseError> {
         let text = self.words.join(" ");
         let error = |why: &str| args.error(self.column, format!("=> {text}: {why}"));
+        if let StepKind::Snp(SnpStep::Op(_)) = kind {
+            let failure = self.words.first().is_some_and(|word| word.starts_with('E'));
+            if !failure {
+                let answer = snp::read_answer(&self.words).map_err(|why| error(&why))?;
+                return Ok(Expect::Snp(answer));
+            }
+        }
         let expect = expect::read(&self.words).map_err(|why| error(&why))?;
         let fits = match kind {
             StepKind::Call(request) => expect.fits(request.template()),
+            StepKind::Snp(SnpStep::Op(_)) => matches!(expect, Expect::Fails { .. }),
+            StepKind::Snp(SnpStep::Command(_)) => matches!(
+                expect,
+                Expect::Ok | Expect::Remaining { .. } | Expect::Fails { .. }
+            ),
             StepKind::Vm { .. } => matches!(expect, Expect::Ok | Expect::Fails { .. }),
             StepKind::Profile(_) | StepKind::Case(_) | StepKind::DropVm(_) => false,
         };

@@ -61,6 +61,15 @@ impl Request {
             }
             Call::File(id, _) => request.file = names.file_name(*id).map(str::to_owned),
             Call::Map(id, _) => request.host = names.map_name(*id).map(str::to_owned),
+            Call::Tdx(call) => {
+                let place = |at: &u64| host.and_then(|area| Some((area, area.offset_of(*at)?)));
+                if let Some(address) = super::tdx::host_address(call) {
+                    if let Some((area, offset)) = place(address) {
+                        *address = offset;
+                        request.host = Some(area.name.clone());
+                    }
+                }
+            }
             _ => {}
         }
         request
@@ -109,6 +118,11 @@ impl Request {
             }
             Call::File(id, _) => *id = self.own_file(names, *id)?,
             Call::Map(id, _) => *id = self.map(names, *id)?,
+            Call::Tdx(call) => {
+                if let Some(address) = super::tdx::host_address(call) {
+                    *address = self.resolve_address(names, *address)?;
+                }
+            }
             _ => {}
         }
         Ok(call)

@@ -7,8 +7,9 @@ use slat_memslot::{
     Region, RegionVersion,
 };
 
+use super::tdx;
 use super::words::{self, Words};
-use super::{Request, Scenario, Step, StepKind};
+use super::{Request, Scenario, SnpStep, Step, StepKind, snp};
 
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,6 +60,8 @@ impl fmt::Display for StepKind {
             }
             Self::DropVm(name) => write!(f, "drop_vm {name}"),
             Self::Call(request) => write!(f, "{request}"),
+            Self::Snp(SnpStep::Command(command)) => f.write_str(&snp::write_command(command)),
+            Self::Snp(SnpStep::Op(op)) => f.write_str(&snp::write_op(op)),
         }
     }
 }
@@ -78,26 +81,30 @@ fn quoted(title: &str) -> String {
 }
 
 /// A line that grows by words.
-struct Line(String);
+pub(super) struct Line(String);
 
 impl Line {
-    fn new(op: &str) -> Self {
+    pub(super) fn new(op: &str) -> Self {
         Self(op.to_owned())
     }
 
-    fn word(&mut self, word: impl AsRef<str>) {
+    pub(super) fn text(self) -> String {
+        self.0
+    }
+
+    pub(super) fn word(&mut self, word: impl AsRef<str>) {
         self.0.push(' ');
         self.0.push_str(word.as_ref());
     }
 
-    fn pair(&mut self, key: &str, value: impl AsRef<str>) {
+    pub(super) fn pair(&mut self, key: &str, value: impl AsRef<str>) {
         self.word(key);
         self.0.push('=');
         self.0.push_str(value.as_ref());
     }
 
     /// A pair that is left out when the value is `0`.
-    fn unless_zero(&mut self, key: &str, value: String) {
+    pub(super) fn unless_zero(&mut self, key: &str, value: String) {
         if value != "0" {
             self.pair(key, value);
         }
@@ -120,7 +127,7 @@ pub(super) fn slot(key: u32) -> String {
     }
 }
 
-fn value(words: Words, value: u64) -> String {
+pub(super) fn value(words: Words, value: u64) -> String {
     match words::name(words, value) {
         Some(name) => name.to_owned(),
         None => value.to_string(),
@@ -148,6 +155,7 @@ impl fmt::Display for Request {
                 flags,
                 reserved,
             } => self.create_guest_memfd(*size, *flags, *reserved),
+            Call::Tdx(call) => tdx::line(call, |address| self.address(address)),
             other => vm_call(other),
         };
         f.write_str(&line.0)
@@ -388,6 +396,7 @@ fn vm_op(call: &Call) -> &'static str {
         Call::SetIdentityMapAddr { .. } => "set_identity_map_addr",
         Call::CreateIrqchip => "create_irqchip",
         Call::Guest(access) => guest_op(access.kind),
+        Call::Tdx(call) => tdx::operation(call),
         Call::SetRegion(_) => "set_user_memory_region",
         Call::CreateGmem { .. } => "create_guest_memfd",
         Call::File(_, call) => file_op(*call),

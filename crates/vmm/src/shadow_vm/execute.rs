@@ -172,6 +172,10 @@ impl<F: Format> ShadowVm<F> {
                 self.tell(Predicted::RunFailed { errno });
                 false
             }
+            Reached::ToL1(exit) => {
+                self.tell(Predicted::ToldToL1(exit));
+                false
+            }
             Reached::NoInstruction => {
                 let reason = INTERNAL_ERROR;
                 self.tell(Predicted::Exit(Exit::Other { reason }));

@@ -1,14 +1,16 @@
 //! What a guest does, access by access.
 
 use slat_memslot::{Errno, Gpa, PageSize, Vendor};
-use slat_mmu::fault::{Env, Fault, Kind, Outcome, Present};
+use slat_mmu::fault::{Env, Fault, Kind, NotTracked, Outcome, Present};
 use slat_mmu::role::{VcpuMode, VcpuState};
 use slat_mmu::shadow::ShadowRoot;
 use slat_mmu::spte::{Access as Rights, Format, Mmio, Spte};
 use slat_mmu::tdp::HardwareAccess;
+use slat_mmu::walk::second::{FaultPlace, SecondExit};
 
 use super::ShadowVm;
 use super::execute::Access;
+use crate::paged_vm::fault::{MetMmio, reported_kind};
 use crate::tdp_vm::{Activity, Ending, Step};
 use crate::traces::{Exit, Predicted};
 
@@ -23,6 +25,17 @@ pub(super) enum Reached {
     NoInstruction,
     /// The guest gets a fault that it cannot handle, nor what comes of that.
     Shutdown,
+    /// L2 is left for L1, which is told why.
+    ToL1(SecondExit),
+}
+
+/// Why a guest does not run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// What came of it has been told.
+    Stopped,
+    /// L2 is left for L1, which is told why.
+    ToL1(SecondExit),
 }
 
 /// How often an access is tried: an emulated guest would go on for ever.
@@ -35,35 +48,53 @@ impl<F: Format> ShadowVm<F> {
             self.serve_requests(vcpu);
             self.switch_mode(vcpu, mode);
         }
-        let mut well = self.enter(vcpu) && self.steps(vcpu, &activity.steps);
-        if let (true, Some(mode)) = (well, activity.mode_then) {
-            well = match &activity.l2_tables {
-                Some(tables) => self.start_l2(vcpu, tables),
-                None => {
-                    self.switch_mode(vcpu, mode);
-                    true
-                }
-            };
-            well = well && self.enter(vcpu);
-        }
-        if well && self.steps(vcpu, &activity.steps_then) {
+        let ran = match self.run(vcpu, activity) {
+            Err(Left::ToL1(exit)) => self.leave_l2(vcpu, exit, activity),
+            other => other,
+        };
+        if ran.is_ok() {
             self.tell(Predicted::Exit(activity.ending.exit()));
         }
     }
 
-    fn enter(&mut self, vcpu: u32) -> bool {
+    fn run(&mut self, vcpu: u32, activity: &Activity) -> Result<(), Left> {
+        self.enter(vcpu)?;
+        self.steps(vcpu, &activity.steps)?;
+        if let Some(mode) = activity.mode_then {
+            match &activity.l2_tables {
+                Some(tables) if !self.start_l2(vcpu, tables) => return Err(Left::Stopped),
+                Some(_) => {}
+                None => self.switch_mode(vcpu, mode),
+            }
+            self.enter(vcpu)?;
+        }
+        self.steps(vcpu, &activity.steps_then)
+    }
+
+    /// L2 is left for L1, which is told why, and handles it.
+    fn leave_l2(&mut self, vcpu: u32, exit: SecondExit, activity: &Activity) -> Result<(), Left> {
+        self.tell(Predicted::ToldToL1(exit));
+        self.switch_mode(vcpu, VcpuMode::Normal);
+        self.enter(vcpu)?;
+        self.steps(vcpu, &activity.steps_of_l1)
+    }
+
+    fn enter(&mut self, vcpu: u32) -> Result<(), Left> {
         self.serve_requests(vcpu);
-        self.load_root(vcpu)
+        match self.load_root(vcpu) {
+            true => Ok(()),
+            false => Err(Left::Stopped),
+        }
     }
 
-    fn steps(&mut self, vcpu: u32, steps: &[Step]) -> bool {
-        steps.iter().all(|step| self.step(vcpu, *step))
+    fn steps(&mut self, vcpu: u32, steps: &[Step]) -> Result<(), Left> {
+        steps.iter().try_for_each(|step| self.step(vcpu, *step))
     }
 
-    /// One access with the guest's own walk before it, which hardware makes. Says whether the guest goes on.
-    fn step(&mut self, id: u32, step: Step) -> bool {
+    /// One access with the guest's own walk before it, which hardware makes.
+    fn step(&mut self, id: u32, step: Step) -> Result<(), Left> {
         let Some(vcpu) = self.vcpus.get(&id) else {
-            return false;
+            return Err(Left::Stopped);
         };
         if self.is_emulated(&vcpu.state) {
             return self.emulate(id, step);
@@ -85,8 +116,12 @@ impl<F: Format> ShadowVm<F> {
             true => Kind::Write,
             false => Kind::Read,
         };
-        walk.into_iter().all(|entry| self.reach(id, kind, entry))
-            && self.reach(id, step.kind, target)
+        for entry in walk {
+            let reached = self.access(id, kind, (entry, FaultPlace::Table));
+            self.go_on(id, kind, reached)?;
+        }
+        let reached = self.access(id, step.kind, (target, FaultPlace::Final));
+        self.go_on(id, step.kind, reached)
     }
 
     /// Whether KVM carries out the guest's instructions itself: an Intel CPU runs real mode, in which SMM begins, only on a
@@ -97,9 +132,9 @@ impl<F: Format> ShadowVm<F> {
     }
 
     /// One access of an emulated instruction, which goes past all page tables.
-    fn emulate(&mut self, id: u32, step: Step) -> bool {
+    fn emulate(&mut self, id: u32, step: Step) -> Result<(), Left> {
         let Some(vcpu) = self.vcpus.get(&id) else {
-            return false;
+            return Err(Left::Stopped);
         };
         let (as_id, gpa) = (vcpu.roots.mmu.role().as_id(), Gpa::new(step.address));
         if self.memory.space(as_id).by_gfn(gpa.gfn()).is_none() {
@@ -110,18 +145,14 @@ impl<F: Format> ShadowVm<F> {
         if step.kind == Kind::Write {
             let _ = self.memory.mark_dirty(id, as_id, gpa.gfn());
         }
-        true
+        Ok(())
     }
 
-    fn reach(&mut self, id: u32, kind: Kind, gpa: Gpa) -> bool {
-        let reached = self.access(id, kind, gpa);
-        self.go_on(id, kind, reached)
-    }
-
-    /// Says whether the guest goes on after an access.
-    fn go_on(&mut self, id: u32, kind: Kind, reached: Reached) -> bool {
+    /// Whether the guest goes on after an access.
+    fn go_on(&mut self, id: u32, kind: Kind, reached: Reached) -> Result<(), Left> {
         match reached {
-            Reached::Done => true,
+            Reached::Done => Ok(()),
+            Reached::ToL1(exit) => Err(Left::ToL1(exit)),
             Reached::Mmio(gpa) => {
                 self.tell(Predicted::Exit(Exit::Mmio {
                     gpa,
@@ -133,17 +164,17 @@ impl<F: Format> ShadowVm<F> {
             }
             Reached::Failed(errno) => {
                 self.tell(Predicted::RunFailed { errno });
-                false
+                Err(Left::Stopped)
             }
             Reached::NoInstruction | Reached::Shutdown => {
                 self.tell(Predicted::Exit(Ending::TripleFault.exit()));
-                false
+                Err(Left::Stopped)
             }
         }
     }
 
     /// Tries an access until it is done or cannot be.
-    fn access(&mut self, id: u32, kind: Kind, gpa: Gpa) -> Reached {
+    fn access(&mut self, id: u32, kind: Kind, (gpa, place): (Gpa, FaultPlace)) -> Reached {
         for _ in 0..ATTEMPTS {
             self.serve_requests(id);
             if !self.load_root(id) {
@@ -165,7 +196,12 @@ impl<F: Format> ShadowVm<F> {
             };
             match self.fault(id, (kind, present), gpa) {
                 Outcome::Retry | Outcome::Fixed | Outcome::Spurious => {}
-                Outcome::Emulate | Outcome::WriteProtected => return Reached::Mmio(gpa),
+                Outcome::Emulate => return Reached::Mmio(gpa),
+                Outcome::WriteProtected => {
+                    if self.write_watched(id, gpa, place) {
+                        return Reached::Done;
+                    }
+                }
                 Outcome::MemoryFault | Outcome::BadPage => return Reached::Failed(Errno::EFAULT),
                 Outcome::Interrupted => return Reached::Failed(Errno::EINTR),
                 Outcome::OutOfTables => return Reached::Failed(Errno::ENOSPC),
@@ -198,35 +234,25 @@ impl<F: Format> ShadowVm<F> {
         }
     }
 
-    /// Whether an MMIO entry still holds, and the access goes to userspace (`mmu.c:handle_mmio_page_fault`).
+    /// Whether an MMIO entry still holds, and the access goes to userspace.
     pub(super) fn is_known_mmio(&mut self, id: u32, gpa: Gpa, spte: Spte<F>, mmio: &Mmio) -> bool {
         let Some(vcpu) = self.vcpus.get_mut(&id) else {
             return false;
         };
-        let as_id = vcpu.roots.mmu.role().as_id();
-        let generation = self.memory.space(as_id).generation();
-        if vcpu.mmio.has(gpa.gfn(), generation) {
-            return true;
-        }
+        let met = MetMmio {
+            spte,
+            mmio: *mmio,
+            as_id: vcpu.roots.mmu.role().as_id(),
+            gfn: gpa.gfn(),
+        };
         let codec = self.mmu.codec();
-        let valid = codec.is_mmio_current(mmio, generation);
-        let low = |raw: u64| u32::try_from(raw).unwrap_or(u32::MAX);
-        self.out.events.push(Predicted::MmioChecked {
-            spte: spte.raw(),
-            current: low(codec.mmio_generation(generation).raw()),
-            generation: low(mmio.generation.raw()),
-            valid,
-        });
-        if valid {
-            vcpu.mmio.remember(gpa.gfn(), generation);
-        }
-        valid
+        met.is_known(&self.memory, codec, &mut vcpu.mmio, &mut self.out)
     }
 
     fn fault(&mut self, id: u32, (kind, present): (Kind, Present), gpa: Gpa) -> Outcome {
         let settings = self.settings();
         let fault = Fault {
-            kind: self.reported_kind(kind, present),
+            kind: reported_kind(self.mmu.codec().host(), kind, present),
             present,
             ..Fault::new(gpa.gfn(), kind)
         };
@@ -245,6 +271,7 @@ impl<F: Format> ShadowVm<F> {
             invalidation: &self.invalidation,
             settings,
             mmio: &mut vcpu.mmio,
+            shadow: NotTracked,
         };
         let out = &mut self.out;
         let handled = self
@@ -258,14 +285,5 @@ impl<F: Format> ShadowVm<F> {
         }
         self.spread_requests();
         handled.outcome
-    }
-
-    /// An EPT misconfiguration does not say what the access was, and is taken for reading.
-    fn reported_kind(&self, kind: Kind, present: Present) -> Kind {
-        let ept = slat_mmu::host::SecondStage::Ept;
-        match self.mmu.codec().host().second_stage == ept && present == Present::Reserved {
-            true => Kind::Read,
-            false => kind,
-        }
     }
 }

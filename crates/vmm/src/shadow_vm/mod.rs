@@ -35,14 +35,15 @@ mod vcpu;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use slat_memslot::{Errno, Gfn, GmemId, Memory, Pages, Profile, Quirks, VmType};
-use slat_mmu::fault::{Apicv, Invalidation, Settings};
-use slat_mmu::host::{Host, SecondStage};
+use slat_memslot::{AsId, Errno, Gfn, GmemId, Memory, Pages, Profile, Slot, VmType};
+use slat_mmu::fault::{Invalidation, Settings};
+use slat_mmu::host::Host;
 use slat_mmu::role::TdpHost;
 use slat_mmu::roots::TdpMmu;
 use slat_mmu::shadow::{ShadowMmu, UnsyncChildren};
-use slat_mmu::spte::{Format, GuestPat, NxHugePages};
+use slat_mmu::spte::{Format, NxHugePages};
 
+use crate::paged_vm::fault;
 use crate::tdp_vm::Sink;
 use crate::tdp_vm::{EagerSplit, HostMemory};
 use crate::traces::Predicted;
@@ -151,18 +152,21 @@ impl<F: Format> ShadowVm<F> {
         }
     }
 
-    fn settings(&self) -> Settings {
-        let ept = self.mmu.codec().host().second_stage == SecondStage::Ept;
-        let quirks = self.memory.disabled_quirks();
-        let guest_pat = match ept && quirks.contains(Quirks::IGNORE_GUEST_PAT) {
-            true => GuestPat::Honoured,
-            false => GuestPat::Ignored,
+    /// KVM's thread that lets pages become huge again does one round: the `ratio`th part of the pages that stand in for huge ones
+    /// goes (`mmu.c:kvm_recover_nx_huge_pages`). Gives how many.
+    pub fn recover_nx(&mut self, ratio: u64) -> u64 {
+        let memory = &self.memory;
+        let is_logged = |as_id: AsId, gfn| {
+            let slot = memory.space(as_id).by_gfn(gfn);
+            slot.is_some_and(Slot::is_logged)
         };
-        Settings {
-            nx_huge_pages: self.nx_huge_pages,
-            guest_pat,
-            apicv: Apicv::Active,
-        }
+        let zapped = self.mmu.lock(&mut self.out).recover_nx(ratio, is_logged);
+        self.spread_requests();
+        zapped
+    }
+
+    fn settings(&self) -> Settings {
+        fault::settings(&self.memory, self.mmu.codec().host(), self.nx_huge_pages)
     }
 
     /// `KVM_CREATE_GUEST_MEMFD`, for VMs that have private memory: none with shadow pages.

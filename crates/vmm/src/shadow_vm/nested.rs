@@ -1,19 +1,23 @@
 //! L2 on tables of L1's: the second MMU of a vCPU (`guest_mmu`), which shadows them.
 
 use slat_memslot::{Errno, Gpa, Gva, Memory};
-use slat_mmu::fault::{Env, Invalidation, Kind, MmioCache, Outcome, Present, Settings};
-use slat_mmu::host::ExecuteOnly;
+use slat_mmu::fault::{Env, Invalidation, Kind, MmioCache, NotTracked, Outcome, Present, Settings};
+use slat_mmu::host::{ExecuteOnly, SecondStage};
 use slat_mmu::role::{
     CpuRole, NestedEpt, RoleLayout, TdpHost, VcpuMode, VcpuState, nested_ept_root_role,
     nested_npt_root_role, tdp_level,
 };
+use slat_mmu::roots::{FlushOnReuse, Pgd};
 use slat_mmu::shadow::{
-    GuestWalk, MarkedTrail, Roots, ShadowFault, ShadowMmu, ShadowRoot, Shadowed,
+    GuestWalk, MarkedTrail, NoTdp, Roots, ShadowFault, ShadowLocked, ShadowMmu, ShadowRoot,
+    Shadowed, TdpBeside,
 };
 use slat_mmu::spte::{Access, Format};
 use slat_mmu::tdp::{HardwareAccess, Observer};
+use slat_mmu::walk::second::{FaultPlace, SecondExit};
 use slat_mmu::walk::{
-    ErrorCode, GuestCpu, GuestPaging, NestedEptRoot, Pointers, Privilege, Unnested,
+    ErrorCode, GuestCpu, GuestPaging, NestedEptRoot, PagingMode, Pointers, Privilege, TableMemory,
+    Unnested, WalkFault,
 };
 
 use super::ShadowVm;
@@ -68,11 +72,28 @@ impl L2 {
     }
 }
 
+impl L2 {
+    /// L1 starts L2 again, perhaps on other tables: roles first, then the switch, which may find a root of before
+    /// (`mmu.c:kvm_init_shadow_npt_mmu`, `mmu.c:kvm_init_shadow_ept_mmu`).
+    pub(crate) fn restart<F: Format>(
+        &mut self,
+        anew: &Self,
+        locked: &mut ShadowLocked<'_, F, impl Observer<F>>,
+    ) {
+        self.paging = anew.paging;
+        self.roots.mmu.init(anew.roots.mmu.role());
+        let pgd = Pgd::new(self.paging.root());
+        locked.new_pgd(&mut self.roots, pgd, FlushOnReuse::Off);
+    }
+}
+
 /// What an access of L2 needs of its VM.
-pub(crate) struct L2Access<'w, F: Format, O> {
+pub(crate) struct L2Access<'w, F: Format, O, T> {
     /// By index, as dirty rings are.
     pub(crate) vcpu: u32,
     pub(crate) mmu: &'w mut ShadowMmu<F>,
+    /// The TDP MMU's tables, where L1 runs on such.
+    pub(crate) tdp: T,
     pub(crate) l2: &'w mut L2,
     pub(crate) memory: &'w mut Memory,
     pub(crate) ram: &'w Ram,
@@ -83,7 +104,7 @@ pub(crate) struct L2Access<'w, F: Format, O> {
     pub(crate) out: &'w mut O,
 }
 
-impl<F: Format, O: Observer<F> + Extend<Predicted>> L2Access<'_, F, O> {
+impl<F: Format, O: Observer<F> + Extend<Predicted>, T: TdpBeside<F>> L2Access<'_, F, O, T> {
     /// Loads L2's root; says whether there is room for it.
     pub(crate) fn load(&mut self) -> bool {
         let role = self.l2.roots.mmu.role();
@@ -99,11 +120,10 @@ impl<F: Format, O: Observer<F> + Extend<Predicted>> L2Access<'_, F, O> {
             settings: self.settings,
             role,
         };
-        let mut locked = self.mmu.lock(&mut *self.out);
+        let pointers = pointers_of(&self.l2.paging, &tables);
+        let mut locked = self.mmu.lock_beside(&mut *self.out, &mut self.tdp);
         let roots = &mut self.l2.roots;
-        locked
-            .load_shadow(roots, Pointers::default(), &guest)
-            .is_ok()
+        locked.load_shadow(roots, pointers, &guest).is_ok()
     }
 
     /// What hardware makes of an access: each is one of user mode.
@@ -118,12 +138,16 @@ impl<F: Format, O: Observer<F> + Extend<Predicted>> L2Access<'_, F, O> {
         self.mmu.hardware_access(root, gpa.raw(), access)
     }
 
-    /// The outcome and L1's address; `None` if L1 gets the violation itself.
+    /// The outcome and L1's address.
+    ///
+    /// # Errors
+    /// L1's tables do not allow the access: what L1 is told.
     pub(crate) fn fault(
         &mut self,
         (kind, present): (Kind, Present),
         gpa: Gpa,
-    ) -> Option<(Outcome, Gpa)> {
+        place: FaultPlace,
+    ) -> Result<(Outcome, Gpa), SecondExit> {
         let role = self.l2.roots.mmu.role();
         let tables = RamView {
             ram: self.ram,
@@ -131,12 +155,14 @@ impl<F: Format, O: Observer<F> + Extend<Predicted>> L2Access<'_, F, O> {
             as_id: role.as_id(),
         };
         let mut trail = MarkedTrail::default();
-        let wanted = ErrorCode::of(kind, Privilege::User);
+        let wanted = self.error_code(kind);
         let address = Gva::new(gpa.raw());
-        let walked = self.l2.paging.without_canonical_check();
+        let pointers = pointers_of(&self.l2.paging, &tables);
+        let walked = self.l2.paging.with_pointers(pointers);
+        let walked = walked.without_canonical_check();
         let found = walked.walk(&tables, &mut Unnested, &mut trail, address, wanted);
         self.out.extend(trail.marks().iter().flat_map(marked));
-        let found = found.ok()?;
+        let found = found.map_err(|fault| self.told_to_l1(&fault, wanted, place))?;
         let guest = Shadowed {
             paging: &self.l2.paging,
             tables: &tables,
@@ -160,11 +186,12 @@ impl<F: Format, O: Observer<F> + Extend<Predicted>> L2Access<'_, F, O> {
             invalidation: self.invalidation,
             settings: self.settings,
             mmio: &mut *self.mmio,
+            shadow: NotTracked,
         };
         let (roots, out) = (&mut self.l2.roots, &mut *self.out);
-        let handled = self
-            .mmu
-            .shadow_page_fault(roots, &fault, (&walk, &guest), &mut env, out);
+        let of = (&walk, &guest);
+        let (mmu, tdp) = (&mut *self.mmu, &mut self.tdp);
+        let handled = mmu.shadow_page_fault_beside(roots, &fault, of, &mut env, out, tdp);
         for mark in trail.marks().iter().filter(|mark| mark.written) {
             let _ = self
                 .memory
@@ -173,9 +200,51 @@ impl<F: Format, O: Observer<F> + Extend<Predicted>> L2Access<'_, F, O> {
         if let Some((slot, gfn)) = handled.mark_dirty {
             let _ = self.memory.mark_dirty(self.vcpu, slot.as_id, gfn);
         }
-        Some((handled.outcome, found.gpa))
+        Ok((handled.outcome, found.gpa))
+    }
+
+    /// What an exit of hardware asks L1's tables for: one thing with EPT, where only reading counts as user mode
+    /// (`vmx/common.h:__vmx_handle_ept_violation`).
+    fn error_code(&self, kind: Kind) -> ErrorCode {
+        match (self.mmu.codec().host().second_stage, kind) {
+            (SecondStage::Ept, Kind::Write) => ErrorCode::WRITE,
+            (SecondStage::Ept, Kind::Execute) => ErrorCode::FETCH,
+            _ => ErrorCode::of(kind, Privilege::User),
+        }
+    }
+
+    /// What KVM makes of a walk through L1's tables that has failed (`paging_tmpl.h:walk_addr_generic`,
+    /// `nested_ept_inject_page_fault`, `nested_svm_inject_npf_exit`).
+    fn told_to_l1(&self, fault: &WalkFault, wanted: ErrorCode, place: FaultPlace) -> SecondExit {
+        // A walk without canonical addresses and without a stage of its own ends in nothing else.
+        let Some(fault) = fault.page_fault() else {
+            return SecondExit::EptMisconfiguration;
+        };
+        match self.mmu.codec().host().second_stage {
+            SecondStage::Ept => {
+                // The qualification says what was asked for, whatever the error code leaves out.
+                let mut fault = *fault;
+                fault.code |= wanted;
+                SecondExit::synthesised_ept(&fault, place)
+            }
+            SecondStage::Npt | SecondStage::Off => SecondExit::synthesised_npt(fault, place),
+        }
     }
 }
+
+/// The pointers of an L1 that gives its guest tables of three levels: each is read when a root is made
+/// (`svm/nested.c:nested_svm_get_tdp_pdptr`).
+fn pointers_of(paging: &GuestPaging, tables: &impl TableMemory) -> Pointers {
+    if paging.mode() != PagingMode::Pae {
+        return Pointers::default();
+    }
+    let first = paging.root() & POINTERS;
+    let read = |part: u64| tables.read_u64(Gpa::new(first + part * 8)).unwrap_or(0);
+    Pointers([0, 1, 2, 3].map(read))
+}
+
+/// Where the pointers are, in `nCR3`.
+const POINTERS: u64 = 0xffff_ffe0;
 
 /// How often an access is tried: an emulated guest would go on for ever.
 const ATTEMPTS: u32 = 64;
@@ -194,17 +263,24 @@ impl<F: Format> ShadowVm<F> {
         let Some(vcpu) = self.vcpus.get_mut(&id) else {
             return false;
         };
-        vcpu.l2 = l2;
+        match (&mut vcpu.l2, l2) {
+            (Some(before), Some(anew)) => {
+                before.restart(&anew, &mut self.mmu.lock(&mut self.out));
+                vcpu.mmio.clear();
+            }
+            (before, anew) => *before = anew,
+        }
         vcpu.pause_l1();
         true
     }
 
-    fn l2_access(&mut self, id: u32) -> Option<L2Access<'_, F, crate::tdp_vm::Sink>> {
+    fn l2_access(&mut self, id: u32) -> Option<L2Access<'_, F, crate::tdp_vm::Sink, NoTdp>> {
         let settings = self.settings();
         let vcpu = self.vcpus.get_mut(&id)?;
         Some(L2Access {
             vcpu: id,
             mmu: &mut self.mmu,
+            tdp: NoTdp,
             l2: vcpu.l2.as_mut()?,
             memory: &mut self.memory,
             ram: &self.ram,
@@ -242,23 +318,24 @@ impl<F: Format> ShadowVm<F> {
                 HardwareAccess::NotPresent => Present::No,
                 HardwareAccess::NotAllowed => Present::Yes,
             };
-            let fault = access.fault((kind, present), gpa);
+            let fault = access.fault((kind, present), gpa, FaultPlace::Final);
             if let Some(moved) = self.host.take_moved() {
                 self.unmap_hva(moved);
             }
             self.spread_requests();
             match fault {
-                Some((Outcome::Retry | Outcome::Fixed | Outcome::Spurious, _)) => {}
-                Some((Outcome::Emulate | Outcome::WriteProtected, gpa)) => {
-                    return Reached::Mmio(gpa);
+                Ok((Outcome::Retry | Outcome::Fixed | Outcome::Spurious, _)) => {}
+                Ok((Outcome::Emulate, gpa)) => return Reached::Mmio(gpa),
+                Ok((Outcome::WriteProtected, gpa)) => {
+                    self.emulate_write(id, gpa);
+                    return Reached::Done;
                 }
-                Some((Outcome::MemoryFault | Outcome::BadPage, _)) => {
+                Ok((Outcome::MemoryFault | Outcome::BadPage, _)) => {
                     return Reached::Failed(Errno::EFAULT);
                 }
-                Some((Outcome::Interrupted, _)) => return Reached::Failed(Errno::EINTR),
-                Some((Outcome::OutOfTables, _)) => return Reached::Failed(Errno::ENOSPC),
-                // L1 would get the violation; it has no handler.
-                None => return Reached::Shutdown,
+                Ok((Outcome::Interrupted, _)) => return Reached::Failed(Errno::EINTR),
+                Ok((Outcome::OutOfTables, _)) => return Reached::Failed(Errno::ENOSPC),
+                Err(exit) => return Reached::ToL1(exit),
             }
         }
         Reached::Failed(Errno::EINTR)

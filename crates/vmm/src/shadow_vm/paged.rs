@@ -1,10 +1,11 @@
 //! Guests whose own tables are shadowed.
 
 use slat_memslot::{Errno, Gpa, Gva, Vendor};
-use slat_mmu::fault::{Env, Kind, Outcome, Present};
+use slat_mmu::fault::{Env, Kind, NotTracked, Outcome, Present};
 use slat_mmu::shadow::{GuestWalk, MarkedTrail, ShadowFault, ShadowRoot, Shadowed};
 use slat_mmu::spte::{Access as Rights, Format};
 use slat_mmu::tdp::HardwareAccess;
+use slat_mmu::walk::second::FaultPlace;
 use slat_mmu::walk::{
     ErrorCode, GuestCpu, GuestPaging, GuestVendor, Mark, Pointers, Privilege, Unnested,
 };
@@ -173,6 +174,7 @@ impl<F: Format> ShadowVm<F> {
             invalidation: &self.invalidation,
             settings,
             mmio: &mut vcpu.mmio,
+            shadow: NotTracked,
         };
         let (roots, out) = (&mut vcpu.roots, &mut self.out);
         let handled = self
@@ -189,6 +191,34 @@ impl<F: Format> ShadowVm<F> {
         }
         self.spread_requests();
         Ok((handled.outcome, found.gpa))
+    }
+
+    /// A write to a frame that shadow pages watch. Where hardware marks an entry of the guest's own tables, these pages go and
+    /// the guest tries again; other writes KVM carries out (`mmu.c:kvm_mmu_write_protect_fault`). Says whether it is done.
+    pub(super) fn write_watched(&mut self, id: u32, gpa: Gpa, place: FaultPlace) -> bool {
+        let unprotected = place == FaultPlace::Table && {
+            let mut locked = self.mmu.lock(&mut self.out);
+            locked.unprotect(gpa.gfn())
+        };
+        if !unprotected {
+            self.emulate_write(id, gpa);
+        }
+        self.spread_requests();
+        !unprotected
+    }
+
+    /// KVM carries out a write to a frame that it watches; what is written leaves the tables as they are.
+    pub(super) fn emulate_write(&mut self, id: u32, gpa: Gpa) {
+        let write = slat_mmu::shadow::EmulatedWrite {
+            gpa,
+            len: 1,
+            present: slat_mmu::shadow::EntryWritten::Zero,
+        };
+        let _ = self
+            .memory
+            .mark_dirty(id, slat_memslot::AsId::NORMAL, gpa.gfn());
+        self.mmu.lock(&mut self.out).track_write(&write);
+        self.spread_requests();
     }
 
     /// Brings what is below a vCPU's root into step (`mmu.c:kvm_mmu_sync_roots`).

@@ -1,7 +1,7 @@
 //! `KVM_PRE_FAULT_MEMORY`.
 
 use slat_memslot::{Errno, Gfn, PageSize, Pages};
-use slat_mmu::fault::{Env, Fault, Kind, Outcome, Present};
+use slat_mmu::fault::{Env, Fault, Kind, NotTracked, Outcome, Present};
 use slat_mmu::spte::Format;
 
 use super::ShadowVm;
@@ -72,6 +72,7 @@ impl<F: Format> ShadowVm<F> {
                 invalidation: &self.invalidation,
                 settings,
                 mmio: &mut vcpu.mmio,
+                shadow: NotTracked,
             };
             let (most, out) = (PageSize::Size1G, &mut self.out);
             let handled = self

@@ -80,8 +80,12 @@ impl Vcpu {
         }
         self.roots.mmu.init(root_role(&self.state, tdp));
         let pgd = Pgd::new(self.state.cr3);
-        mmu.lock(out)
+        let reused = mmu
+            .lock(out)
             .new_pgd(&mut self.roots, pgd, FlushOnReuse::Off);
+        if reused {
+            self.mmio.clear();
+        }
     }
 
     /// Gives up all roots and wants those of the present state (`mmu.c:kvm_mmu_reset_context`).

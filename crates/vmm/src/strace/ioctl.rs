@@ -114,7 +114,11 @@ impl MemoryIoctl {
             Call::SetTssAddr { .. } => Self::SetTssAddr,
             Call::SetIdentityMapAddr { .. } => Self::SetIdentityMapAddr,
             Call::CreateIrqchip => Self::CreateIrqchip,
-            Call::File(..) | Call::Map(..) | Call::HarvestDirtyRing { .. } | Call::Guest(_) => {
+            Call::File(..)
+            | Call::Map(..)
+            | Call::HarvestDirtyRing { .. }
+            | Call::Guest(_)
+            | Call::Tdx(_) => {
                 return None;
             }
         })

@@ -120,6 +120,8 @@ pub struct Activity {
     pub l2_tables: Option<SecondStageOfL2>,
     /// The accesses after that.
     pub steps_then: Vec<Step>,
+    /// What L1 does when it is told of an access of L2's that its tables do not allow. L2 does not go on.
+    pub steps_of_l1: Vec<Step>,
     /// How it stops.
     pub ending: Ending,
 }

@@ -10,9 +10,12 @@ use slat_mmu::role::VcpuMode;
 use slat_mmu::roots::RootId;
 use slat_mmu::spte::{Access, Format, Mmio, Spte};
 use slat_mmu::tdp::{HardwareAccess, Unobserved};
+use slat_mmu::walk::second::{FaultPlace, SecondExit};
 
 use super::TdpVm;
 use super::activity::{Activity, Step};
+use crate::paged_vm::fault::{MetMmio, reported_kind};
+use crate::snp_vm::Behind;
 use crate::traces::{Exit, Predicted};
 use crate::{CallError, CallResult};
 
@@ -23,6 +26,8 @@ pub(super) enum Stop {
     Exit(Came),
     /// It failed.
     Failed(Errno),
+    /// L2 is left for L1, which is told why.
+    ToL1(SecondExit),
 }
 
 /// What userspace does with `KVM_EXIT_MMIO`.
@@ -62,6 +67,11 @@ impl<F: Format> TdpVm<F> {
 
     /// One access of a guest, with what `KVM_RUN` says about it.
     pub(super) fn guest_access(&mut self, access: &GuestAccess) -> CallResult {
+        if self.snp.is_some() {
+            return Err(CallError::NotTried {
+                why: "nobody outside can set an SNP guest's registers: snp_read and its like",
+            });
+        }
         if let Err(refusal) = self.memory.check_guest_access(access) {
             self.answer(Err(refusal.errno()));
             return Err(refusal.into());
@@ -82,6 +92,8 @@ impl<F: Format> TdpVm<F> {
             Ok(()) => Ok(CallOutcome::Access(Came::Done)),
             Err(Stop::Exit(came)) => Ok(CallOutcome::Access(came)),
             Err(Stop::Failed(errno)) => Err(CallError::errno(errno)),
+            // Guests of single accesses start no L2.
+            Err(Stop::ToL1(_)) => Err(CallError::errno(Errno::EINVAL)),
         }
     }
 
@@ -109,7 +121,14 @@ impl<F: Format> TdpVm<F> {
             self.switch_mode(vcpu, mode);
         }
         self.enter(vcpu)?;
-        self.steps(vcpu, &activity.steps, userspace)?;
+        match self.steps(vcpu, &activity.steps, userspace) {
+            Err(Stop::ToL1(exit)) => {
+                self.leave_l2(vcpu, exit, activity, userspace)?;
+                self.exit(activity.ending.exit());
+                return Ok(());
+            }
+            other => other?,
+        }
         if let Some(mode) = activity.mode_then {
             self.leave(vcpu);
             match &activity.l2_tables {
@@ -121,9 +140,27 @@ impl<F: Format> TdpVm<F> {
             }
             self.enter(vcpu)?;
         }
-        self.steps(vcpu, &activity.steps_then, userspace)?;
+        match self.steps(vcpu, &activity.steps_then, userspace) {
+            Err(Stop::ToL1(exit)) => self.leave_l2(vcpu, exit, activity, userspace)?,
+            other => other?,
+        }
         self.exit(activity.ending.exit());
         Ok(())
+    }
+
+    /// L2 is left for L1, which is told why, and handles it.
+    fn leave_l2(
+        &mut self,
+        vcpu: u32,
+        exit: SecondExit,
+        activity: &Activity,
+        userspace: Userspace,
+    ) -> Result<(), Stop> {
+        self.out.events.push(Predicted::ToldToL1(exit));
+        self.leave(vcpu);
+        self.switch_mode(vcpu, VcpuMode::Normal);
+        self.enter(vcpu)?;
+        self.steps(vcpu, &activity.steps_of_l1, userspace)
     }
 
     fn exit(&mut self, exit: Exit) {
@@ -205,15 +242,21 @@ impl<F: Format> TdpVm<F> {
             Kind::Read
         };
         for entry in walk {
-            self.reach(id, kind, entry, userspace)?;
+            self.reach(id, kind, (entry, FaultPlace::Table), userspace)?;
         }
-        self.reach(id, step.kind, target, userspace)
+        self.reach(id, step.kind, (target, FaultPlace::Final), userspace)
     }
 
-    fn reach(&mut self, id: u32, kind: Kind, gpa: Gpa, userspace: Userspace) -> Result<(), Stop> {
+    fn reach(
+        &mut self,
+        id: u32,
+        kind: Kind,
+        (gpa, place): (Gpa, FaultPlace),
+        userspace: Userspace,
+    ) -> Result<(), Stop> {
         let reached = match self.runs_on_l1_tables(id) {
-            true => self.access_l2(id, kind, gpa),
-            false => self.access(id, kind, gpa),
+            true => self.access_l2(id, kind, (gpa, place)),
+            false => self.access(id, kind, (gpa, place)),
         };
         match (reached?, kind) {
             (Reached::Memory, _) => return Ok(()),
@@ -236,7 +279,12 @@ impl<F: Format> TdpVm<F> {
     }
 
     /// Tries an access until it is done or cannot be.
-    fn access(&mut self, id: u32, kind: Kind, gpa: Gpa) -> Result<Reached, Stop> {
+    fn access(
+        &mut self,
+        id: u32,
+        kind: Kind,
+        (gpa, place): (Gpa, FaultPlace),
+    ) -> Result<Reached, Stop> {
         for _ in 0..ATTEMPTS {
             self.make_room_to_log(id);
             self.serve(id)?;
@@ -259,7 +307,12 @@ impl<F: Format> TdpVm<F> {
             self.leave(id);
             match self.fault(id, root, (kind, present), gpa) {
                 Outcome::Retry | Outcome::Fixed | Outcome::Spurious => {}
-                Outcome::Emulate | Outcome::WriteProtected => return Ok(Reached::Nothing),
+                Outcome::Emulate => return Ok(Reached::Nothing),
+                Outcome::WriteProtected => {
+                    if self.write_watched(id, gpa, place) {
+                        return Ok(Reached::Memory);
+                    }
+                }
                 Outcome::MemoryFault => return Err(self.memory_fault(gpa, present)),
                 Outcome::BadPage => return Err(self.fail(Errno::EFAULT)),
                 Outcome::Interrupted => return Err(self.fail(Errno::EINTR)),
@@ -269,7 +322,7 @@ impl<F: Format> TdpVm<F> {
         Err(self.fail(Errno::EINTR))
     }
 
-    fn hardware(&mut self, root: RootId, kind: Kind, gpa: Gpa) -> HardwareAccess<F> {
+    pub(crate) fn hardware(&mut self, root: RootId, kind: Kind, gpa: Gpa) -> HardwareAccess<F> {
         let access = match kind {
             Kind::Read => Access::USER,
             Kind::Write => Access::USER | Access::WRITE,
@@ -301,37 +354,40 @@ impl<F: Format> TdpVm<F> {
         }
     }
 
-    /// Whether an MMIO entry still holds, and the access goes to userspace (`mmu.c:handle_mmio_page_fault`).
+    /// Whether an MMIO entry still holds, and the access goes to userspace.
     fn is_known_mmio(&mut self, id: u32, gpa: Gpa, spte: Spte<F>, mmio: &Mmio) -> bool {
         let Some(vcpu) = self.vcpus.get_mut(&id) else {
             return false;
         };
-        let as_id = vcpu.mmu.role().as_id();
-        let generation = self.memory.space(as_id).generation();
-        if vcpu.mmio.has(gpa.gfn(), generation) {
-            return true;
-        }
+        let met = MetMmio {
+            spte,
+            mmio: *mmio,
+            as_id: vcpu.mmu.role().as_id(),
+            gfn: gpa.gfn(),
+        };
         let codec = self.tables.codec();
-        let valid = codec.is_mmio_current(mmio, generation);
-        let low = |raw: u64| u32::try_from(raw).unwrap_or(u32::MAX);
-        self.out.events.push(Predicted::MmioChecked {
-            spte: spte.raw(),
-            current: low(codec.mmio_generation(generation).raw()),
-            generation: low(mmio.generation.raw()),
-            valid,
-        });
-        if valid {
-            vcpu.mmio.remember(gpa.gfn(), generation);
-        }
-        valid
+        met.is_known(&self.memory, codec, &mut vcpu.mmio, &mut self.out)
     }
 
     fn fault(&mut self, id: u32, root: RootId, what: (Kind, Present), gpa: Gpa) -> Outcome {
+        let private = self.wants_private(gpa, what.1);
+        self.fault_as(id, root, what, gpa, private)
+    }
+
+    /// A fault of an access that was private, or shared, whatever the attributes say.
+    pub(crate) fn fault_as(
+        &mut self,
+        id: u32,
+        root: RootId,
+        what: (Kind, Present),
+        gpa: Gpa,
+        private: bool,
+    ) -> Outcome {
+        self.hear();
         let settings = self.settings();
         let (kind, present) = what;
-        let private = self.wants_private(gpa, present);
         let fault = Fault {
-            kind: self.reported_kind(kind, present),
+            kind: reported_kind(self.tables.codec().host(), kind, present),
             present,
             private,
             ..Fault::new(gpa.gfn(), kind)
@@ -341,13 +397,19 @@ impl<F: Format> TdpVm<F> {
             return Outcome::BadPage;
         };
         let index = vcpu.index;
+        let shadow = self.nested.mmu.beside();
         let mut locked = self.tables.shared(&mut self.reader, &mut self.out);
+        let mut behind = Behind {
+            host: &mut self.host,
+            snp: self.snp.as_deref_mut(),
+        };
         let mut env = Env {
             memory: &self.memory,
-            backing: &mut self.host,
+            backing: &mut behind,
             invalidation: &self.invalidation,
             settings,
             mmio: &mut vcpu.mmio,
+            shadow: &shadow,
         };
         let handled = locked.page_fault(root, &fault, &mut env);
         drop(locked);
@@ -358,17 +420,6 @@ impl<F: Format> TdpVm<F> {
             self.unmap_hva(moved);
         }
         handled.outcome
-    }
-
-    /// An EPT misconfiguration does not say what the access was, and is taken for reading.
-    fn reported_kind(&self, kind: Kind, present: Present) -> Kind {
-        let ept = slat_mmu::host::SecondStage::Ept;
-        let misconfigured = self.tables.codec().host().second_stage == ept;
-        if misconfigured && present == Present::Reserved {
-            Kind::Read
-        } else {
-            kind
-        }
     }
 
     /// Whether an access is to private memory: the VM's attributes say so, but for one that finds an MMIO entry, which is

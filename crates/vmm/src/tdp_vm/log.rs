@@ -116,12 +116,12 @@ impl<F: Format> TdpVm<F> {
         if let Some(range) = GfnRange::between(start, end) {
             self.split_eagerly(key, range);
         }
-        let mut locked = self.tables.exclusive(&mut self.out);
-        locked.write_track(key.as_id, start, PageSize::Size2M);
+        let mut nested = self.nested.mmu.lock_beside(&mut self.out, &mut self.tables);
+        nested.write_track(key.as_id, start, PageSize::Size2M);
         // KVM rounds up, so that it takes the first frame of a huge page for one of the page before.
         let huge = PageSize::Size2M.pages().raw();
         if start.raw().next_multiple_of(huge) != last.raw().next_multiple_of(huge) {
-            locked.write_track(key.as_id, last, PageSize::Size2M);
+            nested.write_track(key.as_id, last, PageSize::Size2M);
         }
     }
 }

@@ -46,21 +46,24 @@ mod vcpu;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use slat_memslot::{Call, Errno, Memory, Profile, Quirks, VmType};
-use slat_mmu::fault::{Apicv, Invalidation, PrefaultOutside, Settings};
+use slat_memslot::{AsId, Call, Errno, Memory, Profile, Slot, VmType};
+use slat_mmu::fault::{Invalidation, PrefaultOutside, Settings};
 use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::role::TdpHost;
-use slat_mmu::spte::{Format, GuestPat, NxHugePages};
+use slat_mmu::spte::{Format, NxHugePages};
 use slat_mmu::table::Reader;
+use slat_mmu::tdp::dump::{Detail, Dump};
 use slat_mmu::tdp::{ExistingLeaf, Limits, Passes, Tables, Uninterrupted, ZapAll};
 
+use crate::paged_vm::fault;
+use crate::snp_vm::Snp;
 use crate::traces::Predicted;
 pub use activity::{Activity, Ending, Paging, SecondStageOfL2, Step};
 pub use any::AnyTdpVm;
 pub use host::{HostMemory, HvaRange, Supplied};
 pub use pre_fault::PreFaulted;
 pub(crate) use sink::Sink;
-use vcpu::Vcpu;
+pub(crate) use vcpu::Vcpu;
 
 /// Whether huge pages are split when a slot's log is switched on, or cleared (`kvm.eager_page_split`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -75,13 +78,13 @@ pub enum EagerSplit {
 /// A VM with two-dimensional paging.
 #[derive(Debug)]
 pub struct TdpVm<F: Format> {
-    memory: Memory,
-    tables: Tables<F>,
+    pub(crate) memory: Memory,
+    pub(crate) tables: Tables<F>,
     tdp: TdpHost,
     /// One thread does everything.
-    reader: Reader,
-    vcpus: BTreeMap<u32, Vcpu>,
-    host: HostMemory,
+    pub(crate) reader: Reader,
+    pub(crate) vcpus: BTreeMap<u32, Vcpu>,
+    pub(crate) host: HostMemory,
     invalidation: Invalidation,
     nx_huge_pages: NxHugePages,
     eager_split: EagerSplit,
@@ -89,7 +92,9 @@ pub struct TdpVm<F: Format> {
     /// What L2s run on.
     nested: nested::Nested<F>,
     prefault_outside: PrefaultOutside,
-    out: Sink,
+    pub(crate) out: Sink,
+    /// What an SNP guest has beside its tables.
+    pub(crate) snp: Option<Box<Snp>>,
 }
 
 /// Tables of one VM: enough for 512 GiB of small pages.
@@ -126,6 +131,7 @@ impl<F: Format> TdpVm<F> {
             nested: nested::Nested::new(host),
             prefault_outside: PrefaultOutside::default(),
             out: Sink::default(),
+            snp: Snp::of(vm_type, host.second_stage == SecondStage::Npt),
         })
     }
 
@@ -151,6 +157,11 @@ impl<F: Format> TdpVm<F> {
         &self.tables
     }
 
+    /// What is in the page tables, in text form or to be loaded again ([`Tables::from_dump`]).
+    pub fn dump(&mut self, detail: Detail) -> Dump {
+        self.tables.dump(detail)
+    }
+
     /// The host's memory.
     pub fn host(&self) -> &HostMemory {
         &self.host
@@ -163,6 +174,7 @@ impl<F: Format> TdpVm<F> {
 
     /// What happened since this was last asked.
     pub fn take(&mut self) -> Vec<Predicted> {
+        self.forget_heard();
         core::mem::take(&mut self.out.events)
     }
 
@@ -197,22 +209,22 @@ impl<F: Format> TdpVm<F> {
         }
     }
 
+    /// KVM's thread that lets pages become huge again does one round: the `ratio`th part of the tables that stand in for huge
+    /// pages goes, and of the pages that L2s run on (`mmu.c:kvm_recover_nx_huge_pages`). Gives how many.
+    pub fn recover_nx(&mut self, ratio: u64) -> u64 {
+        let memory = &self.memory;
+        let is_logged = |as_id: AsId, gfn| {
+            let slot = memory.space(as_id).by_gfn(gfn);
+            slot.is_some_and(Slot::is_logged)
+        };
+        let mut locked = self.tables.exclusive(&mut self.out);
+        let zapped = locked.recover_nx(ratio, |as_id, frames| is_logged(as_id, frames.start()));
+        let mut nested = self.nested.mmu.lock(&mut self.out);
+        zapped + nested.recover_nx(ratio, is_logged)
+    }
+
     fn settings(&self) -> Settings {
-        let ept = self.tables.codec().host().second_stage == SecondStage::Ept;
-        let honoured = ept
-            && self
-                .memory
-                .disabled_quirks()
-                .contains(Quirks::IGNORE_GUEST_PAT);
-        Settings {
-            nx_huge_pages: self.nx_huge_pages,
-            apicv: Apicv::Active,
-            guest_pat: if honoured {
-                GuestPat::Honoured
-            } else {
-                GuestPat::Ignored
-            },
-        }
+        fault::settings(&self.memory, self.tables.codec().host(), self.nx_huge_pages)
     }
 
     /// The last descriptor of the VM is closed: its guest_memfds go first, then everything that is mapped.
@@ -224,6 +236,9 @@ impl<F: Format> TdpVm<F> {
         for (id, vcpu) in &mut self.vcpus {
             vcpu.unload(&self.tables, &mut self.reader);
             self.nested.unload(*id, &mut self.out);
+        }
+        if let Some(snp) = &mut self.snp {
+            snp.free_vmsas();
         }
     }
 }

@@ -7,9 +7,10 @@ use slat_mmu::fault::{Kind, Outcome, Present};
 use slat_mmu::host::Host;
 use slat_mmu::role::VcpuMode;
 use slat_mmu::roots::{Request, RootSet, TdpMmu};
-use slat_mmu::shadow::ShadowMmu;
+use slat_mmu::shadow::{EmulatedWrite, EntryWritten, ShadowMmu};
 use slat_mmu::spte::Format;
-use slat_mmu::tdp::HardwareAccess;
+use slat_mmu::tdp::{HardwareAccess, Tables};
+use slat_mmu::walk::second::FaultPlace;
 use slat_mmu::walk::{GuestCpu, GuestVendor};
 
 use super::guest::{Reached, Stop};
@@ -63,9 +64,20 @@ impl<F: Format> TdpVm<F> {
             return false;
         };
         self.nested.ram.make_l2_tables(tables);
-        self.nested.running.insert(id, l2);
+        match self.nested.running.get_mut(&id) {
+            Some(before) => {
+                before.restart(&l2, &mut self.nested.mmu.lock(&mut self.out));
+                vcpu.mmio.clear();
+            }
+            None => drop(self.nested.running.insert(id, l2)),
+        }
         // L1's roots are another MMU's, and stay.
+        let paging = vcpu.paging.clone();
         vcpu.pause_l1();
+        if let SecondStageOfL2::Ept { .. } = tables {
+            // VMX demands it of old guests.
+            vcpu.paging = paging;
+        }
         true
     }
 
@@ -75,12 +87,13 @@ impl<F: Format> TdpVm<F> {
         self.nested.running.contains_key(&id) && self.vcpus.get(&id).is_some_and(in_l2)
     }
 
-    fn l2_access(&mut self, id: u32) -> Option<L2Access<'_, F, Sink>> {
+    fn l2_access(&mut self, id: u32) -> Option<L2Access<'_, F, Sink, &mut Tables<F>>> {
         let settings = self.settings();
         let vcpu = self.vcpus.get_mut(&id)?;
         Some(L2Access {
             vcpu: vcpu.index,
             mmu: &mut self.nested.mmu,
+            tdp: &mut self.tables,
             l2: self.nested.running.get_mut(&id)?,
             memory: &mut self.memory,
             ram: &self.nested.ram,
@@ -108,8 +121,40 @@ impl<F: Format> TdpVm<F> {
         self.l2_access(id).is_some_and(|mut access| access.load())
     }
 
+    /// A write to a frame that shadow pages watch. Where hardware marks an entry of the guest's own tables, these pages go and
+    /// the guest tries again; other writes KVM carries out (`mmu.c:kvm_mmu_write_protect_fault`). Says whether it is done.
+    pub(super) fn write_watched(&mut self, id: u32, gpa: Gpa, place: FaultPlace) -> bool {
+        let mut locked = self.nested.mmu.lock_beside(&mut self.out, &mut self.tables);
+        if place == FaultPlace::Table && locked.unprotect(gpa.gfn()) {
+            return false;
+        }
+        self.emulate_write(id, gpa);
+        true
+    }
+
+    /// KVM carries out a write to a frame that it watches; what is written leaves the tables as they are.
+    fn emulate_write(&mut self, id: u32, gpa: Gpa) {
+        let Some(vcpu) = self.vcpus.get(&id) else {
+            return;
+        };
+        let (index, as_id) = (vcpu.index, vcpu.mmu.role().as_id());
+        let _ = self.memory.mark_dirty(index, as_id, gpa.gfn());
+        let write = EmulatedWrite {
+            gpa,
+            len: 1,
+            present: EntryWritten::Zero,
+        };
+        let mut locked = self.nested.mmu.lock_beside(&mut self.out, &mut self.tables);
+        locked.track_write(&write);
+    }
+
     /// One access of L2 to an address that L1's tables translate.
-    pub(super) fn access_l2(&mut self, id: u32, kind: Kind, gpa: Gpa) -> Result<Reached, Stop> {
+    pub(super) fn access_l2(
+        &mut self,
+        id: u32,
+        kind: Kind,
+        (gpa, place): (Gpa, FaultPlace),
+    ) -> Result<Reached, Stop> {
         for _ in 0..ATTEMPTS {
             self.serve_requests(id);
             if !self.load_l2_root(id) {
@@ -124,19 +169,23 @@ impl<F: Format> TdpVm<F> {
                 HardwareAccess::NotPresent => Present::No,
                 HardwareAccess::NotAllowed => Present::Yes,
             };
-            let fault = access.fault((kind, present), gpa);
+            let fault = access.fault((kind, present), gpa, place);
             if let Some(moved) = self.host.take_moved() {
                 self.unmap_hva(moved);
             }
-            match fault.map(|(outcome, _)| outcome) {
-                Some(Outcome::Retry | Outcome::Fixed | Outcome::Spurious) => {}
-                Some(Outcome::Emulate | Outcome::WriteProtected) => return Ok(Reached::Nothing),
-                Some(Outcome::Interrupted) => return Err(self.fail(Errno::EINTR)),
-                Some(Outcome::OutOfTables) => return Err(self.fail(Errno::ENOSPC)),
-                // L1 would get the violation; it has no handler.
-                Some(Outcome::MemoryFault | Outcome::BadPage) | None => {
+            match fault {
+                Ok((Outcome::Retry | Outcome::Fixed | Outcome::Spurious, _)) => {}
+                Ok((Outcome::Emulate, _)) => return Ok(Reached::Nothing),
+                Ok((Outcome::WriteProtected, gpa)) => {
+                    self.emulate_write(id, gpa);
+                    return Ok(Reached::Memory);
+                }
+                Ok((Outcome::Interrupted, _)) => return Err(self.fail(Errno::EINTR)),
+                Ok((Outcome::OutOfTables, _)) => return Err(self.fail(Errno::ENOSPC)),
+                Ok((Outcome::MemoryFault | Outcome::BadPage, _)) => {
                     return Err(self.fail(Errno::EFAULT));
                 }
+                Err(exit) => return Err(Stop::ToL1(exit)),
             }
         }
         Err(self.fail(Errno::EINTR))

@@ -7,30 +7,18 @@ use slat_mmu::tdp::{Age, Uninterrupted, ZapLeafs};
 use super::{HvaRange, TdpVm};
 
 impl<F: Format> TdpVm<F> {
-    /// The frames behind host addresses, by address space.
-    fn frames(&self, range: HvaRange) -> Vec<(AsId, GfnRange)> {
-        let mut found = Vec::new();
-        for as_id in self.address_spaces() {
-            let (start, end) = (Hva::new(range.start), Hva::new(range.end));
-            let slots = self.memory.space(as_id).by_hva(start, end);
-            found.extend(slots.map(|(_, frames)| (as_id, frames)));
-        }
-        found
-    }
-
-    pub(super) fn address_spaces(&self) -> impl Iterator<Item = AsId> + use<F> {
-        (0..self.memory.address_space_count()).filter_map(AsId::new)
-    }
-
     /// Host addresses are unmapped, or mapped otherwise (`kvm_mmu_notifier_invalidate_range_start` and its end).
     pub fn unmap_hva(&mut self, range: HvaRange) {
-        for (as_id, frames) in self.frames(range) {
+        for (as_id, frames) in self
+            .memory
+            .frames_behind(Hva::new(range.start), Hva::new(range.end))
+        {
             self.zap_frames(as_id, frames);
         }
     }
 
     /// Zaps the leaves of frames whose pages go.
-    pub(super) fn zap_frames(&mut self, as_id: AsId, frames: GfnRange) {
+    pub(crate) fn zap_frames(&mut self, as_id: AsId, frames: GfnRange) {
         let locked = &mut self.tables.exclusive(&mut self.out);
         self.invalidation.begin(locked);
         self.invalidation.add(locked, frames);
@@ -41,12 +29,16 @@ impl<F: Format> TdpVm<F> {
             .zap_frames(as_id, frames);
         let locked = &self.tables.exclusive(&mut self.out);
         self.invalidation.end(locked);
+        self.flushed();
     }
 
     /// Whether host addresses were used since this was last asked (`kvm_mmu_notifier_clear_flush_young` and its kin).
     pub fn age_hva(&mut self, range: HvaRange) -> bool {
         let mut young = false;
-        for (as_id, frames) in self.frames(range) {
+        for (as_id, frames) in self
+            .memory
+            .frames_behind(Hva::new(range.start), Hva::new(range.end))
+        {
             let locked = &mut self.tables.exclusive(&mut self.out);
             young |= locked.age(as_id, frames, Age::Take);
             young |= self.nested.mmu.lock(&mut self.out).age(as_id, frames);

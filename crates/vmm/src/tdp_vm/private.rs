@@ -53,7 +53,7 @@ impl<F: Format> TdpVm<F> {
 
     fn slots_in(&self, range: GfnRange) -> Vec<(slat_memslot::AsId, GfnRange)> {
         let mut found = Vec::new();
-        for as_id in self.address_spaces() {
+        for as_id in self.memory.address_spaces() {
             let slots = self.memory.space(as_id).in_range(range);
             let frames = slots.filter_map(|slot| slot.range().intersection(range));
             found.extend(frames.map(|frames| (as_id, frames)));
@@ -87,6 +87,7 @@ impl<F: Format> TdpVm<F> {
             for (slot, frames) in bound {
                 self.zap_frames(slot.as_id, frames);
             }
+            self.free_private(file, 0, u64::MAX);
         }
     }
 
@@ -96,6 +97,7 @@ impl<F: Format> TdpVm<F> {
         for (slot, frames) in frames {
             self.zap_frames(slot.as_id, frames);
         }
+        self.free_private(file, offset, len);
         self.host.drop_file_pages(file, offset, len);
     }
 

@@ -49,7 +49,10 @@ impl<F: Format> TdpVm<F> {
     fn zap(&mut self, zap: Zap) {
         match zap.reach {
             ZapReach::AllRoots => self.zap_all_fast(),
-            ZapReach::Leafs { as_id, range } => self.zap_frames(as_id, range),
+            ZapReach::Leafs { as_id, range } => {
+                self.zap_frames(as_id, range);
+                self.nested.mmu.lock(&mut self.out).zap_slot(as_id, range);
+            }
         }
     }
 
@@ -60,6 +63,8 @@ impl<F: Format> TdpVm<F> {
         self.nested.mmu.lock(&mut self.out).make_obsolete();
         let mut locked = self.tables.shared(&mut self.reader, &mut self.out);
         let _ = ZapInvalidated::new(self.passes).run(&mut locked, &mut Uninterrupted);
+        drop(locked);
+        self.flushed();
     }
 
     fn slot(&self, key: SlotKey) -> Option<&Slot> {
@@ -99,11 +104,14 @@ impl<F: Format> TdpVm<F> {
         locked.write_protect_range(key.as_id, range, smallest);
     }
 
-    /// Splits the huge leaves of a range, if that is to be done ahead of time.
+    /// Splits the huge leaves of a range, those that L2s run on first, if that is to be done ahead of time.
     pub(super) fn split_eagerly(&mut self, key: SlotKey, range: slat_memslot::GfnRange) {
         if self.eager_split == EagerSplit::On {
             let size = PageSize::Size4K;
             let mut split = SplitHugePages::new(key.as_id, range, size, self.nx_huge_pages);
+            let mut locked = self.nested.mmu.lock(&mut self.out);
+            let (of, nx) = ((key.as_id, range), self.nx_huge_pages);
+            let _ = locked.split_huge(of, size, nx, &mut Uninterrupted);
             let mut locked = self.tables.shared(&mut self.reader, &mut self.out);
             // Without tables, what is left is split by writes.
             let _ = split.run(&mut locked, &mut Uninterrupted);
@@ -125,6 +133,8 @@ impl<F: Format> TdpVm<F> {
                 && memory.allows_huge(key, size, gfn)
                 && host.mapping_size(slot, gfn) >= size
         };
+        let mut locked = self.nested.mmu.lock(&mut self.out);
+        locked.zap_collapsible(memory, slot, |gfn| host.mapping_size(slot, gfn));
         let mut locked = self.tables.shared(&mut self.reader, &mut self.out);
         let mut collapse = CollapseTables::new(key.as_id, slot.range(), how);
         let _ = collapse.run(&mut locked, &mut Uninterrupted, allows);

@@ -14,7 +14,7 @@ use super::activity::Paging;
 
 /// One vCPU.
 #[derive(Debug)]
-pub(super) struct Vcpu {
+pub(crate) struct Vcpu {
     /// The number in the order of creation, from 0: whose ring it has.
     pub(super) index: u32,
     pub(super) mmu: VcpuMmu,
@@ -140,14 +140,14 @@ impl<F: Format> TdpVm<F> {
     }
 
     /// Serves what a vCPU was asked for, as every entry into the guest begins.
-    pub(super) fn serve_requests(&mut self, id: u32) {
+    pub(crate) fn serve_requests(&mut self, id: u32) {
         if let Some(vcpu) = self.vcpus.get_mut(&id) {
             vcpu.serve_requests(&self.tables, &mut self.reader);
         }
     }
 
     /// The root that a vCPU runs on, loaded if there is none (`mmu.c:kvm_mmu_reload`).
-    pub(super) fn load_root(&mut self, id: u32) -> Option<RootId> {
+    pub(crate) fn load_root(&mut self, id: u32) -> Option<RootId> {
         let vcpu = self.vcpus.get_mut(&id)?;
         let mut locked = self.tables.shared(&mut self.reader, &mut self.out);
         locked.load(&mut vcpu.mmu).ok()?;
@@ -158,7 +158,7 @@ impl<F: Format> TdpVm<F> {
     }
 
     /// The id of the vCPU that was created as this one, from 0.
-    pub(super) fn id_of(&self, index: u32) -> Option<u32> {
+    pub(crate) fn id_of(&self, index: u32) -> Option<u32> {
         let mut vcpus = self.vcpus.iter();
         vcpus
             .find(|(_, vcpu)| vcpu.index == index)

@@ -14,6 +14,7 @@ use crate::differential::dice::Dice;
 pub(super) struct Generator {
     dice: Dice,
     modes: Vec<PagingMode>,
+    refused: Cr4,
 }
 
 impl Generator {
@@ -21,7 +22,13 @@ impl Generator {
         Self {
             dice: Dice::new(seed),
             modes,
+            refused: Cr4::empty(),
         }
+    }
+
+    /// Never with these bits of CR4.
+    pub(super) fn without(self, refused: Cr4) -> Self {
+        Self { refused, ..self }
     }
 
     /// Registers and CPUID in one of the modes.
@@ -33,6 +40,11 @@ impl Generator {
             }
             modes => self.dice.pick(modes),
         };
+        self.state_in(mode)
+    }
+
+    /// Registers and CPUID in a mode.
+    pub(super) fn state_in(&mut self, mode: PagingMode) -> CpuState {
         let mut state = super::mode_state(mode);
         for (bit, percent) in [
             (Cr4::PGE, 50),
@@ -45,6 +57,10 @@ impl Generator {
                 state.cr4.set(bit, self.dice.percent(percent));
             }
         }
+        if matches!(mode, PagingMode::Level4 | PagingMode::Level5) {
+            state.cr4.set(Cr4::PCIDE, self.dice.percent(40));
+        }
+        state.cr4 -= self.refused;
         state.cr0.set(Cr0::WP, self.dice.percent(50));
         state.efer.set(Efer::NX, self.dice.percent(75));
         state.ac = AlignmentCheck::of(self.dice.below(2) << 18);

@@ -6,6 +6,8 @@
 
 mod execute;
 mod generate;
+pub(crate) mod scene;
+mod skipped;
 mod state;
 mod stats;
 #[cfg(test)]
@@ -19,9 +21,12 @@ use slat_mmu::role::{Cr0, Cr4, Efer};
 use slat_mmu::walk::{AlignmentCheck, GuestPaging, GuestVendor, PagingMode};
 
 pub use execute::{
-    AccessConfig, AccessDifference, AccessOutcome, DATA, Ended, Executor, MEMORY_PAGES,
-    TEST_TABLES, Tried, compare_accesses,
+    AccessConfig, AccessDifference, AccessEnd, AccessOutcome, DATA, Departure, Ended, Executor,
+    HIGH, MEMORY_PAGES, ProtectionKeys, TABLE_PAGES, TEST_TABLES, Tried, UserHalf, WalkedBy,
+    compare_accesses, data_offset, place_of,
 };
+pub use scene::{Scene, SceneError, SceneWalk, SecondSource};
+pub use skipped::{Part, SkipReason, Skipped};
 pub use state::{CpuState, GigabytePages, Memory, RAM_PAGES, ROM_PAGES, ROM_START};
 pub use stats::{End, Stats};
 
@@ -131,39 +136,6 @@ impl Default for Config {
     }
 }
 
-/// A mode that the kernel cannot run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Skipped {
-    /// The mode.
-    pub mode: PagingMode,
-    /// What the kernel did when it was asked for.
-    pub why: SkipReason,
-}
-
-/// What a kernel does with a mode that it cannot run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SkipReason {
-    /// It refuses the registers.
-    Refused(Errno),
-    /// It takes them, and shows others afterwards.
-    Dropped,
-}
-
-impl fmt::Display for Skipped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.why {
-            SkipReason::Refused(errno) => {
-                write!(f, "{}: KVM_SET_SREGS refuses it with {errno}", self.mode)
-            }
-            SkipReason::Dropped => write!(
-                f,
-                "{}: KVM_SET_SREGS takes it, KVM_GET_SREGS shows paging off",
-                self.mode
-            ),
-        }
-    }
-}
-
 /// Where the two differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
@@ -226,11 +198,11 @@ pub fn compare<W: Walker>(
     mut progress: impl FnMut(u64),
 ) -> Result<Outcome, Errno> {
     let start = Instant::now();
-    let (modes, skipped) = probe(walker);
+    let (modes, refused, skipped) = probe(walker);
     if modes.is_empty() {
         return Err(Errno::EINVAL);
     }
-    let mut generator = Generator::new(config.seed, modes);
+    let mut generator = Generator::new(config.seed, modes).without(refused);
     let mut stats = Stats::default();
     let mut difference = None;
     while stats.translations < config.translations && difference.is_none() {
@@ -261,24 +233,29 @@ pub fn compare<W: Walker>(
     })
 }
 
-/// The modes that a kernel runs, and those that it does not.
-fn probe<W: Walker>(walker: &mut W) -> (Vec<PagingMode>, Vec<Skipped>) {
-    let (mut modes, mut skipped) = (Vec::new(), Vec::new());
+/// The modes that a kernel runs, the bits of CR4 that it refuses, and what both leave out.
+fn probe<W: Walker>(walker: &mut W) -> (Vec<PagingMode>, Cr4, Vec<Skipped>) {
+    let (mut modes, mut refused, mut skipped) = (Vec::new(), Cr4::empty(), Vec::new());
     walker.load(&Memory::new());
     for mode in MODES {
-        match walker.set(&mode_state(mode)) {
-            Ok(true) => modes.push(mode),
-            Ok(false) => skipped.push(Skipped {
-                mode,
-                why: SkipReason::Dropped,
-            }),
-            Err(errno) => skipped.push(Skipped {
-                mode,
-                why: SkipReason::Refused(errno),
+        match SkipReason::of(walker.set(&mode_state(mode))) {
+            None => modes.push(mode),
+            Some(why) => skipped.push(Skipped {
+                part: Part::Mode(mode),
+                why,
             }),
         }
     }
-    (modes, skipped)
+    let last = modes.last().copied().unwrap_or(PagingMode::Unpaged);
+    for (part, bit) in Part::BITS {
+        let mut state = mode_state(last);
+        state.cr4 |= bit;
+        if let Some(why) = SkipReason::of(walker.set(&state)) {
+            refused |= bit;
+            skipped.push(Skipped { part, why });
+        }
+    }
+    (modes, refused, skipped)
 }
 
 /// Translations on one state.

@@ -37,11 +37,11 @@ fn suffix() -> String {
 
 /// Builds the newest kernel of the series.
 pub(crate) fn build(cache: &Cache) -> Outcome<PathBuf> {
-    let package = format!("linux-source-{SERIES}");
+    let package = source_package();
     let version = debian::candidate(&package)?;
     let name = format!("{PREFIX}{version}{}", suffix());
     cache.get_or_make(&name, |entry, scratch| {
-        let source = unpack(&package, &version, scratch)?;
+        let source = unpack(&package, &version, &[], scratch)?;
         let output = scratch.join("build");
         configure(&source, &output)?;
         compile(&output, &entry.join("log"))?;
@@ -52,8 +52,18 @@ pub(crate) fn build(cache: &Cache) -> Outcome<PathBuf> {
     })
 }
 
-/// The unpacked tree; the archive of an installed package serves if it is of the right version.
-fn unpack(package: &str, version: &str, scratch: &Path) -> Outcome<PathBuf> {
+/// The package with the kernel's source.
+pub(crate) fn source_package() -> String {
+    format!("linux-source-{SERIES}")
+}
+
+/// The unpacked tree, or these parts of it; the archive of an installed package serves if it is of the right version.
+pub(crate) fn unpack(
+    package: &str,
+    version: &str,
+    parts: &[&str],
+    scratch: &Path,
+) -> Outcome<PathBuf> {
     let mut archive = Path::new("/usr/src").join(format!("{package}.tar.xz"));
     if debian::installed(package).as_deref() != Some(version) || !archive.exists() {
         eprintln!("slat-vm: downloading {package} {version} (152 MB)");
@@ -67,7 +77,8 @@ fn unpack(package: &str, version: &str, scratch: &Path) -> Outcome<PathBuf> {
             .arg("-C")
             .arg(scratch)
             .arg("-xf")
-            .arg(&archive),
+            .arg(&archive)
+            .args(parts.iter().map(|part| format!("{package}/{part}"))),
     )?;
     Ok(scratch.join(package))
 }

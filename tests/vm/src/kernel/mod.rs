@@ -3,6 +3,7 @@
 mod build;
 mod modules;
 mod prebuilt;
+mod selftests;
 mod setup;
 
 use std::fs::{self, File};
@@ -14,7 +15,7 @@ use crate::cache::Cache;
 use crate::failure::{Doing, Failure, Outcome};
 use crate::options::Kernel;
 
-pub(crate) use setup::{Setup, setup};
+pub(crate) use setup::{Setup, set_up_selftests, setup};
 
 /// The series of Linux that both kernels belong to.
 const SERIES: &str = "6.12";

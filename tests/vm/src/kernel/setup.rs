@@ -6,8 +6,8 @@ use clap::{Args, ValueEnum};
 
 use crate::cache::Cache;
 use crate::debian;
-use crate::failure::{Doing, Outcome};
-use crate::kernel::{build, prebuilt};
+use crate::failure::{Doing, Failure, Outcome};
+use crate::kernel::{build, prebuilt, selftests};
 
 /// What to set up.
 #[derive(Args, Clone, Debug)]
@@ -26,6 +26,8 @@ enum Which {
     Built,
     /// Debian's own
     Debian,
+    /// None, but KVM's selftests
+    Selftests,
 }
 
 /// Programs and the packages they come in.
@@ -83,7 +85,31 @@ pub(crate) fn setup(what: &Setup, cache: &Cache) -> Outcome<()> {
         };
         eprintln!("slat-vm: the built kernel is in {}", folder.display());
     }
+    if wants(Which::Selftests) {
+        let cached = selftests::cached(cache).filter(|_| !what.update);
+        let folder = match cached {
+            Some(folder) => folder,
+            None => {
+                debian::install_missing(&[&UNPACK[..], &BUILD].concat())?;
+                debian::require_apt()?;
+                selftests::build(cache)?
+            }
+        };
+        eprintln!("slat-vm: KVM's selftests are in {}", folder.display());
+    }
     Ok(())
+}
+
+/// KVM's selftests, built if they are not there yet.
+pub(crate) fn set_up_selftests(cache: &Cache) -> Outcome<PathBuf> {
+    if selftests::cached(cache).is_none() {
+        let what = Setup {
+            kernel: Some(Which::Selftests),
+            update: false,
+        };
+        setup(&what, cache)?;
+    }
+    selftests::cached(cache).ok_or_else(|| Failure::new("KVM's selftests are not in the cache"))
 }
 
 fn fetch_busybox(cache: &Cache) -> Outcome<PathBuf> {

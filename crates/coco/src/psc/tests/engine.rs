@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::convert::UnknownReturn;
 
 fn strict() -> PscSettings {
     PscSettings::new(PscQuirks::strict())
@@ -101,6 +102,43 @@ proptest! {
         prop_assert!(buffer.loads.borrow().iter().all(|count| *count <= 1));
         let all = buffer.header().cur_entry == end + 1;
         prop_assert_eq!(result == PscResult::Success, all);
+    }
+
+    /// A plan of all ranges is what the engine gives one by one: steps, result, and what the guest is told.
+    #[test]
+    fn a_plan_is_what_the_engine_does(
+        words in entries(),
+        cur in prop_oneof![4 => Just(0u16), 1 => 0..260u16],
+        short in prop_oneof![4 => Just(0u16), 1 => 0..300u16],
+        done in 0..8usize,
+        last in prop_oneof![Just(Answer::Failed), (0..700u64).prop_map(|n| Answer::Partly(pages(n)))],
+        limit in prop_oneof![2 => Just(1u64 << 41), 1 => 0..2048u64],
+        once in any::<bool>(),
+    ) {
+        let end = u16::try_from(words.len()).unwrap() - 1 + short;
+        // KVM's quirks, but for the header, or none of them.
+        let quirks = match once {
+            true => PscQuirks::strict(),
+            false => PscQuirks { header: HeaderReads::Once, ..PscQuirks::kvm() },
+        };
+        let settings = PscSettings { end_gfn: Gfn::new(limit), ..PscSettings::new(quirks) };
+        let mut answers = vec![Answer::Done; done];
+        answers.push(last);
+        let (one, other) = (load(&words, cur, end), load(&words, cur, end));
+        let (steps, result) = run(settings, &one, whole(), &answers);
+        let mut plan = PscPlan::new(settings);
+        let (mut planned, mut answers) = (Vec::new(), answers.into_iter());
+        let mut step = plan.begin(&other, whole());
+        let all: Vec<PscStep> = plan.steps().collect();
+        while !matches!(step, PscStep::Resume(_)) {
+            planned.push(step);
+            step = plan.complete(&other, answers.next().unwrap_or(Answer::Done));
+        }
+        prop_assert_eq!(step, PscStep::Resume(result));
+        prop_assert_eq!(&planned, &steps);
+        prop_assert_eq!(&all[..planned.len()], &planned[..]);
+        prop_assert!(*one.words.borrow() == *other.words.borrow());
+        prop_assert!(other.loads.borrow().iter().all(|count| *count <= 1));
     }
 
     /// However the VMM cuts the work into parts, the guest that asks again gets every page once.

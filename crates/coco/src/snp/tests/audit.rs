@@ -40,7 +40,7 @@ fn set_attribute(one: &One, at: u64, attributes: Attributes) {
 
 type Plant = fn(&One);
 
-const PLANTS: [(&str, Plant); 13] = [
+const PLANTS: [(&str, Plant); 15] = [
     ("N01", |one| {
         one.vm.rmp.plant(one.pfn(7), RmpEntry::HYPERVISOR);
     }),
@@ -116,6 +116,23 @@ const PLANTS: [(&str, Plant); 13] = [
         let pfn = one.pfn(7);
         assert!(!lock(&one.vm.frames).host_write(&one.vm.rmp, pfn, Value::Zero));
     }),
+    // Without `adjust_direct_map`.
+    ("N14", |one| {
+        let state = RmpState::private(Asid::new(6).unwrap(), gfn(3), RmpSize::Size4K);
+        one.vm.rmp.rmpupdate(Pfn::new(0x3210), &state).unwrap();
+    }),
+    // A page that was to be launched goes with the file, without being reclaimed.
+    ("N15", |one| {
+        one.vm.rmp.plant(
+            one.pfn(7),
+            RmpEntry {
+                immutable: true,
+                ..RmpEntry::guest(asid(), gfn(7), RmpSize::Size4K)
+            },
+        );
+        let done = one.vm.punch_hole(range(7, 1));
+        assert_eq!((done.leaked, done.immutable), (1, 1));
+    }),
 ];
 
 #[test]
@@ -130,10 +147,50 @@ fn each_rule_finds_what_is_planted_for_it() {
         assert!(found.contains(code), "{code}: {found:?}");
         found_at_all.insert(code);
     }
+    // N16 and N17 are about order.
+    found_at_all.extend(out_of_order());
     assert_eq!(
         found_at_all.into_iter().collect::<Vec<_>>(),
         SnpViolation::CODES
     );
+}
+
+/// A frame given back while mapped, before the flush, and mapped before it is assigned.
+fn out_of_order() -> BTreeSet<&'static str> {
+    let (rmp, pfn, pages) = (Rmp::new(0x1000), Pfn::new(0x300), 1);
+    let (private, mut order) = (true, Order::default());
+    let mapped = Act::Mapped {
+        pfn,
+        pages,
+        private,
+    };
+    order.act(&rmp, mapped);
+    assert_eq!(order.found(), [SnpViolation::MappedTooEarly(pfn)]);
+    order.act(&rmp, Act::GivenBack { pfn, pages });
+    order.act(&rmp, Act::Unmapped { pfn, pages });
+    order.act(&rmp, Act::GivenBack { pfn, pages });
+    order.act(&rmp, Act::Flushed);
+    order.act(&rmp, Act::GivenBack { pfn, pages });
+    let early = |reach| SnpViolation::GivenBackTooEarly(pfn, reach);
+    assert_eq!(
+        order.found()[1..],
+        [early(Reach::Mapped), early(Reach::NotFlushed)]
+    );
+    order.found().iter().map(SnpViolation::code).collect()
+}
+
+/// What the rule about the host's own map is for: a write beside an assigned page faults where the kernel has not split.
+#[test]
+fn a_neighbour_behind_a_huge_entry_of_the_host_cannot_be_written() {
+    let rmp = Rmp::new(0x1000);
+    let mut frames = Frames::new(Pfn::new(0x200), rmp.end());
+    let pfn = frames.allocate(&rmp, RmpSize::Size4K).unwrap();
+    let neighbour = frames.allocate(&rmp, RmpSize::Size4K).unwrap();
+    let state = RmpState::private(asid(), gfn(7), RmpSize::Size4K);
+    rmp.rmpupdate(pfn, &state).unwrap();
+    assert!(!frames.host_write(&rmp, neighbour, Value::Tag(1)));
+    frames.adjust_direct_map(pfn, RmpSize::Size4K);
+    assert!(frames.host_write(&rmp, neighbour, Value::Tag(1)));
 }
 
 /// The kernel's order the other way round: the entry goes to the hypervisor while the page is still mapped.

@@ -113,6 +113,7 @@ fn the_proposal_assigns_a_page_that_is_not_the_guests_any_more() {
     one.vm.discard_shared(range(7, 1));
     one.assert_clean();
     let state = crate::rmp::RmpState::private(asid(), gfn(7), RmpSize::Size4K);
+    crate::sync::lock(&one.vm.frames).adjust_direct_map(pfn, RmpSize::Size4K);
     one.vm.rmp().rmpupdate(pfn, &state).unwrap();
     let codes: Vec<&str> = one.vm.audit().iter().map(SnpViolation::code).collect();
     assert_eq!(codes, ["N07"]);

@@ -235,8 +235,7 @@ impl Audit<'_> {
 
     fn is_page_of(&self, gfn: Gfn, page: Pfn) -> bool {
         let kvm = lock(&self.vm.kvm);
-        let in_slot = kvm.slots.values().any(|slot| slot.range.contains(gfn));
-        in_slot && kvm.gmem.get(&gfn) == Some(&page)
+        kvm.page_behind(gfn) == Some(page)
     }
 
     fn table(&mut self, gfn: Gfn, table: TableId, real: Option<EntryView>) {

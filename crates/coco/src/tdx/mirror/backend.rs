@@ -107,7 +107,9 @@ pub(super) struct Owner(pub(super) Arc<Backend>);
 
 impl Backend {
     pub(super) fn new(module: Arc<Module>, td: Tdr, hooks: HookGen, pages: FreePages) -> Self {
-        let modes = (0..module.vcpus(td)).map(|_| AtomicU64::new(0)).collect();
+        // A place for each vCPU that the TD may get.
+        let modes = (0..module.max_vcpus(td)).map(|_| AtomicU64::new(0));
+        let modes = modes.collect();
         Self {
             modes,
             module,

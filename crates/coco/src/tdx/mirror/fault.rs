@@ -139,27 +139,29 @@ impl TdxMmu {
         }
     }
 
-    /// Slot, attribute and page. Before the lock is taken.
+    /// Attribute, slot and page, in KVM's order (`mmu.c:kvm_mmu_faultin_pfn`). Before the lock is taken.
     fn prepare(&self, gfn: Gfn, private: bool) -> Result<(u64, Pfn), PrivateFault> {
         let mut kvm = lock(&self.kvm);
         let sequence = kvm.sequence;
-        let slot = kvm.slots.values().find(|slot| slot.range.contains(gfn));
-        let slot = slot.ok_or(PrivateFault::NoSlot)?;
+        if kvm.is_private(gfn) != private {
+            return Err(PrivateFault::Exit(MemoryFault { gfn, private }));
+        }
+        let slot = *kvm.slot_at(gfn).ok_or(PrivateFault::NoSlot)?;
         if slot.deleting {
             return Err(PrivateFault::SlotDeleted);
-        }
-        if kvm.private.contains_key(&gfn) != private {
-            return Err(PrivateFault::Exit(MemoryFault { gfn, private }));
         }
         if !private {
             return Ok((sequence, Pfn::default()));
         }
-        if let Some(page) = kvm.gmem.get(&gfn) {
-            return Ok((sequence, *page));
+        let Some((file, index)) = slot.place(gfn) else {
+            return Err(PrivateFault::Exit(MemoryFault { gfn, private }));
+        };
+        if let Some(page) = kvm.files.get(file, index) {
+            return Ok((sequence, page));
         }
         let page = self.backend.state().pages.take();
         let page = page.ok_or(PrivateFault::Dead)?;
-        kvm.gmem.insert(gfn, page);
+        kvm.files.insert(file, index, page);
         Ok((sequence, page))
     }
 

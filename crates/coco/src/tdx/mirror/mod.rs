@@ -21,6 +21,7 @@ mod audit;
 mod backend;
 mod busy;
 mod fault;
+mod gmem;
 mod hooks;
 #[cfg(test)]
 mod operations;
@@ -39,6 +40,7 @@ mod zap;
 pub use audit::{MirrorCode, MirrorViolation};
 pub use backend::{Backend, Bug, HookGen, Stage};
 pub use fault::{MemoryFault, PrivateFault, Stop, StoppedFault};
+pub use gmem::FileId;
 pub use region::{InitMemError, Measure, MemRegion};
 pub use vcpu::{Touch, Vcpu};
 pub use vm::{Config, Slot, TdxMmu};

@@ -149,7 +149,7 @@ pub(super) fn finish(vm: &TdxMmu) -> Vec<String> {
     let mut wrong: Vec<String> = vm.bug().iter().map(ToString::to_string).collect();
     wrong.extend(vm.audit().iter().map(|each| format!("{each:?}")));
     if wrong.is_empty() {
-        let gmem = lock(&vm.kvm).gmem.len() as u64;
+        let gmem = lock(&vm.kvm).files.len();
         if let Err(refusal) = vm.destroy() {
             wrong.push(refusal.to_string());
         }

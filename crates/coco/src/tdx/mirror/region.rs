@@ -65,6 +65,20 @@ pub enum InitMemError {
 }
 
 impl InitMemError {
+    /// The stable name.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::NotBuilding => "tdx-region-late",
+            Self::Source(_) => "tdx-region-source",
+            Self::Unaligned(_) => "tdx-region-unaligned",
+            Self::NoRange { .. } => "tdx-region-range",
+            Self::Shared(_) => "tdx-region-shared",
+            Self::NotPrivate(_) => "tdx-region-not-private",
+            Self::Interrupted(_) => "tdx-region-interrupted",
+            Self::NotAdded(..) => "tdx-region-not-added",
+        }
+    }
+
     /// What the ioctl returns.
     pub const fn errno(&self) -> Errno {
         match self {

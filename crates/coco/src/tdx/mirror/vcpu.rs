@@ -101,10 +101,23 @@ impl TdxMmu {
     /// # Errors
     /// What the guest is told, or why the vCPU could not enter.
     pub fn accept(&self, vcpu: &mut Vcpu, gfn: Gfn, level: Level) -> Result<Accept, Refusal> {
+        self.accept_once(vcpu, gfn, level).map(|(accept, _)| accept)
+    }
+
+    /// The same, with what became of the fault if there was one.
+    ///
+    /// # Errors
+    /// What the guest is told, or why the vCPU could not enter.
+    pub fn accept_once(
+        &self,
+        vcpu: &mut Vcpu,
+        gfn: Gfn,
+        level: Level,
+    ) -> Result<(Accept, Option<PrivateFault>), Refusal> {
         if let Entry::StillUnmapped(gpa) = self.enter_at(vcpu, instruction(gfn, 2))? {
-            let _fault = self.fault_private(vcpu, gpa.gfn());
+            let fault = self.fault_private(vcpu, gpa.gfn());
             let cause = ViolationCause::Access;
-            return Ok(Accept::Exit(Violation { gpa, cause }));
+            return Ok((Accept::Exit(Violation { gpa, cause }), Some(fault)));
         }
         let at = GpaMapping::new(Gpa::new(gfn.gpa().raw()), level);
         let accepted = self
@@ -112,10 +125,11 @@ impl TdxMmu {
             .tdg_mem_page_accept(self.td(), vcpu.id, at, Interrupt::Never);
         self.backend.has_left(vcpu.id);
         let accepted = accepted?;
-        if let Accept::Exit(violation) = accepted {
-            let _fault = self.fault_private(vcpu, violation.gpa.gfn());
-        }
-        Ok(accepted)
+        let fault = match accepted {
+            Accept::Exit(violation) => Some(self.fault_private(vcpu, violation.gpa.gfn())),
+            _ => None,
+        };
+        Ok((accepted, fault))
     }
 
     /// The vCPU leaves, if it is inside.

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
-use slat_memslot::{Gfn, GfnRange, Gpa, Level};
+use slat_memslot::{AttributeMap, Attributes, Gfn, GfnRange, Gpa, Level};
 use slat_mmu::host::Host;
 use slat_mmu::role::{PageRole, VcpuState, mirror_root_role, root_role_for_tdp};
 use slat_mmu::roots::RootId;
@@ -13,9 +12,13 @@ use slat_mmu::table::TableId;
 use slat_mmu::tdp::{ExistingLeaf, Limits, Locked, NoCheck, Side, Tables, Unobserved};
 
 use super::backend::{Backend, Bug, HookGen, Owner, Stage};
+use super::gmem::{FileId, Files};
 use super::pages::FreePages;
 use crate::sync::{Mutex, RwLock, lock, read, write};
-use crate::tdx::{Answer, Content, Gpaw, Module, PAGE_CHUNKS, TdParams, Tdr, build};
+use crate::tdx::{
+    Answer, Content, GpaMapping, Gpaw, Module, PAGE_CHUNKS, SeptState, TDCS_PAGES, TdParams, Tdr,
+    build,
+};
 
 /// What a TD is made with.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +31,8 @@ pub struct Config {
     pub hooks: HookGen,
     /// How many pages of 4 KiB the host has.
     pub host_pages: u64,
+    /// How many tables KVM can have.
+    pub tables: u32,
     /// Whether other threads can call in while a call into the module is under way.
     pub pauses: bool,
 }
@@ -39,16 +44,22 @@ impl Default for Config {
             vcpus: 2,
             hooks: HookGen::default(),
             host_pages: 0x4000,
+            tables: 0x1000,
             pauses: false,
         }
     }
 }
 
-/// A slot with guest_memfd.
+/// Where the pages that a TD itself is made of begin: its root page, its control structure, its vCPUs.
+const FIRST_OWN: Pfn = Pfn::new(0x10);
+
+/// A slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
     /// Its frames.
     pub range: GfnRange,
+    /// The guest_memfd behind it, and the page of it where the slot begins. Without one it has no private side.
+    pub file: Option<(FileId, u64)>,
     /// It is being deleted (`KVM_MEMSLOT_INVALID`): faults wait until it is gone.
     pub deleting: bool,
 }
@@ -112,13 +123,23 @@ fn acquire<S: Side<Format = Ept>>(locked: &mut Locked<S, Unobserved>, role: Page
 pub(super) struct Kvm {
     pub(super) slots: BTreeMap<u16, Slot>,
     /// Frames with `KVM_MEMORY_ATTRIBUTE_PRIVATE`: per VM, whatever slots there are.
-    pub(super) private: FxHashMap<Gfn, ()>,
-    /// The page of guest_memfd behind each frame.
-    pub(super) gmem: FxHashMap<Gfn, Pfn>,
+    pub(super) private: AttributeMap,
+    /// The pages of guest_memfds.
+    pub(super) files: Files,
     /// `mmu_invalidate_seq`.
     pub(super) sequence: u64,
     /// What is being invalidated.
     pub(super) invalidating: Option<GfnRange>,
+}
+
+impl Kvm {
+    pub(super) fn is_private(&self, gfn: Gfn) -> bool {
+        self.private.get(gfn).contains(Attributes::PRIVATE)
+    }
+
+    pub(super) fn slot_at(&self, gfn: Gfn) -> Option<&Slot> {
+        self.slots.values().find(|slot| slot.range.contains(gfn))
+    }
 }
 
 impl TdxMmu {
@@ -135,7 +156,7 @@ impl TdxMmu {
             module
         };
         let module = Arc::new(module);
-        let td = build(&module, Pfn::new(0x10), config.params, config.vcpus)?;
+        let td = build(&module, FIRST_OWN, config.params, config.vcpus)?;
         let first_page = Pfn::new(0x800);
         let pages = FreePages::new(first_page, end);
         let backend = Backend::new(module, td, config.hooks, pages);
@@ -148,7 +169,7 @@ impl TdxMmu {
             Gpaw::Bits52 => Host::ept(52).with_five_levels(),
         };
         let limits = Limits {
-            tables: 0x1000,
+            tables: config.tables,
             readers: 16,
         };
         let tables = Tables::with(&host, limits, Owner(Arc::clone(&backend)), NoCheck);
@@ -169,13 +190,25 @@ impl TdxMmu {
             direct: Mutex::new(direct),
             kvm: Mutex::new(Kvm {
                 slots: BTreeMap::new(),
-                private: FxHashMap::default(),
-                gmem: FxHashMap::default(),
+                private: AttributeMap::new(),
+                files: Files::default(),
                 sequence: 0,
                 invalidating: None,
             }),
             first_page,
         }
+    }
+
+    /// Makes a vCPU while the TD is built (`KVM_TDX_INIT_VCPU`), and gives its number.
+    ///
+    /// # Errors
+    /// What the module says: of too many, or that the TD can run already.
+    pub fn add_vcpu(&self) -> Answer<u16> {
+        let number = self.module().vcpus(self.td());
+        let page = FIRST_OWN.raw() + 1 + TDCS_PAGES as u64 + u64::from(number);
+        let vp = self.module().tdh_vp_create(self.td(), Pfn::new(page))?;
+        self.module().tdh_vp_init(self.td(), vp)?;
+        Ok(vp.0)
     }
 
     /// The module.
@@ -186,6 +219,16 @@ impl TdxMmu {
     /// The TD.
     pub fn td(&self) -> Tdr {
         self.backend.td()
+    }
+
+    /// The width of its addresses, and with it the place of the SHARED bit.
+    pub const fn gpaw(&self) -> Gpaw {
+        self.gpaw
+    }
+
+    /// The state of an entry of the S-EPT, without a call; `None` where a table is missing above it.
+    pub fn sept_entry(&self, at: GpaMapping) -> Option<SeptState> {
+        self.module().entry_state(self.td(), at)
     }
 
     /// Why KVM has given the VM up, if it has.
@@ -214,15 +257,6 @@ impl TdxMmu {
         self.backend.omit(omit);
     }
 
-    /// Adds a slot.
-    pub fn add_slot(&self, id: u16, range: GfnRange) {
-        let slot = Slot {
-            range,
-            deleting: false,
-        };
-        lock(&self.kvm).slots.insert(id, slot);
-    }
-
     /// A slot.
     pub fn slot(&self, id: u16) -> Option<Slot> {
         lock(&self.kvm).slots.get(&id).copied()
@@ -230,7 +264,7 @@ impl TdxMmu {
 
     /// Whether a frame is private.
     pub fn is_private(&self, gfn: Gfn) -> bool {
-        lock(&self.kvm).private.contains_key(&gfn)
+        lock(&self.kvm).is_private(gfn)
     }
 
     /// Adds a page with content while the TD is built, and measures it (`KVM_TDX_INIT_MEM_REGION` for a page).

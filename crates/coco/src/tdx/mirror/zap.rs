@@ -1,6 +1,6 @@
 //! What takes mappings away.
 
-use slat_memslot::{AsId, Gfn, GfnRange};
+use slat_memslot::{AsId, Attributes, Gfn, GfnRange};
 use slat_mmu::tdp::{
     Passes, Progress, RootTypes, Uninterrupted, Unobserved, ZapAll, ZapInvalidated, ZapLeafs,
 };
@@ -37,8 +37,12 @@ impl TdxMmu {
     }
 
     fn set_attribute(&self, range: GfnRange, private: bool) {
-        let is = |gfn: &u64| self.is_private(Gfn::new(*gfn)) == private;
-        if (range.start().raw()..range.end().raw()).all(|gfn| is(&gfn)) {
+        let attributes = if private {
+            Attributes::PRIVATE
+        } else {
+            Attributes::empty()
+        };
+        if lock(&self.kvm).private.has(range, attributes) {
             return;
         }
         self.invalidate(range, || {
@@ -48,14 +52,7 @@ impl TdxMmu {
                 RootTypes::Mirror
             };
             self.zap_leafs(range, types);
-            let mut kvm = lock(&self.kvm);
-            for gfn in (range.start().raw()..range.end().raw()).map(Gfn::new) {
-                if private {
-                    kvm.private.insert(gfn, ());
-                } else {
-                    kvm.private.remove(&gfn);
-                }
-            }
+            lock(&self.kvm).private.set(range, attributes);
         });
     }
 
@@ -67,18 +64,14 @@ impl TdxMmu {
         });
     }
 
-    fn release_gmem(&self, range: GfnRange) {
-        let mut kvm = lock(&self.kvm);
-        let frames = (range.start().raw()..range.end().raw()).map(Gfn::new);
-        let pages: Vec<_> = frames.filter_map(|gfn| kvm.gmem.remove(&gfn)).collect();
-        drop(kvm);
-        let mut state = self.backend.state();
-        for page in pages {
-            state.pages.give_back(page);
-        }
+    /// Takes the private mappings of frames away; pages stay.
+    pub(super) fn zap_private(&self, range: GfnRange) {
+        self.invalidate(range, || {
+            self.zap_leafs(range, RootTypes::Mirror);
+        });
     }
 
-    /// Deletes a slot, and the guest_memfd behind it. Other slots lose nothing by the first policy; the last one fails.
+    /// Deletes a slot, and the guest_memfd behind it if it has one of its own. Other slots lose nothing by the first policy; the last one fails.
     ///
     /// # Errors
     /// The rule that is broken; the slot stays.
@@ -105,9 +98,12 @@ impl TdxMmu {
             }
             return Err(bug);
         }
-        kvm.slots.remove(&id);
+        let own = kvm.slots.get(&id).and_then(|slot| slot.file);
         drop(kvm);
-        self.release_gmem(range);
+        if own.is_some_and(|(file, _)| file.is_of_slot()) {
+            self.release_gmem(range);
+        }
+        lock(&self.kvm).slots.remove(&id);
         Ok(())
     }
 

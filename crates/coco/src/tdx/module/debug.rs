@@ -5,7 +5,7 @@ use slat_memslot::Gpa;
 use super::Module;
 use super::call::GpaMapping;
 use crate::tdx::leaf::Seamcall;
-use crate::tdx::sept::EntryView;
+use crate::tdx::sept::{EntryView, SeptState};
 use crate::tdx::status::Answer;
 use crate::tdx::td::Tdr;
 
@@ -18,6 +18,13 @@ impl Module {
         self.on_entry(Seamcall::MemSeptRd, td, at, |on| {
             Ok(EntryView::of(on.entry, on.place.level))
         })
+    }
+
+    /// The state of an entry, without a call; `None` where a table is missing above it.
+    pub fn entry_state(&self, td: Tdr, at: GpaMapping) -> Option<SeptState> {
+        let state = self.state();
+        let found = state.tds.get(&td)?.sept.as_ref()?.walk(at.gpa, at.level);
+        (found.place.level == at.level).then(|| found.entry.state())
     }
 
     /// Reads eight bytes of a debug TD (`TDH.MEM.RD`); `None` if nobody can say what they are. The model keeps values at

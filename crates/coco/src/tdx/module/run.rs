@@ -84,6 +84,12 @@ impl Module {
         let vps = state.tds.get(&td).map_or(0, |td| td.vps.len());
         u16::try_from(vps).unwrap_or(u16::MAX)
     }
+
+    /// How many it may have.
+    pub fn max_vcpus(&self, td: Tdr) -> u16 {
+        let state = self.state();
+        state.tds.get(&td).map_or(0, |td| td.params.max_vcpus)
+    }
 }
 
 impl State {

@@ -13,3 +13,5 @@ mod schedules;
 mod slots;
 mod vcpu;
 mod world;
+
+pub(crate) use slots::Slots;

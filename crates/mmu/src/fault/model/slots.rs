@@ -19,15 +19,15 @@ const BYTES: u64 = 2 << 20;
 
 /// The slots as readers see them: each fault those that were there when it began (SRCU).
 #[derive(Debug)]
-pub(super) struct Slots(Mutex<Arc<RwLock<Memory>>>);
+pub(crate) struct Slots(Mutex<Arc<RwLock<Memory>>>);
 
 impl Slots {
-    pub(super) fn new(memory: Memory) -> Self {
+    pub(crate) fn new(memory: Memory) -> Self {
         Self(Mutex::new(Arc::new(RwLock::new(memory))))
     }
 
     /// The slots do not go while they are read.
-    pub(super) fn read<R>(&self, act: impl FnOnce(&Memory) -> R) -> R {
+    pub(crate) fn read<R>(&self, act: impl FnOnce(&Memory) -> R) -> R {
         let current = lock(&self.0);
         let snapshot = Arc::clone(&current);
         let memory = snapshot.read().unwrap();
@@ -39,7 +39,7 @@ impl Slots {
     /// (`kvm_main.c:kvm_swap_active_memslots`).
     ///
     /// `--cfg slat_mutant="no_grace"` does not wait.
-    pub(super) fn exchange<R>(&self, change: impl FnOnce(&mut Memory) -> R) -> R {
+    pub(crate) fn exchange<R>(&self, change: impl FnOnce(&mut Memory) -> R) -> R {
         let old = Arc::clone(&lock(&self.0));
         let mut new = old.read().unwrap().clone();
         let result = change(&mut new);

@@ -6,7 +6,7 @@ use slat_memslot::{Gfn, Memory};
 
 use super::host::Pages;
 use super::world::World;
-use crate::fault::{Begun, Env, Fault, Handled, Kind, MmioCache, Outcome, Present};
+use crate::fault::{Begun, Env, Fault, Handled, Kind, MmioCache, NotTracked, Outcome, Present};
 use crate::roots::{Request, Root, RootId, RootSet, VcpuMmu};
 use crate::spte::{Access, Format};
 use crate::sync::lock;
@@ -146,6 +146,7 @@ impl<F: Format> Vcpu<F> {
             invalidation: &world.invalidation,
             settings: world.settings,
             mmio: &mut self.mmio,
+            shadow: NotTracked,
         };
         let begun = {
             let tables = world.tables.read().unwrap();

@@ -157,6 +157,7 @@ impl<F: Format> World<F> {
             invalidation: &self.invalidation,
             settings: self.settings,
             mmio: &mut self.mmio,
+            shadow: NotTracked,
         };
         let mut locked = self.tables.shared(&mut self.reader, Unobserved);
         locked.page_fault(self.root, fault, &mut env)
@@ -173,6 +174,7 @@ impl<F: Format> World<F> {
             invalidation: &self.invalidation,
             settings: self.settings,
             mmio: &mut self.mmio,
+            shadow: NotTracked,
         };
         let mut locked = self.tables.shared(&mut self.reader, Unobserved);
         locked.prefault(self.root, Gfn::new(gfn), Pages::new(left), &mut env)

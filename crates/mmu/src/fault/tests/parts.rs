@@ -16,6 +16,7 @@ fn interrupted(
         invalidation: &world.invalidation,
         settings: world.settings,
         mmio: &mut world.mmio,
+        shadow: NotTracked,
     };
     let mut locked = world.tables.shared(&mut world.reader, Unobserved);
     let slow = match locked.begin_fault(world.root, fault, &env) {

@@ -7,7 +7,7 @@ use slat_memslot::{AsId, Gfn, Level};
 use super::{ShadowCode, ShadowPlace, ShadowViolation};
 use crate::role::PageRole;
 use crate::shadow::ShadowMmu;
-use crate::shadow::page::{ENTRIES, Page, PageId, SpteRef};
+use crate::shadow::page::{ENTRIES, NxDisallowed, Page, PageId, SpteRef};
 use crate::shadow::rmap::LEAF_LEVELS;
 use crate::spte::Format;
 
@@ -51,6 +51,7 @@ impl<'a, F: Format> Audit<'a, F> {
         self.followed_tables();
         self.active();
         self.counts();
+        self.nx();
     }
 
     fn page(&mut self, id: PageId, page: &Page<F>) {
@@ -180,7 +181,7 @@ impl<'a, F: Format> Audit<'a, F> {
         let mut small: BTreeMap<(AsId, Level, Gfn), u32> = BTreeMap::new();
         let mut in_step: BTreeSet<(AsId, Gfn)> = BTreeSet::new();
         let follows = |page: &Page<F>| page.has_gptes() && !page.role.is_invalid();
-        for (_, page) in mmu.pages.iter().filter(|(_, page)| follows(page)) {
+        for (id, page) in mmu.pages.iter().filter(|(_, page)| follows(page)) {
             let (as_id, gfn) = (page.role.as_id(), page.gfn);
             if page.level() > Level::L1 {
                 *tracked.entry((as_id, gfn)).or_default() += 1;
@@ -190,7 +191,9 @@ impl<'a, F: Format> Audit<'a, F> {
                     .entry((as_id, level, gfn.round_down(level)))
                     .or_default() += 1;
             }
-            if !page.unsync {
+            // Nobody asks an obsolete page of the last level whether its table may be written to.
+            let asked = page.level() > Level::L1 || !mmu.is_obsolete(id);
+            if asked && !page.unsync {
                 in_step.insert((as_id, gfn));
             }
         }
@@ -257,6 +260,26 @@ impl<'a, F: Format> Audit<'a, F> {
             let new = seen.insert((page.gfn, page.role));
             self.expect(new, ShadowCode::SamePageTwice, ShadowPlace::Page(id));
         }
+    }
+
+    fn nx(&mut self) {
+        let mmu = self.mmu;
+        let recoverable = |page: &Page<F>| page.nx == NxDisallowed::Recoverable;
+        for (id, page) in mmu.pages.iter().filter(|(_, page)| recoverable(page)) {
+            let listed = mmu.possible_nx.iter().filter(|other| **other == id).count();
+            let sound = listed == 1 && page.role.is_direct();
+            self.expect(sound, ShadowCode::NxPages, ShadowPlace::Page(id));
+        }
+        let all = mmu.possible_nx.iter();
+        let stale = all
+            .filter(|id| !mmu.pages.try_get(**id).is_some_and(recoverable))
+            .count();
+        let counted = mmu.stats.nx_lpage_splits == mmu.possible_nx.len() as u64;
+        self.expect(
+            stale == 0 && counted,
+            ShadowCode::NxPages,
+            ShadowPlace::Everything,
+        );
     }
 
     fn counts(&mut self) {

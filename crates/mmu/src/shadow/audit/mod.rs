@@ -18,9 +18,10 @@
 //! - `S15 indirect-count`: The count of pages that follow tables is the number of valid ones.
 //! - `S16 unsync-count`: The count of pages out of step is the number of them.
 //! - `S17 nonpresent-value`: What is not present is empty or an MMIO entry.
-//! - `S18 root-role-mismatch`: The root in use has the role that the vCPU's MMU wants.
+//! - `S18 root-role-mismatch`: The root in use has the role that the vCPU's MMU wants, or each of its four parts has.
 //! - `S19 waiting-page`: A page that is invalid waits for a vCPU that has it as a root, has no parent and maps nothing.
 //! - `S20 same-page-twice`: No two valid pages have the same frame and role.
+//! - `S21 nx-pages`: The pages that could become huge again are those that are remembered, direct and counted.
 //!
 //! KVM counterparts: the warnings of `mmu.c`; the audit of roles is asked for in `docs/roots.md`.
 
@@ -36,6 +37,8 @@ use slat_memslot::{AsId, Gfn, Level};
 use super::ShadowMmu;
 use super::load::Roots;
 use super::page::{PageId, SpteRef};
+use super::walk::ShadowRoot;
+use crate::role::Quadrant;
 use crate::spte::Format;
 
 /// What is violated.
@@ -63,11 +66,12 @@ pub enum ShadowCode {
     RootRoleMismatch,
     WaitingPage,
     SamePageTwice,
+    NxPages,
 }
 
 impl ShadowCode {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::LeafNotListed,
         Self::StaleListEntry,
         Self::ParentNotListed,
@@ -88,6 +92,7 @@ impl ShadowCode {
         Self::RootRoleMismatch,
         Self::WaitingPage,
         Self::SamePageTwice,
+        Self::NxPages,
     ];
 
     /// Its name.
@@ -113,6 +118,7 @@ impl ShadowCode {
             Self::RootRoleMismatch => "root-role-mismatch",
             Self::WaitingPage => "waiting-page",
             Self::SamePageTwice => "same-page-twice",
+            Self::NxPages => "nx-pages",
         }
     }
 }
@@ -175,11 +181,23 @@ impl<F: Format> ShadowMmu<F> {
         let mut audit = check::Audit::new(self);
         audit.everything();
         for (number, vcpu) in vcpus.iter().enumerate() {
-            if vcpu.mmu.check(&self.roots).is_err() && !self.is_asked_to_leave(vcpu) {
+            let differs = vcpu.mmu.check(&self.roots).is_err() || self.quarter_differs(vcpu);
+            if differs && !self.is_asked_to_leave(vcpu) {
                 audit.add(ShadowCode::RootRoleMismatch, ShadowPlace::Vcpu(number));
             }
         }
         audit.violations
+    }
+
+    /// Whether a page behind one of a vCPU's four pointers has another role than the vCPU's MMU wants, but for its place: what
+    /// KVM could not ask, since such a root is no page of its own.
+    fn quarter_differs(&self, vcpu: &Roots) -> bool {
+        let Some(ShadowRoot::Pae(pae)) = vcpu.current(self) else {
+            return false;
+        };
+        let wanted = vcpu.mmu.role().with_level(Level::L2);
+        let role = |page| Some(self.role_of(page)?.with_quadrant(Quadrant::Q0));
+        pae.pages().any(|page| role(page) != Some(wanted))
     }
 
     /// An invalid root may stay until the vCPU has served the request to drop it.

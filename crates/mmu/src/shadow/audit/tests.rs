@@ -5,7 +5,7 @@ use slat_memslot::{Gfn, Level};
 use super::ShadowCode as Code;
 use crate::host::Host;
 use crate::role::RoleFlag;
-use crate::shadow::page::{PageId, SpteRef};
+use crate::shadow::page::{NxDisallowed, PageId, SpteRef};
 use crate::shadow::tests::World;
 use crate::spte::{Npt, Spte};
 
@@ -147,6 +147,10 @@ fn plant(code: Code, world: &mut World<Npt>) {
             let (gfn, role) = (mmu.pages.get(two).gfn, mmu.pages.get(two).role);
             let page = mmu.pages.get_mut(one);
             (page.gfn, page.role) = (gfn, role);
+        }
+        Code::NxPages => {
+            let id = last_level_in_step(mmu);
+            mmu.pages.get_mut(id).nx = NxDisallowed::Recoverable;
         }
     }
 }

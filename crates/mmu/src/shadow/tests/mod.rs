@@ -1,8 +1,12 @@
 //! A small VM for tests: a guest with tables of its own in real words of memory, and one without.
 
+mod beside;
+mod nx;
 mod random;
 mod rules;
 mod seed;
+mod slow;
+mod split;
 
 use std::cell::Cell;
 
@@ -17,8 +21,8 @@ use super::{
 };
 use crate::access::Access;
 use crate::fault::{
-    Backing, Env, Fault, FilePage, HostPage, Invalidation, Kind, MmioCache, Outcome, Present,
-    Settings,
+    Backing, Env, Fault, FilePage, HostPage, Invalidation, Kind, MmioCache, NotTracked, Outcome,
+    Present, Settings,
 };
 use crate::host::Host;
 use crate::role::{CpuRole, Cr0, Cr4, Efer, PageRole, RoleLayout, VcpuState, root_role_for_tdp};
@@ -74,6 +78,7 @@ pub(super) struct World<F: Format> {
     pub(super) events: Vec<Event<F>>,
     backing: Line,
     mmio: MmioCache,
+    settings: Settings,
     next_table: u64,
 }
 
@@ -99,6 +104,7 @@ impl<F: Format> World<F> {
                 size: PageSize::Size4K,
             },
             mmio: MmioCache::default(),
+            settings: Settings::default(),
             next_table: TABLES + 1,
         }
     }
@@ -127,6 +133,7 @@ impl<F: Format> World<F> {
             invalidation,
             settings: Settings::default(),
             mmio,
+            shadow: NotTracked,
         }
     }
 
@@ -202,6 +209,7 @@ impl<F: Format> World<F> {
         let invalidation = Invalidation::default();
         let backing = &mut self.backing;
         let mut env = Self::env(&self.memory, backing, &invalidation, &mut self.mmio);
+        env.settings = self.settings;
         let (most, out) = (PageSize::Size1G, &mut self.events);
         let mmu = &mut self.mmu;
         mmu.direct_page_fault(&self.roots, &fault, most, &mut env, out)

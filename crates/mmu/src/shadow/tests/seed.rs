@@ -107,3 +107,28 @@ fn the_order_matters_unless_the_caller_passes_the_role() {
         assert_eq!(found, wanted, "{source:?}, {order}");
     }
 }
+
+/// A root with less than four levels is four pages: each is looked at.
+#[test]
+fn the_parts_of_a_pae_root_are_audited_too() {
+    let state = VcpuState {
+        cr0: Cr0::PG | Cr0::PE | Cr0::WP,
+        cr3: 0x10_000,
+        cr4: Cr4::PSE,
+        ..VcpuState::default()
+    };
+    let role = CpuRole::of(&state, RoleLayout::Baseline).shadow_root_role();
+    let mut world = World::<Npt>::new(&Host::shadow(40), state, role);
+    world.enter();
+    assert!(matches!(
+        world.roots.current(&world.mmu),
+        Some(crate::shadow::ShadowRoot::Pae(_))
+    ));
+    assert_eq!(world.audit(), []);
+    world
+        .roots
+        .mmu
+        .init(role.without(crate::role::RoleFlag::Cr0Wp));
+    let found: Vec<ShadowCode> = world.audit().iter().map(|each| each.code).collect();
+    assert_eq!(found, [ShadowCode::RootRoleMismatch]);
+}

@@ -112,11 +112,12 @@ impl SecondExit {
         Self::EptViolation(asked | found | place.qualification())
     }
 
-    /// What KVM makes up for L1 when its own walk of L1's NPT fails: always as if at the final page
-    /// (`svm/nested.c:nested_svm_inject_npf_exit`).
-    pub fn synthesised_npt(fault: &PageFault) -> Self {
+    /// What KVM makes up for L1 when its own walk of L1's NPT fails: the low half of the error code is that of the walk, the
+    /// high half, which says where, that of the exit from hardware (`svm/nested.c:nested_svm_inject_npf_exit`). Where there
+    /// was no such exit, it is as if at the final page.
+    pub fn synthesised_npt(fault: &PageFault, place: FaultPlace) -> Self {
         let low = ErrorCode::from_bits_truncate(fault.code.bits() & 0xffff_ffff);
-        Self::NestedPageFault(low | ErrorCode::GUEST_FINAL)
+        Self::NestedPageFault(low | place.code())
     }
 
     /// The error code that KVM goes on with (`vmx/common.h:__vmx_handle_ept_violation`, `svm.c:npf_interception`).

@@ -12,7 +12,7 @@ mod nested;
 mod resolve;
 mod tdp;
 #[cfg(all(test, not(any(loom, shuttle))))]
-mod tests;
+pub(in crate::walk) mod tests;
 
 pub use exit::{EptQualification, FaultPlace, SecondExit};
 pub use nested::{NestedAccess, NestedStage};

@@ -87,14 +87,34 @@ where
     type Address = Hpa;
     type Fault = SecondFault<C::Denied>;
 
-    #[inline]
+    #[inline(always)]
     fn translate(&mut self, gpa: Gpa, access: ErrorCode) -> Result<Hpa, Self::Fault> {
         let marks = self.locked.tables().codec().host().ad_enabled();
         let wanted = wanted::<F>(access, marks);
-        let page = self
+        let root = self.locked.tables().at_root(self.root);
+        let walked = self
             .locked
-            .hardware_walk(self.root, gpa, wanted, &mut self.observer)?;
-        Ok(page.hpa)
+            .hardware_walk_from(root, gpa, wanted, &mut self.observer);
+        walked.map(|(page, _)| page.hpa)
+    }
+
+    #[inline]
+    fn translate_group(
+        &mut self,
+        group: &[Option<Gpa>],
+        access: ErrorCode,
+        to: &mut [Option<Hpa>],
+    ) {
+        if W::OBSERVES {
+            for (gpa, to) in group.iter().zip(to) {
+                *to = gpa.and_then(|gpa| self.translate(gpa, access).ok());
+            }
+            return;
+        }
+        let marks = self.locked.tables().codec().host().ad_enabled();
+        let wanted = wanted::<F>(access, marks);
+        self.locked
+            .hardware_walk_group(self.root, group, wanted, to);
     }
 
     /// Without A/D bits in EPT reading a table needed no more than reading; marking its entry is a write of its own.

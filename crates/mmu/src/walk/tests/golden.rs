@@ -450,6 +450,50 @@ fn pages_of_4_mib_reach_beyond_4_gib() {
     );
 }
 
+/// SDM volume 3, tables 5-4 and 5-5 and section 5.7: what KVM's walker knows less of.
+#[test]
+fn hardware_has_wider_pse_and_tells_fewer_fetches() {
+    let memory = vec![Cell::new(0_u64); 512];
+    memory[0].set((1 << 20 | 1 << 17 | ALL | PS) << 32);
+    let vcpu = VcpuState {
+        cr0: Cr0::PG | Cr0::PE,
+        cr4: Cr4::PSE,
+        efer: Efer::NX,
+        ..VcpuState::default()
+    };
+    let wide = GuestPaging::new(&vcpu, &cpu()).by_hardware();
+    let found = wide.translate(memory.as_slice(), Gva::new(0x40_1234), ErrorCode::READ);
+    assert_eq!(
+        found.map(|found| found.address),
+        Ok(Gpa::new(0x90_0000_1234))
+    );
+    for (maxphyaddr, reserved) in [(40, 0), (39, 1 << 20), (36, 1 << 20 | 1 << 17)] {
+        let paging = GuestPaging::new(&vcpu, &GuestCpu::new(maxphyaddr)).by_hardware();
+        let answer = paging.translate(memory.as_slice(), Gva::new(0x40_1234), ErrorCode::READ);
+        let bits = match answer {
+            Err(WalkFault::Page(fault)) => fault.cause,
+            _ => Cause::Reserved { bits: 0 },
+        };
+        assert_eq!(bits, Cause::Reserved { bits: reserved }, "{maxphyaddr}");
+    }
+    let fetch = ErrorCode::FETCH | ErrorCode::USER;
+    let kvm = GuestPaging::new(&vcpu, &cpu());
+    assert_eq!(fault(&kvm, &memory, 0, fetch).0, 0x14);
+    assert_eq!(fault(&kvm.by_hardware(), &memory, 0, fetch).0, 4);
+    let smep = VcpuState {
+        cr4: Cr4::PSE | Cr4::SMEP,
+        ..vcpu
+    };
+    let smep = GuestPaging::new(&smep, &cpu()).by_hardware();
+    assert_eq!(fault(&smep, &memory, 0, fetch).0, 0x14);
+    let pae = VcpuState {
+        cr4: Cr4::PAE,
+        ..vcpu
+    };
+    let pae = GuestPaging::new(&pae, &cpu()).by_hardware();
+    assert_eq!(fault(&pae, &memory, 0, fetch).0, 0x14);
+}
+
 #[test]
 fn pointers_of_pae_are_registers_and_never_marked() {
     let memory = vec![Cell::new(0_u64); 2 * 512];

@@ -1,15 +1,16 @@
 //! An access through the caches.
 
-use slat_memslot::{Gpa, Gva, Hpa};
+use slat_memslot::{Gpa, Gva, Hpa, Level};
 
 use super::Tlb;
 use super::context::Context;
 use super::pages::CachedPage;
 use super::second::{SecondEntry, SecondPages};
+use super::second_tables::SecondTables;
 use super::tables::GuestTables;
 use crate::access::Access;
 use crate::spte::Format;
-use crate::tdp::{AccessCheck, External, Locked, SecondFault, SecondPage, Shared};
+use crate::tdp::{AccessCheck, External, Locked, Reached, SecondFault, SecondPage, Shared};
 use crate::walk::guest::Start;
 use crate::walk::second::wanted;
 use crate::walk::{
@@ -34,13 +35,15 @@ impl TlbAccess {
     }
 }
 
-/// The tables of the TDP MMU behind a cache of guest-physical pages.
+/// The tables of the TDP MMU behind caches of its own tables, and of the pages that the guest's tables are in.
 #[derive(Debug)]
 pub struct CachedStage<'l, L> {
     locked: &'l mut L,
     context: Context,
     cache: &'l mut SecondPages,
-    last: Option<SecondPage>,
+    tables: &'l mut SecondTables,
+    /// What the second stage allows for the page at the end.
+    second_rights: Access,
 }
 
 impl<F, X, C, O> Stage for CachedStage<'_, Locked<Shared<'_, F, X, C>, O>>
@@ -54,23 +57,25 @@ where
     type Address = Hpa;
     type Fault = SecondFault<C::Denied>;
 
-    #[inline]
+    #[inline(always)]
     fn translate(&mut self, gpa: Gpa, access: ErrorCode) -> Result<Hpa, Self::Fault> {
         let marks = self.locked.tables().codec().host().ad_enabled();
         let wanted = wanted::<F>(access, marks);
         let offset = gpa.raw() & 0xfff;
+        if !access.contains(ErrorCode::GUEST_PAGE) {
+            // The page itself is kept by the guest's own address.
+            let page = self.walk(gpa, wanted)?;
+            self.second_rights = page.rights;
+            return Ok(page.hpa);
+        }
         if let Some(entry) = self.cache.find(&self.context, gpa, wanted) {
-            self.last = Some(entry.page);
             return Ok(Hpa::new(entry.page.hpa.raw() | offset));
         }
-        let page = self
-            .locked
-            .hardware_walk(self.context.root, gpa, wanted, &mut ())?;
+        let page = self.walk(gpa, wanted)?;
         let page = SecondPage {
             hpa: Hpa::new(page.hpa.raw() & !0xfff),
             ..page
         };
-        self.last = Some(page);
         self.cache.insert(SecondEntry {
             context: self.context,
             gfn: gpa.gfn(),
@@ -88,6 +93,33 @@ where
             .locked
             .hardware_walk(self.context.root, gpa, Access::WRITE, &mut ());
         page.map(|_| ())
+    }
+}
+
+impl<F, X, C, O> CachedStage<'_, Locked<Shared<'_, F, X, C>, O>>
+where
+    F: Format,
+    X: External<F>,
+    C: AccessCheck,
+{
+    /// Walks from the lowest table that is kept, and keeps those below.
+    #[inline(always)]
+    fn walk(&mut self, gpa: Gpa, wanted: Access) -> Result<SecondPage, SecondFault<C::Denied>> {
+        let kept = self.tables.find(&self.context, gpa.gfn());
+        let from = kept.unwrap_or_else(|| self.locked.tables().at_root(self.context.root));
+        let (page, reached) = self.locked.hardware_walk_from(from, gpa, wanted, &mut ())?;
+        if reached.level < from.level {
+            self.keep(gpa, from, reached);
+        }
+        Ok(page)
+    }
+
+    #[cold]
+    fn keep(&mut self, gpa: Gpa, from: Reached, reached: Reached) {
+        let gfn = gpa.gfn();
+        let high = self.locked.tables().descend(from, gfn.raw(), Level::L2);
+        self.tables.insert(&self.context, gfn, high);
+        self.tables.insert(&self.context, gfn, reached);
     }
 }
 
@@ -134,9 +166,10 @@ impl Tlb {
             .map(TlbAccess::Walked)
     }
 
-    /// The translation of an address, if it is kept and allows the access without marks.
+    /// The translation of an address, if it is kept and allows the access without marks. No table is read, so that no
+    /// lock has to be held.
     #[inline]
-    fn lookup<F: Format>(
+    pub fn lookup<F: Format>(
         &self,
         context: &Context,
         paging: &GuestPaging,
@@ -170,16 +203,26 @@ impl Tlb {
             locked,
             context: *context,
             cache: &mut self.second,
-            last: None,
+            tables: &mut self.second_tables,
+            second_rights: Access::empty(),
         };
-        let mut way = Way::default();
-        let found = paging.walk_from(memory, &mut stage, &mut way, (address, access), start)?;
-        let second_rights = stage.last.map_or(Access::empty(), |page| page.rights);
-        for (level, start) in slat_memslot::Level::ALL.into_iter().zip(way.starts) {
-            if let Some(start) = start.filter(|start| start.is_table(paging)) {
-                self.tables.insert(context, address, level, start);
+        let last_table = start
+            .and_then(|start| paging.walk_last_table(memory, &mut stage, (address, access), start));
+        let found = match last_table {
+            Some(found) => found,
+            None => {
+                let mut way = Way::default();
+                let what = (address, access);
+                let found = paging.walk_from(memory, &mut stage, &mut way, what, start)?;
+                for (level, start) in Level::ALL.into_iter().zip(way.starts) {
+                    if let Some(start) = start.filter(|start| start.is_table(paging)) {
+                        self.tables.insert(context, address, level, start);
+                    }
+                }
+                found
             }
-        }
+        };
+        let second_rights = stage.second_rights;
         self.pages.insert(CachedPage {
             context: *context,
             address: Gva::new(address.raw() & !0xfff),

@@ -2,11 +2,12 @@
 
 use core::fmt;
 
-use slat_memslot::{Gpa, Gva};
+use slat_memslot::{Gfn, Gpa, Gva};
 
 use super::Tlb;
 use super::context::Context;
 use super::second::SecondEntry;
+use super::second_tables::SecondTable;
 use crate::access::Access;
 use crate::spte::Entry;
 use crate::table::{TableId, span};
@@ -26,16 +27,19 @@ pub enum Contradiction {
     },
     /// The leaf is not marked as dirty any more: a write through the cache would leave no mark.
     Clean,
+    /// The table of the second stage is not linked there any more: walks through the cache would go on in what has become of
+    /// it.
+    Unlinked,
 }
 
-/// A cached page that contradicts the tables: a flush is missing.
+/// A cached page or table that contradicts the tables: a flush is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stale {
     /// To whom it belongs.
     pub context: Context,
-    /// The guest's own address; nothing for a guest-physical page.
+    /// The guest's own address; nothing for a guest-physical page, or a table of the second stage.
     pub address: Option<Gva>,
-    /// Where it is for the guest.
+    /// Where it is for the guest; of a table, what it maps first.
     pub gpa: Gpa,
     /// What is wrong.
     pub contradiction: Contradiction,
@@ -53,6 +57,7 @@ impl fmt::Display for Stale {
             Contradiction::Weakened { lost } => {
                 write!(f, "kept with {lost}, which the tables do not allow")
             }
+            Contradiction::Unlinked => f.write_str("a table is kept that is not linked there"),
             Contradiction::Clean => f.write_str("kept as dirty, and the leaf is clean"),
         }
     }
@@ -92,11 +97,34 @@ impl Tlb {
             rights: entry.page.rights,
             dirty: entry.dirty,
         });
-        pages
+        let stale_pages = pages
             .chain(second)
             .filter(|kept| roots.contains(&kept.context.root))
-            .filter_map(|kept| kept.check(locked))
-            .collect()
+            .filter_map(|kept| kept.check(locked));
+        let stale_tables = self
+            .second_tables
+            .iter()
+            .filter(|kept| roots.contains(&kept.context.root) && !kept.is_linked(locked))
+            .map(SecondTable::stale);
+        stale_pages.chain(stale_tables).collect()
+    }
+}
+
+impl SecondTable {
+    /// Whether a walk from the root comes to it.
+    fn is_linked<S: Side, O>(&self, locked: &Locked<S, O>) -> bool {
+        let tables = locked.tables();
+        let root = tables.at_root(self.context.root);
+        tables.descend(root, self.first, self.reached.level) == self.reached
+    }
+
+    fn stale(&self) -> Stale {
+        Stale {
+            context: self.context,
+            address: None,
+            gpa: Gfn::new(self.first).gpa(),
+            contradiction: Contradiction::Unlinked,
+        }
     }
 }
 

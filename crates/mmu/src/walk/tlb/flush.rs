@@ -68,6 +68,8 @@ impl Tlb {
             Flush::Root(root) => {
                 self.pages.retain(|page| page.context.root != root);
                 self.second.retain(|context, _| context.root != root);
+                self.second_tables
+                    .retain(|table| table.context.root != root);
                 self.tables.clear();
             }
             Flush::Guest(space) => {
@@ -77,6 +79,10 @@ impl Tlb {
             Flush::Frames(range) => {
                 self.pages.retain(|page| !range.contains(page.gpa.gfn()));
                 self.second.retain(|_, gfn| !range.contains(gfn));
+                self.second_tables.retain(|table| {
+                    let frames = table.frames();
+                    frames.end <= range.start().raw() || range.end().raw() <= frames.start
+                });
                 self.tables.clear();
             }
             Flush::Address {

@@ -1,4 +1,4 @@
-//! What a vCPU remembers of its walks: translations, guest-physical pages, and upper tables of the guest.
+//! What a vCPU remembers of its walks: translations, guest-physical pages, and tables of both dimensions.
 //!
 //! Like a CPU's, these caches are only right as long as whoever takes something away from a table has them flushed
 //! ([`Flush`]). [`Tlb::audit`] compares what is remembered with the tables as they are, and so catches a flush that
@@ -9,7 +9,8 @@
 //! | kept | as a CPU calls it | used for |
 //! |---|---|---|
 //! | pages | combined mappings | an access that has been made before: no walk at all |
-//! | second | guest-physical mappings | the second stage of a table or page: no walk of the second stage |
+//! | second | guest-physical mappings | the second stage of a guest's table: no walk of the second stage |
+//! | second tables | paging-structure caches | a table of the second stage above a leaf: no walk from its root |
 //! | tables | paging-structure caches | a table of the guest above a leaf: no walk from the guest's root |
 
 mod access;
@@ -18,6 +19,7 @@ mod context;
 mod flush;
 mod pages;
 mod second;
+mod second_tables;
 mod tables;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
@@ -30,6 +32,7 @@ pub use pages::CachedPage;
 
 use pages::Pages;
 use second::SecondPages;
+use second_tables::SecondTables;
 use tables::GuestTables;
 
 /// The caches of one vCPU.
@@ -44,5 +47,6 @@ use tables::GuestTables;
 pub struct Tlb {
     pages: Pages,
     second: SecondPages,
+    second_tables: SecondTables,
     tables: GuestTables,
 }

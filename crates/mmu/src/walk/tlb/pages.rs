@@ -45,13 +45,18 @@ impl CachedPage {
 /// How many pages are kept.
 const SLOTS: usize = 4096;
 
+/// A place on a cache line of its own.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(align(64))]
+struct Slot(Option<CachedPage>);
+
 /// Direct-mapped by the page's number.
 #[derive(Clone, Debug)]
-pub(super) struct Pages(Box<[Option<CachedPage>]>);
+pub(super) struct Pages(Box<[Slot]>);
 
 impl Default for Pages {
     fn default() -> Self {
-        Self(vec![None; SLOTS].into_boxed_slice())
+        Self(vec![Slot::default(); SLOTS].into_boxed_slice())
     }
 }
 
@@ -65,7 +70,7 @@ impl Pages {
     /// The translation of an address, if it is kept.
     #[inline]
     pub(super) fn find(&self, context: &Context, address: Gva) -> Option<&CachedPage> {
-        let page = self.0[slot(address)].as_ref()?;
+        let page = self.0[slot(address)].0.as_ref()?;
         let same_page = page.address.raw() >> 12 == address.raw() >> 12;
         let same_context = page.context == *context
             || page.global
@@ -76,13 +81,13 @@ impl Pages {
 
     #[inline]
     pub(super) fn insert(&mut self, page: CachedPage) {
-        self.0[slot(page.address)] = Some(page);
+        self.0[slot(page.address)] = Slot(Some(page));
     }
 
     pub(super) fn retain(&mut self, keep: impl Fn(&CachedPage) -> bool) {
         for slot in &mut self.0 {
-            if slot.as_ref().is_some_and(|page| !keep(page)) {
-                *slot = None;
+            if slot.0.as_ref().is_some_and(|page| !keep(page)) {
+                *slot = Slot(None);
             }
         }
     }
@@ -91,6 +96,6 @@ impl Pages {
 impl Tlb {
     /// The translations that are kept.
     pub fn pages(&self) -> impl Iterator<Item = &CachedPage> {
-        self.pages.0.iter().flatten()
+        self.pages.0.iter().filter_map(|slot| slot.0.as_ref())
     }
 }

@@ -1,4 +1,5 @@
 mod property;
+mod tdx;
 
 use slat_memslot::{
     Access, Call, DirtyPages, Errno, FileRef, GmemId, Hva, MapCall, MapId, Outcome, Pages,

@@ -7,7 +7,7 @@ use slat_memslot::{
 };
 
 use super::super::{Names, StepKind, parse, write};
-use super::areas;
+use super::{areas, tdx};
 
 type Answered = (Call, Result<Outcome, Errno>);
 
@@ -58,7 +58,7 @@ fn hva() -> impl Strategy<Value = u64> {
     ]
 }
 
-fn number() -> impl Strategy<Value = u64> {
+pub(super) fn number() -> impl Strategy<Value = u64> {
     prop_oneof![any::<u64>(), 0..0x1_0000u64, Just(0)]
 }
 
@@ -194,6 +194,7 @@ fn call() -> impl Strategy<Value = Call> {
         (0..MAPS, map_call()).prop_map(|(i, call)| Call::Map(MapId::new(i), call)),
         dirty_call(),
         vm_call(),
+        tdx::call().prop_map(Call::Tdx),
     ]
 }
 
@@ -219,6 +220,7 @@ fn answer(call: Call) -> impl Strategy<Value = Answered> {
         ]
         .prop_map(Outcome::Access)
         .boxed(),
+        Call::Tdx(call) => tdx::answer(call),
         Call::Map(..) | Call::CheckExtension { .. } => number().prop_map(Outcome::Value).boxed(),
         _ => Just(Outcome::Done).boxed(),
     };

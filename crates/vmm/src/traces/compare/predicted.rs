@@ -7,6 +7,7 @@ use slat_mmu::role::PageRole;
 use slat_mmu::shadow::{PageId, PageInfo, ValidGeneration};
 use slat_mmu::spte::{Pfn, bits};
 use slat_mmu::tdp::Event;
+use slat_mmu::walk::second::SecondExit;
 
 use crate::traces::{Exit, Leaves, MmuCounts, Note, Probe, Traced, What};
 
@@ -118,6 +119,8 @@ pub enum Predicted {
     Leaves(Leaves),
     /// [`Note::Counts`].
     Counts(MmuCounts),
+    /// L1 gets an exit of L2's: its tables do not allow an access (`kvm_nested_vmexit_inject`, which recordings do not have).
+    ToldToL1(SecondExit),
 }
 
 impl Predicted {
@@ -205,7 +208,7 @@ impl Predicted {
             Self::AccessedBitSet { .. } | Self::DirtyBitSet { .. } => Kind::GuestMarked,
             Self::PageUnsync { .. } | Self::PageSync { .. } => Kind::Synchronised,
             Self::Returned(_) => Kind::Returned,
-            Self::Exit(_) | Self::RunFailed { .. } => Kind::Exit,
+            Self::Exit(_) | Self::RunFailed { .. } | Self::ToldToL1(_) => Kind::Exit,
             Self::Dirty(_) => Kind::Dirty,
             Self::PreFaultLeft { .. } => Kind::PreFaultLeft,
             Self::Idle(_) => Kind::Idle,
@@ -351,6 +354,7 @@ impl fmt::Display for Predicted {
             Self::PageSync { page } => write!(f, "  kvm_mmu_sync_page: {page}"),
             Self::Leaves(leaves) => write!(f, "NOTE {leaves}"),
             Self::Counts(counts) => write!(f, "NOTE {counts}"),
+            Self::ToldToL1(exit) => write!(f, "  kvm_nested_vmexit_inject: {exit}"),
         }
     }
 }

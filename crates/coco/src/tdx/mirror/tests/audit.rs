@@ -1,6 +1,6 @@
 //! One fault for every code.
 
-use slat_memslot::{Level, PageSize};
+use slat_memslot::{Attributes, Level, PageSize};
 use slat_mmu::Access;
 use slat_mmu::role::{PageRole, RoleFlag};
 use slat_mmu::spte::{LeafRequest, Pfn, Spte};
@@ -89,10 +89,14 @@ fn plant(vm: &TdxMmu, code: MirrorCode) {
         MirrorCode::SharedInMirror => map(vm, vm.mirror, 1 << 35, PageSize::Size4K, 0x43),
         MirrorCode::PrivateInDirect => map(vm, vm.direct_table(), START, PageSize::Size4K, 0x43),
         MirrorCode::PrivateAttribute => {
-            lock(&vm.kvm).private.remove(&gfn(0));
+            lock(&vm.kvm)
+                .private
+                .set(range(START, 1), Attributes::empty());
         }
         MirrorCode::SharedAttribute => {
-            lock(&vm.kvm).private.insert(gfn(8), ());
+            lock(&vm.kvm)
+                .private
+                .set(range(START + 8, 1), Attributes::PRIVATE);
         }
         MirrorCode::Permissions => {
             let page = (START + 1, PageSize::Size4K, 0x43);
@@ -100,7 +104,8 @@ fn plant(vm: &TdxMmu, code: MirrorCode) {
         }
         MirrorCode::RootReplaced => another_root(vm, &[RoleFlag::IsMirror, RoleFlag::GuestMode]),
         MirrorCode::WrongPage => {
-            lock(&vm.kvm).gmem.insert(gfn(0), Pfn::new(0x999));
+            let (file, index) = vm.slot(SLOT).unwrap().place(gfn(0)).unwrap();
+            lock(&vm.kvm).files.insert(file, index, Pfn::new(0x999));
         }
         MirrorCode::TableLost => vm.exclusively(|tables| {
             let mut locked = tables.exclusive(Unobserved);

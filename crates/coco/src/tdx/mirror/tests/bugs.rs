@@ -3,6 +3,7 @@
 use slat_memslot::{Errno, Gpa, Level, Pages};
 
 use super::*;
+use crate::convert::Contract;
 use crate::tdx::mapgpa::*;
 
 const SHARED: u64 = 1 << 47;
@@ -202,7 +203,7 @@ fn the_answer_is_zero_eagain_or_einval() {
         let (reply, _) = convert(&rules, (0x1000, 0x1000), as_left);
         reply.map(|reply| reply.status)
     };
-    let (any, errno) = (RetContract::AnyFailure, RetContract::Errno);
+    let (any, errno) = (Contract::Before2026, Contract::Since2026);
     assert_eq!(ask(errno, 0), Some(MapGpaStatus::Success));
     assert_eq!(ask(errno, 11), Some(MapGpaStatus::Retry));
     assert_eq!(ask(errno, 22), Some(MapGpaStatus::InvalidOperand));

@@ -3,6 +3,7 @@
 mod audit;
 mod bugs;
 mod busy;
+mod files;
 mod policies;
 mod protocol;
 mod random;

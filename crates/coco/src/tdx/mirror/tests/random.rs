@@ -135,8 +135,8 @@ impl World {
         let at = offset as usize;
         let gfn = frame(offset);
         match (self.has_slot(offset), self.private[at], self.held[at]) {
-            (false, ..) => PrivateFault::NoSlot,
             (_, false, _) => PrivateFault::Exit(MemoryFault { gfn, private: true }),
+            (false, ..) => PrivateFault::NoSlot,
             (_, _, Held::Nothing) => PrivateFault::Fixed,
             _ => PrivateFault::Spurious,
         }

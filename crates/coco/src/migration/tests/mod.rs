@@ -1,0 +1,5 @@
+mod counts;
+mod random;
+mod rules;
+mod scenarios;
+mod status;
