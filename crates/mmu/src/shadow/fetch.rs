@@ -48,7 +48,7 @@ impl MarkedTrail {
         self.steps[level as usize - 1].as_ref()
     }
 
-    /// What the walk has marked, from the top down.
+    /// What the walk has marked, from the top down, and what it was about to mark when it had to start again.
     pub fn marks(&self) -> &[Mark] {
         &self.marks
     }
@@ -66,6 +66,10 @@ impl WalkObserver for MarkedTrail {
                 step.entry = mark.new;
             }
         }
+    }
+
+    fn changed(&mut self, tried: &Mark) {
+        self.marks.push(*tried);
     }
 
     fn restart(&mut self) {

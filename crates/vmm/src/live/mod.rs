@@ -20,8 +20,8 @@ mod tables;
 mod trace;
 
 pub use areas::{Area, Areas, Kind};
-pub use compare::{Config, Finding, Live, LiveError, Outcome, Programs};
 pub(crate) use compare::quiet;
+pub use compare::{Config, Finding, Live, LiveError, Outcome, Programs};
 pub use driver::{DriveError, Driver, Journal};
 pub use machine::{abilities, here, here_shadowed};
 pub use random::{Abilities, Program};

@@ -52,6 +52,20 @@ pub(super) struct Access {
 }
 
 impl Access {
+    /// The fetch of its instruction, if it is not that itself.
+    pub(super) fn fetch_again(&self) -> Option<Self> {
+        let step = Step {
+            kind: Kind::Execute,
+            address: self.code?,
+        };
+        let data = (1, 0);
+        (step != self.step).then_some(Self {
+            step,
+            data,
+            ..*self
+        })
+    }
+
     /// One of supervisor mode that changes nothing.
     pub(super) const fn plain(step: Step) -> Self {
         Self {
@@ -124,7 +138,7 @@ impl<F: Format> ShadowVm<F> {
         instruction: &Instruction,
         privilege: Privilege,
     ) -> Executed {
-        let (code, _) = place_of(instruction, privilege);
+        let (code, len) = place_of(instruction, privilege);
         if !self.enter_or_fail(id) {
             return Executed::Ended;
         }
@@ -135,6 +149,14 @@ impl<F: Format> ShadowVm<F> {
             code: Some(code),
         };
         let fetch = access(Kind::Execute, code, (1, 0));
+        // Behind the instruction is what stops the guest; a jump leads there by itself.
+        let behind = match instruction {
+            Instruction::Jump { .. } => None,
+            _ => Some(Access {
+                code: Some(code + len),
+                ..access(Kind::Execute, code + len, (1, 0))
+            }),
+        };
         let (pages, other) = match *instruction {
             Instruction::Load { gva } => (1, access(Kind::Read, gva, (8, 0))),
             Instruction::Store { gva, len, value } => (1, access(Kind::Write, gva, (len, value))),
@@ -147,7 +169,7 @@ impl<F: Format> ShadowVm<F> {
             next.step.address += page << PAGE_SHIFT;
             next
         });
-        for access in core::iter::once(fetch).chain(others) {
+        for access in core::iter::once(fetch).chain(others).chain(behind) {
             let reached = self.access_shadowed(id, &access);
             if !self.goes_on(id, &access, reached) {
                 return Executed::Ended;

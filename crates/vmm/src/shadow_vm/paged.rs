@@ -41,9 +41,15 @@ impl<F: Format> ShadowVm<F> {
         }
     }
 
-    /// One access of a guest whose tables are shadowed.
+    /// One access of a guest whose tables are shadowed. What has faulted begins again with the instruction.
     pub(super) fn access_shadowed(&mut self, id: u32, access: &Access) -> Reached {
-        for _ in 0..ATTEMPTS {
+        for attempt in 0..ATTEMPTS {
+            if let Some(fetch) = access.fetch_again().filter(|_| attempt > 0) {
+                match self.access_shadowed(id, &fetch) {
+                    Reached::Done => {}
+                    other => return other,
+                }
+            }
             self.serve_requests(id);
             if !self.load_root(id) {
                 return Reached::Failed(Errno::ENOSPC);
