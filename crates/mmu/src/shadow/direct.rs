@@ -82,6 +82,7 @@ impl<F: Format> ShadowMmu<F> {
             as_id,
             gfn: fault.gfn,
             place: fault.gfn,
+            access: Access::all(),
             kind: fault.kind,
         };
         ShadowBegun::Slow(self.slow_fault(wanted, slot, roots.mmu.role()))

@@ -104,10 +104,7 @@ impl<'w> Plan<'w> {
         role: PageRole,
         found: &ShadowFaultedIn<'_>,
     ) -> Self {
-        let mut access = match fault.kind {
-            Kind::Write => walk.found.rights,
-            Kind::Read | Kind::Execute => walk.found.shadow_rights(),
-        };
+        let mut access = allowed(fault.kind, walk.found);
         let supervisor = fault.privilege == Privilege::Supervisor;
         let read_only = !access.contains(Access::WRITE) && !role.has(RoleFlag::Cr0Wp);
         let in_slot = found.slot.is_some();
@@ -135,6 +132,14 @@ impl<'w> Plan<'w> {
     fn table(&self, level: Level) -> Option<(Gfn, Access)> {
         let step = self.step(level)?;
         Some((step.place?.gfn(), step.above))
+    }
+}
+
+/// What the guest's entries allow to an access: others than writes leave a clean page read-only.
+fn allowed(kind: Kind, found: &Translation) -> Access {
+    match kind {
+        Kind::Write => found.rights,
+        Kind::Read | Kind::Execute => found.shadow_rights(),
     }
 }
 
@@ -206,6 +211,7 @@ impl<F: Format> ShadowMmu<F> {
             as_id,
             gfn,
             place: Gpa::new(fault.address).gfn(),
+            access: allowed(fault.kind, walk.found),
             kind: fault.kind,
         };
         let memory = env.memory;

@@ -175,6 +175,13 @@ impl Writer {
         for level in (0..4).rev() {
             let (first, count) = OF_LEVEL[level];
             for table in first..first + count {
+                if level < 3 {
+                    // Memory begins with an instruction that halts, which is an entry here.
+                    self.push(Op::Poke {
+                        hva: Place { table, index: 0 }.hva(),
+                        value: 0,
+                    });
+                }
                 for _ in 0..4 {
                     let index = self.index(level);
                     let value = self.entry(level);
@@ -256,11 +263,11 @@ impl Writer {
         }
     }
 
-    /// Writes an entry, to whatever is there.
+    /// Writes an entry, to whatever is there: never the first one of a table, which leads to the instructions.
     fn store(&mut self) -> Instruction {
         let level = self.some_level();
         let value = self.entry(level);
-        let offset = self.index(level) * 8;
+        let offset = self.index(level).max(1) * 8;
         let (len, offset, value) = match self.dice.below(20) {
             0 => (1, offset, value),
             1 => (2, offset, value),

@@ -366,12 +366,19 @@ impl<F: Format> ShadowVm<F> {
 
     /// An access of the emulator, which goes past all shadow pages.
     pub(super) fn emulate_access(&mut self, id: u32, access: &Access) -> Reached {
+        if let Some(gpa) = self.remembered_mmio(id, access) {
+            return Reached::Mmio(gpa);
+        }
         let Ok(gpa) = self.emulated_walk(id, access) else {
             return Reached::Shutdown;
         };
         let as_id = self.space_of(id);
         let Some(slot) = self.memory.space(as_id).by_gfn(gpa.gfn()) else {
-            return Reached::Mmio(gpa);
+            return match access.step.kind {
+                // Where there is no memory there is no instruction.
+                Kind::Execute => Reached::NoInstruction,
+                Kind::Read | Kind::Write => Reached::Mmio(gpa),
+            };
         };
         if access.step.kind != Kind::Write {
             return Reached::Done;
@@ -381,6 +388,21 @@ impl<F: Format> ShadowVm<F> {
         }
         self.write_emulated(id, as_id, gpa, access.data);
         Reached::Done
+    }
+
+    /// Where the emulator goes without a walk: to where the vCPU has met MMIO before (`x86.c:vcpu_mmio_gva_to_gpa`). It fetches
+    /// without looking there.
+    fn remembered_mmio(&self, id: u32, access: &Access) -> Option<Gpa> {
+        if access.step.kind == Kind::Execute {
+            return None;
+        }
+        let vcpu = self.vcpus.get(&id)?;
+        let generation = self.memory.space(self.space_of(id)).generation();
+        let address = Gpa::new(access.step.address);
+        let met = vcpu.mmio.at(address.gfn(), generation)?;
+        let wanted = ErrorCode::of(access.step.kind, access.privilege);
+        let allowed = self.paging_of(vcpu).allows(wanted, met.access, 0);
+        allowed.then(|| Gpa::new(met.gfn.gpa().raw() | address.raw() & 0xfff))
     }
 
     /// The emulator writes, and whoever follows tables there sees it (`x86.c:emulator_write_phys`).

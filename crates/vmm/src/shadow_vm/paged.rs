@@ -270,6 +270,10 @@ impl<F: Format> ShadowVm<F> {
         let Some(vcpu) = self.vcpus.get_mut(&id) else {
             return false;
         };
+        // What a new root brings along is brought into step, which begins so.
+        if vcpu.roots.current(&self.mmu).is_none() {
+            vcpu.mmio.clear();
+        }
         let role = vcpu.roots.mmu.role();
         let tables = RamView {
             ram: &self.ram,

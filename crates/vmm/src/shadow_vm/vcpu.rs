@@ -97,6 +97,7 @@ impl Vcpu {
     ) {
         let role = root_role(&self.state, tdp);
         mmu.lock(out).reset_context(&mut self.roots, role);
+        self.mmio.clear();
     }
 
     pub(super) fn unload<F: Format>(&mut self, mmu: &mut ShadowMmu<F>, out: &mut Sink) {
