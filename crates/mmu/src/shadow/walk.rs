@@ -90,6 +90,15 @@ impl<F: Format> ShadowMmu<F> {
         Some(Gfn::new(first.raw() + inside))
     }
 
+    /// What the leaf for an address allows, if there is one.
+    pub fn rights_at(&self, root: ShadowRoot, address: u64) -> Option<Access> {
+        let reached = self.walk(root, address)?;
+        match self.codec.decode(reached.spte, reached.level) {
+            Entry::Leaf(leaf) => Some(leaf.allowed()),
+            Entry::Absent | Entry::Frozen | Entry::Link(_) | Entry::Mmio(_) => None,
+        }
+    }
+
     /// Makes an access as hardware does, of supervisor or user mode: reading is no bit of `access`, and [`Access::USER`] is
     /// user mode. Marks leaves as accessed and dirty.
     ///

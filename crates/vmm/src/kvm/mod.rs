@@ -19,6 +19,7 @@ pub use host::HostMemory;
 pub(crate) use ioctl::errno;
 pub use machine::{Machine, OpenError};
 pub use probe::probe;
+pub(crate) use probe::vendor;
 pub(crate) use stats::Stats;
 pub use translate::Translator;
 pub(crate) use translate::gigabyte_pages;

@@ -5,8 +5,6 @@ use std::io;
 
 use slat_memslot::{Hva, PAGE_SIZE, Pages};
 
-use super::execute::TRAP;
-
 /// What the host's memory is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -62,8 +60,7 @@ pub struct Areas {
 }
 
 impl Areas {
-    /// Maps areas and writes to every page, so that the host has it. Pages begin with an instruction that halts, and end with
-    /// some that trap.
+    /// Maps areas and writes to every page, so that the host has it. Pages begin with an instruction that halts.
     ///
     /// # Errors
     /// The kernel refuses one: its place is taken, or there are not enough huge pages.
@@ -75,7 +72,6 @@ impl Areas {
             for page in 0..area.pages.raw() {
                 let first = area.start.raw() + page * PAGE_SIZE;
                 mapped.write(Hva::new(first), &[HALT]);
-                mapped.write(Hva::new(first + TRAPS), &[TRAP; 16]);
             }
         }
         Ok(mapped)

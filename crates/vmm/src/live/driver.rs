@@ -17,7 +17,7 @@ use slat_memslot::{
 use thiserror::Error;
 
 use super::areas::Areas;
-use super::execute;
+use super::execute::{self, Stop};
 use super::guest;
 use super::pagemap::{Page, Pagemap};
 use crate::kvm::{Stats, create_gmem, errno, ioctl, make_flat};
@@ -116,6 +116,7 @@ pub struct Driver<J> {
     kvm: Kvm,
     journal: J,
     areas: Areas,
+    stop: Stop,
     pagemap: Pagemap,
     machine: Option<Machine>,
     /// By host address, the page that was told last.
@@ -137,16 +138,18 @@ impl<J: Journal> Driver<J> {
     /// # Errors
     /// `/dev/kvm` or the page map cannot be opened.
     pub fn new(mut areas: Areas, journal: J) -> Result<Self, DriveError> {
+        let stop = Stop::here();
         if let Some(first) = areas.list().first().map(|area| area.start) {
             for (at, code) in guest::CODE {
                 areas.write(Hva::new(first.raw() + at), code);
             }
-            execute::write_code(&mut areas, first);
+            execute::write_code(&mut areas, first, stop);
         }
         Ok(Self {
             kvm: Kvm::new().map_err(DriveError::Kvm)?,
             journal,
             areas,
+            stop,
             pagemap: Pagemap::open().map_err(|error| io_error("/proc/self/pagemap", error))?,
             machine: None,
             told: BTreeMap::new(),
@@ -543,7 +546,7 @@ impl<J: Journal> Driver<J> {
             .as_mut()
             .and_then(|machine| machine.vcpus.get_mut(&id));
         let Some(vcpu) = vcpu else { return Ok(()) };
-        let ran = execute::run(vcpu, (instruction, privilege), |note| {
+        let ran = execute::run(vcpu, (instruction, privilege, self.stop), |note| {
             journal.say(&format!("NOTE {note}"))
         });
         match ran {

@@ -4,16 +4,49 @@ use kvm_bindings::{
     KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_USE_SW_BP, kvm_guest_debug, kvm_regs, kvm_segment, kvm_sregs,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use slat_memslot::{Errno, Gpa, Hva};
+use slat_memslot::{Errno, Gpa, Hva, PAGE_SIZE, Vendor};
 use slat_mmu::walk::Privilege;
 
-use super::areas::Areas;
-use crate::kvm::errno;
+use super::areas::{Areas, TRAPS};
+use crate::kvm::{errno, vendor};
 use crate::shadow_vm::place_of;
 use crate::traces::{Control, Exit, Instruction, Note};
 
-/// `int3`, which stops user mode; a halt stops the supervisor.
-pub(super) const TRAP: u8 = 0xcc;
+/// What stops user mode; a halt stops the supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// `int3`: a breakpoint of the VMM's, or an exception that cannot be delivered. A paravirtual backend keeps no right to
+    /// ports.
+    Breakpoint,
+    /// `out 0x80, al`, which user mode may do by its IOPL. An emulated processor takes a breakpoint past KVM.
+    Port,
+}
+
+impl Stop {
+    /// What this kernel's guests stop by.
+    pub(super) fn here() -> Self {
+        match vendor() {
+            Vendor::Paravirtual => Self::Breakpoint,
+            Vendor::Intel | Vendor::Amd => Self::Port,
+        }
+    }
+
+    const fn code(self) -> &'static [u8] {
+        match self {
+            Self::Breakpoint => &[0xcc],
+            Self::Port => &[0xe6, 0x80],
+        }
+    }
+
+    /// RFLAGS of user mode.
+    const fn flags(self) -> u64 {
+        match self {
+            Self::Breakpoint => 1 << 1,
+            Self::Port => 3 << 12 | 1 << 1,
+        }
+    }
+}
+
 const HALT: u8 = 0xf4;
 
 /// The page of the guest's memory that has the instructions, for whatever address they are mapped at.
@@ -51,14 +84,24 @@ const fn to_cr(number: u8) -> Instruction {
     Instruction::MoveToCr { number, value }
 }
 
-/// Writes the instructions into the page for them, for both privileges.
-pub(super) fn write_code(areas: &mut Areas, first: Hva) {
+/// Writes the instructions into the page for them, for both privileges, and what stops a jump into all pages.
+pub(super) fn write_code(areas: &mut Areas, first: Hva, stop: Stop) {
+    for area in areas.list().to_vec() {
+        for page in 0..area.pages.raw() {
+            let at = Hva::new(area.start.raw() + page * PAGE_SIZE + TRAPS);
+            areas.write(at, &stop.code().repeat(16 / stop.code().len()));
+        }
+    }
     for (instruction, bytes) in INSTRUCTIONS {
-        for (privilege, stop) in [(Privilege::User, TRAP), (Privilege::Supervisor, HALT)] {
+        let privileges = [
+            (Privilege::User, stop.code()),
+            (Privilege::Supervisor, &[HALT][..]),
+        ];
+        for (privilege, stop) in privileges {
             let (place, _) = place_of(&instruction, privilege);
             let at = first.raw() + CODE_PAGE + (place & 0xfff);
             areas.write(Hva::new(at), bytes);
-            areas.write(Hva::new(at + bytes.len() as u64), &[stop]);
+            areas.write(Hva::new(at + bytes.len() as u64), stop);
         }
     }
 }
@@ -111,7 +154,7 @@ fn set_segments(sregs: &mut kvm_sregs, privilege: Privilege) {
 }
 
 /// The registers that an instruction needs.
-fn registers(instruction: &Instruction, privilege: Privilege) -> kvm_regs {
+fn registers(instruction: &Instruction, privilege: Privilege, stop: Stop) -> kvm_regs {
     let (rip, _) = place_of(instruction, privilege);
     let (rbx, rax, rcx) = match *instruction {
         Instruction::Load { gva } | Instruction::Jump { gva } | Instruction::Invlpg { gva } => {
@@ -126,7 +169,7 @@ fn registers(instruction: &Instruction, privilege: Privilege) -> kvm_regs {
         rbx,
         rax,
         rcx,
-        rflags: 2,
+        rflags: stop.flags(),
         ..Default::default()
     }
 }
@@ -138,14 +181,14 @@ const MOST_EXITS: u32 = 16;
 /// them: hardware leaves nothing of a vCPU that shuts down.
 pub(super) fn run<E>(
     vcpu: &mut VcpuFd,
-    (instruction, privilege): (&Instruction, Privilege),
+    (instruction, privilege, stop): (&Instruction, Privilege, Stop),
     mut tell: impl FnMut(&Note<'_>) -> Result<(), E>,
 ) -> Result<(Result<(), E>, Option<Control>), Errno> {
     let mut sregs = vcpu.get_sregs().map_err(errno)?;
     let before = control_of(&sregs);
     set_segments(&mut sregs, privilege);
     vcpu.set_sregs(&sregs).map_err(errno)?;
-    let regs = registers(instruction, privilege);
+    let regs = registers(instruction, privilege, stop);
     vcpu.set_regs(&regs).map_err(errno)?;
     let debug = kvm_guest_debug {
         control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP,
@@ -183,7 +226,7 @@ fn step(vcpu: &mut VcpuFd, behind: u64) -> (Note<'static>, bool) {
     };
     let (exit, ended) = match vcpu.run() {
         Ok(VcpuExit::Hlt) => (Exit::Halt, true),
-        Ok(VcpuExit::Debug(_)) => (Exit::Trap, true),
+        Ok(VcpuExit::Debug(_) | VcpuExit::IoOut(..)) => (Exit::Trap, true),
         Ok(VcpuExit::MmioRead(gpa, data)) => {
             data.fill(0);
             (mmio(gpa, data.len(), false), false)

@@ -284,9 +284,6 @@ impl Writer {
     }
 
     fn supervisor(&mut self) {
-        if !self.abilities.emulated_supervisor {
-            return self.user();
-        }
         let vcpu = self.vcpu();
         let instruction = match self.dice.below(100) {
             0..15 => self.load(),

@@ -158,11 +158,13 @@ impl<F: Format> ShadowVm<F> {
             }),
         };
         let (pages, other) = match *instruction {
+            Instruction::MoveToCr { .. } | Instruction::Invlpg { .. } => {
+                return self.intercept(id, instruction, (&fetch, behind.as_ref()));
+            }
             Instruction::Load { gva } => (1, access(Kind::Read, gva, (8, 0))),
             Instruction::Store { gva, len, value } => (1, access(Kind::Write, gva, (len, value))),
             Instruction::Touch { gva, pages } => (pages, access(Kind::Write, gva, (8, 0))),
             Instruction::Jump { gva } => (1, access(Kind::Execute, gva, (1, 0))),
-            Instruction::MoveToCr { .. } | Instruction::Invlpg { .. } => (0, fetch),
         };
         let others = (0..pages).map(|page| {
             let mut next = other;
@@ -172,6 +174,38 @@ impl<F: Format> ShadowVm<F> {
         for access in core::iter::once(fetch).chain(others).chain(behind) {
             let reached = self.access_shadowed(id, &access);
             if !self.goes_on(id, &access, reached) {
+                return Executed::Ended;
+            }
+        }
+        Executed::Done
+    }
+
+    /// An instruction that hardware leaves to KVM: it is fetched twice.
+    fn intercept(
+        &mut self,
+        id: u32,
+        instruction: &Instruction,
+        (fetch, behind): (&Access, Option<&Access>),
+    ) -> Executed {
+        let reached = self.access_shadowed(id, fetch);
+        if !self.goes_on(id, fetch, reached) {
+            return Executed::Ended;
+        }
+        let reached = self.emulate_access(id, fetch);
+        if !self.goes_on(id, fetch, reached) {
+            return Executed::Ended;
+        }
+        match *instruction {
+            Instruction::MoveToCr { number, value } => self.move_to_cr(id, number, value),
+            Instruction::Invlpg { gva } => self.invlpg(id, gva),
+            _ => {}
+        }
+        if !self.enter_or_fail(id) {
+            return Executed::Ended;
+        }
+        if let Some(access) = behind {
+            let reached = self.access_shadowed(id, access);
+            if !self.goes_on(id, access, reached) {
                 return Executed::Ended;
             }
         }
@@ -198,6 +232,10 @@ impl<F: Format> ShadowVm<F> {
                 self.tell(Predicted::ToldToL1(exit));
                 false
             }
+            // An exception, where user mode can have one of its own.
+            Reached::NoInstruction if self.tells_user(access) => {
+                self.goes_on(id, access, Reached::Shutdown)
+            }
             Reached::NoInstruction => {
                 let reason = INTERNAL_ERROR;
                 self.tell(Predicted::Exit(Exit::Other { reason }));
@@ -209,6 +247,12 @@ impl<F: Format> ShadowVm<F> {
                 false
             }
         }
+    }
+
+    /// Whether an instruction that is not there is the guest's own matter (`x86.c:handle_emulation_failure`).
+    fn tells_user(&self, access: &Access) -> bool {
+        let paravirtual = self.memory.profile().vendor.get() == Vendor::Paravirtual;
+        access.privilege == Privilege::User && !paravirtual
     }
 
     /// Nothing is left of a vCPU in SVM's control block, so that it is reset (`svm.c:shutdown_interception`).
@@ -428,13 +472,9 @@ impl<F: Format> ShadowVm<F> {
         self.spread_requests();
     }
 
-    /// KVM carries out an instruction whose access has faulted. Where no slot is, the address is known from the fault.
-    pub(super) fn emulate_fault(&mut self, id: u32, access: &Access, gpa: Gpa) -> Reached {
-        if access.step.kind == Kind::Execute {
-            // Where there is no memory there is no instruction to carry out.
-            return Reached::NoInstruction;
-        }
-        if let Some(code) = access.code {
+    /// KVM carries out an instruction whose access has faulted.
+    pub(super) fn emulate_fault(&mut self, id: u32, access: &Access) -> Reached {
+        if let Some(code) = access.code.filter(|_| access.step.kind != Kind::Execute) {
             let step = Step {
                 kind: Kind::Execute,
                 address: code,
@@ -444,11 +484,7 @@ impl<F: Format> ShadowVm<F> {
                 return Reached::Shutdown;
             }
         }
-        let as_id = self.space_of(id);
-        match self.memory.space(as_id).by_gfn(gpa.gfn()) {
-            None => Reached::Mmio(gpa),
-            Some(_) => self.emulate_access(id, access),
-        }
+        self.emulate_access(id, access)
     }
 
     pub(super) fn space_of(&self, id: u32) -> AsId {

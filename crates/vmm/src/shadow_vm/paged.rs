@@ -2,6 +2,7 @@
 
 use slat_memslot::{Errno, Gpa, Gva, Vendor};
 use slat_mmu::fault::{Env, Kind, NotTracked, Outcome, Present};
+use slat_mmu::role::Cr4;
 use slat_mmu::shadow::{GuestWalk, MarkedTrail, ShadowFault, ShadowRoot, Shadowed};
 use slat_mmu::spte::{Access as Rights, Format};
 use slat_mmu::tdp::HardwareAccess;
@@ -63,8 +64,7 @@ impl<F: Format> ShadowVm<F> {
                 HardwareAccess::Mmio { spte, mmio } => {
                     let place = Gpa::new(step.address);
                     if self.is_known_mmio(id, place, spte, &mmio) {
-                        let inside = step.address & 0xfff;
-                        return Reached::Mmio(Gpa::new(mmio.gfn.gpa().raw() | inside));
+                        return self.emulate_fault(id, access);
                     }
                     Present::Reserved
                 }
@@ -72,15 +72,15 @@ impl<F: Format> ShadowVm<F> {
                 HardwareAccess::NotAllowed => Present::Yes,
             };
             match self.fault_shadowed(id, access, present) {
-                Ok((Outcome::Retry | Outcome::Fixed | Outcome::Spurious, _)) => {}
-                Ok((Outcome::Emulate | Outcome::WriteProtected, gpa)) => {
-                    return self.emulate_fault(id, access, gpa);
+                Ok(Outcome::Retry | Outcome::Fixed | Outcome::Spurious) => {}
+                Ok(Outcome::Emulate | Outcome::WriteProtected) => {
+                    return self.emulate_fault(id, access);
                 }
-                Ok((Outcome::MemoryFault | Outcome::BadPage, _)) => {
+                Ok(Outcome::MemoryFault | Outcome::BadPage) => {
                     return Reached::Failed(Errno::EFAULT);
                 }
-                Ok((Outcome::Interrupted, _)) => return Reached::Failed(Errno::EINTR),
-                Ok((Outcome::OutOfTables, _)) => return Reached::Failed(Errno::ENOSPC),
+                Ok(Outcome::Interrupted) => return Reached::Failed(Errno::EINTR),
+                Ok(Outcome::OutOfTables) => return Reached::Failed(Errno::ENOSPC),
                 Err(()) => return Reached::Shutdown,
             }
         }
@@ -99,7 +99,25 @@ impl<F: Format> ShadowVm<F> {
             Privilege::Supervisor | Privilege::Implicit => kind,
         };
         let root = self.root_of(id);
+        if self.is_barred(id, access, root) {
+            return HardwareAccess::NotAllowed;
+        }
         self.mmu.hardware_access(root, access.step.address, wanted)
+    }
+
+    /// Whether SMEP or SMAP keep a supervisor away from a user's page: hardware has the guest's own bits.
+    fn is_barred(&self, id: u32, access: &Access, root: ShadowRoot) -> bool {
+        let bit = match access.step.kind {
+            Kind::Execute => Cr4::SMEP,
+            Kind::Read | Kind::Write => Cr4::SMAP,
+        };
+        let on = |vcpu: &Vcpu| vcpu.state.cr4.contains(bit);
+        access.privilege != Privilege::User
+            && self.vcpus.get(&id).is_some_and(on)
+            && self
+                .mmu
+                .rights_at(root, access.step.address)
+                .is_some_and(|rights| rights.contains(Rights::USER))
     }
 
     pub(super) fn root_of(&self, id: u32) -> ShadowRoot {
@@ -121,13 +139,13 @@ impl<F: Format> ShadowVm<F> {
         }
     }
 
-    /// The outcome and the address that the guest's tables give; an error if the guest gets the fault itself.
+    /// The outcome; an error if the guest gets the fault itself.
     fn fault_shadowed(
         &mut self,
         id: u32,
         access: &Access,
         present: Present,
-    ) -> Result<(Outcome, Gpa), ()> {
+    ) -> Result<Outcome, ()> {
         let step = access.step;
         let settings = self.settings();
         let Some(paging) = self.vcpus.get(&id).map(|vcpu| self.paging_of(vcpu)) else {
@@ -196,7 +214,7 @@ impl<F: Format> ShadowVm<F> {
             self.unmap_hva(moved);
         }
         self.spread_requests();
-        Ok((handled.outcome, found.gpa))
+        Ok(handled.outcome)
     }
 
     /// A write to a frame that shadow pages watch. Where hardware marks an entry of the guest's own tables, these pages go and
