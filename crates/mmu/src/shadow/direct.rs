@@ -218,6 +218,7 @@ impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
         let (Some(goal), Some(slot), Some((page, _))) = (goal, found.slot, &found.page) else {
             let generation = env.memory.space(as_id).generation();
             self.set_mmio(at, gfn, all, generation);
+            self.prefetch_in_line(at, env);
             return Outcome::Emulate.into();
         };
         let leaf = LeafToSet {

@@ -354,6 +354,7 @@ impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
         let (Some(goal), Some(slot), Some((page, _))) = (goal, found.slot, &found.page) else {
             let as_id = self.space_of(at.page);
             self.set_mmio(at, gfn, plan.access, guest.generation(as_id));
+            self.prefetch(at, plan, guest, env);
             return Outcome::Emulate.into();
         };
         let leaf = LeafToSet {
