@@ -6,6 +6,7 @@
 
 use slat_vmm::live::{Config, Live, abilities, here_shadowed};
 use slat_vmm::replay::Machine;
+use slat_vmm::traces::Note;
 
 fn number(name: &str, default: u64) -> u64 {
     let text = std::env::var(name).ok();
@@ -46,6 +47,7 @@ fn every_event_is_predicted(machine: &Machine) {
             finding.seed, finding.difference, finding.first
         );
     }
+    println!("of their shadow pages: {}", Note::Counts(outcome.counted));
     println!(
         "{} programs, {} operations, {} instructions, {} events and results as predicted, {:.1} s",
         outcome.programs,

@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::{Abilities, Areas, DriveError, Driver, Program, Trace, TraceError};
 use crate::capture::Whose;
 use crate::replay::{Machine, Verdict, predict};
-use crate::traces::{Op, ParseError, Recording};
+use crate::traces::{Item, MmuCounts, Note, Op, ParseError, Recording, What};
 
 /// What kind of programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,8 +53,8 @@ impl Config {
     pub fn with_tables(seed: u64, events: usize, abilities: Abilities) -> Self {
         Self {
             programs: Programs::WithTables,
-            operations: 200,
-            tries: 300,
+            operations: 400,
+            tries: 400,
             ..Self::new(seed, events, abilities)
         }
     }
@@ -62,7 +62,7 @@ impl Config {
     fn program(&self, seed: u64) -> Program {
         match self.programs {
             Programs::Flat => Program::random(seed, self.operations, self.abilities),
-            Programs::WithTables => Program::with_tables(seed, self.operations, self.abilities),
+            Programs::WithTables => Program::with_tables(seed, self.operations),
         }
     }
 }
@@ -80,6 +80,8 @@ pub struct Outcome {
     pub events: usize,
     /// How many instructions guests executed.
     pub executed: usize,
+    /// What the kernel counted of the shadow pages of all VMs.
+    pub counted: MmuCounts,
     /// How long it took.
     pub elapsed: Duration,
     /// The first difference.
@@ -133,6 +135,8 @@ struct Ran {
     left_out: usize,
     /// How many events and results agreed.
     events: usize,
+    /// What the kernel had counted in the end.
+    counted: MmuCounts,
     difference: Option<String>,
 }
 
@@ -164,6 +168,7 @@ impl Live {
             left_out: 0,
             events: 0,
             executed: 0,
+            counted: MmuCounts::default(),
             elapsed: Duration::ZERO,
             finding: None,
         };
@@ -176,6 +181,7 @@ impl Live {
             outcome.operations += ran.operations;
             outcome.left_out += ran.left_out;
             outcome.events += ran.events;
+            outcome.counted += ran.counted;
             if ran.difference.is_some() {
                 outcome.finding = Some(self.shrink(config, seed, (program, ran))?);
             }
@@ -219,7 +225,9 @@ impl Live {
 
     fn run(&mut self, program: &Program) -> Result<Ran, LiveError> {
         let (recording, operations, left_out) = self.drive(program)?;
-        let verdict = predict(&Recording::parse(&recording)?, &self.machine);
+        let parsed = Recording::parse(&recording)?;
+        let counted = last_counts(&parsed);
+        let verdict = predict(&parsed, &self.machine);
         let (events, difference) = match verdict {
             Verdict::Agrees { compared, .. } => (compared, None),
             Verdict::Differs {
@@ -233,6 +241,7 @@ impl Live {
             operations,
             left_out,
             events,
+            counted,
             difference,
         })
     }
@@ -290,6 +299,15 @@ impl Live {
             difference: least.difference.unwrap_or_default(),
         })
     }
+}
+
+fn last_counts(recording: &Recording<'_>) -> MmuCounts {
+    let counts = |item: &Item<'_>| match item.what {
+        What::Note(Note::Counts(counts)) => Some(counts),
+        _ => None,
+    };
+    let last = recording.items.iter().rev().find_map(counts);
+    last.unwrap_or_default()
 }
 
 /// Without a second stage the kernel is the one that everybody here works on, and their VMs are none of ours.

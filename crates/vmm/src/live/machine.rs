@@ -3,7 +3,7 @@
 use std::fs;
 
 use kvm_ioctls::Kvm;
-use slat_memslot::{PageSize, Profile, Vendor, VmType};
+use slat_memslot::{PageSize, Profile, VmType};
 use slat_mmu::host::Host;
 use slat_mmu::roots::TdpMmu;
 use slat_mmu::shadow::UnsyncChildren;
@@ -102,7 +102,6 @@ pub fn abilities(machine: &Machine) -> Abilities {
         private_memory: profile.supports(VmType::SwProtected),
         smm: profile.address_spaces(VmType::Default) > 1,
         pre_fault: profile.pre_fault.get(),
-        emulated_supervisor: profile.vendor.get() == Vendor::Paravirtual,
     }
 }
 

@@ -15,8 +15,6 @@ pub struct Abilities {
     pub smm: bool,
     /// `KVM_PRE_FAULT_MEMORY`.
     pub pre_fault: bool,
-    /// Supervisors in long mode run, in KVM's emulator.
-    pub emulated_supervisor: bool,
 }
 
 /// A program with the memory that it needs.

@@ -2,6 +2,8 @@
 
 mod write;
 
+use core::ops::AddAssign;
+
 use slat_memslot::{AsId, Errno, Gfn, Gpa, Level, Pages};
 use winnow::combinator::{alt, eof, opt, preceded, repeat, seq, terminated};
 use winnow::prelude::*;
@@ -73,6 +75,18 @@ pub struct MmuCounts {
     pub recycled: u64,
     pub cache_miss: u64,
     pub unsync: u64,
+}
+
+impl AddAssign for MmuCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.shadow_zapped += other.shadow_zapped;
+        self.pte_write += other.pte_write;
+        self.pde_zapped += other.pde_zapped;
+        self.flooded += other.flooded;
+        self.recycled += other.recycled;
+        self.cache_miss += other.cache_miss;
+        self.unsync += other.unsync;
+    }
 }
 
 /// Something that the recorded program saw.
