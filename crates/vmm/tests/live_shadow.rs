@@ -4,6 +4,12 @@
 //! in it.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
+use std::time::{Duration, Instant};
+
+use slat_memslot::{PageSize, SlotZap};
+use slat_mmu::host::{Layout, MmioCaching};
+use slat_mmu::shadow::UnsyncChildren;
+use slat_mmu::spte::NxHugePages;
 use slat_vmm::live::{Config, Live, abilities, here_shadowed};
 use slat_vmm::replay::Machine;
 use slat_vmm::traces::Note;
@@ -23,6 +29,7 @@ fn every_event_is_predicted_and_wrong_rules_are_found() {
         }
     };
     every_event_is_predicted(&machine);
+    wrong_rules_are_found(&machine);
 }
 
 fn every_event_is_predicted(machine: &Machine) {
@@ -56,4 +63,73 @@ fn every_event_is_predicted(machine: &Machine) {
         outcome.events,
         outcome.elapsed.as_secs_f64()
     );
+}
+
+/// One rule of the kernel or the machine, made wrong.
+type Wrong = fn(&mut Machine);
+
+const WRONG: &[(&str, Wrong)] = &[
+    ("other bits of KVM's own", |m| {
+        m.host = m.host.with_layout(Layout::P1);
+    }),
+    ("no 2 MiB pages", |m| {
+        m.host = m.host.with_largest_page(PageSize::Size4K);
+    }),
+    ("MMIO entries where there are none, or none", |m| {
+        m.host.mmio_caching = match m.host.mmio_caching {
+            MmioCaching::On => MmioCaching::Off,
+            MmioCaching::Off => MmioCaching::On,
+        };
+    }),
+    ("huge pages never executable", |m| {
+        m.nx_huge_pages = NxHugePages::On;
+    }),
+    ("slots always zap all", |m| {
+        m.profile.slot_zap.set(SlotZap::AlwaysAll);
+    }),
+    ("pages out of step go with those above, or stay", |m| {
+        let rules = &mut m.shadow_rules;
+        rules.unsync_children = match rules.unsync_children {
+            UnsyncChildren::Zapped => UnsyncChildren::Kept,
+            UnsyncChildren::Kept => UnsyncChildren::Zapped,
+        };
+    }),
+    ("16 neighbours", |m| m.shadow_rules.prefetch = 16),
+    ("no neighbours", |m| m.shadow_rules.prefetch = 1),
+    ("a table is given up after two writes", |m| {
+        m.shadow_rules.flood = 2;
+    }),
+    ("a table is given up after four writes", |m| {
+        m.shadow_rules.flood = 4;
+    }),
+    ("room is made a page later", |m| {
+        m.shadow_rules.least_free = 4;
+    }),
+    ("less room is made", |m| m.shadow_rules.refilled = 24),
+];
+
+/// A minute is what each may take.
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn wrong_rules_are_found(machine: &Machine) {
+    for (what, wrong) in WRONG {
+        let mut lying = machine.clone();
+        wrong(&mut lying);
+        let begin = Instant::now();
+        let config = Config {
+            tries: 0,
+            ..Config::with_tables(number("SLAT_SEED", 1), 2_000_000, abilities(machine))
+        };
+        let mut live = Live::new(lying).expect("a capture");
+        let outcome = live.compare(&config, |_| {}).expect("programs that run");
+        let seconds = begin.elapsed().as_secs_f64();
+        let finding = outcome
+            .finding
+            .unwrap_or_else(|| panic!("{what}: not found"));
+        assert!(begin.elapsed() < MINUTE, "{what}: {seconds:.1} s");
+        println!(
+            "{what}: found in {seconds:.1} s, by seed {}, after {} events",
+            finding.seed, outcome.events
+        );
+    }
 }

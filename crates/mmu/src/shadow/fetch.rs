@@ -4,7 +4,7 @@ use slat_memslot::{Gfn, Gpa, Level, PageSize, Slot};
 
 use super::ShadowMmu;
 use super::beside::{NoTdp, TdpBeside};
-use super::direct::{GROUP, Goal, outcome_of};
+use super::direct::{Goal, outcome_of};
 use super::fault_in::{ResidentPages, ShadowBegun, ShadowFaultedIn, Wanted};
 use super::get::Follows;
 use super::guest::{EntrySize, GuestTables, Shadowed};
@@ -422,14 +422,15 @@ impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
         if page.role.is_direct() {
             return self.prefetch_group(at, env);
         }
-        let (size, first) = (page.entry_size(), at.index & !(GROUP - 1));
+        let count = self.mmu.rules.prefetch;
+        let (size, first) = (page.entry_size(), at.index & !(count - 1));
         // The group is where the walk's own entry is, which need not be where the page's part of the table begins.
         let own = plan.step(Level::L1).and_then(|step| step.place);
         let Some(own) = own else {
             return;
         };
-        let group = own.raw() & !(size.bytes() * u64::from(GROUP) - 1);
-        for part in 0..GROUP {
+        let group = own.raw() & !(size.bytes() * u64::from(count) - 1);
+        for part in 0..count {
             let neighbour = SpteRef {
                 index: first + part,
                 ..at

@@ -50,6 +50,7 @@ mod page;
 mod pages;
 mod pte_list;
 mod rmap;
+mod rules;
 mod set;
 mod sparse;
 mod split;
@@ -70,6 +71,7 @@ pub use guest::Shadowed;
 pub use held::ShadowLocked;
 pub use load::{PaeRoots, Roots, SwitchRole};
 pub use page::{PageId, PageInfo, SpteRef, ValidGeneration};
+pub use rules::{ShadowRules, UnsyncChildren};
 pub use stats::ShadowStats;
 pub use walk::{Reached, ShadowRoot};
 pub use write::{EmulatedWrite, EntryWritten};
@@ -108,18 +110,7 @@ pub struct ShadowMmu<F: Format> {
     /// Pages that follow tables of the guest's (`indirect_shadow_pages`).
     indirect: u64,
     requests: Requests,
-    unsync_children: UnsyncChildren,
-}
-
-/// What becomes of pages that are out of step, when a page above them is zapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum UnsyncChildren {
-    /// They are zapped along (`mmu.c:mmu_zap_unsync_children`).
-    #[default]
-    Zapped,
-    /// They stay, and are brought into step when they are linked again. A kernel with a paravirtual backend has a switch
-    /// for it (`kvm.eager_zap_unsync_children`).
-    Kept,
+    rules: ShadowRules,
 }
 
 impl<F: Format> ShadowMmu<F> {
@@ -138,17 +129,14 @@ impl<F: Format> ShadowMmu<F> {
             split_caches: split::SplitCaches::default(),
             indirect: 0,
             requests: Requests::NONE,
-            unsync_children: UnsyncChildren::Zapped,
+            rules: ShadowRules::UPSTREAM,
         }
     }
 
-    /// With another rule for pages that are out of step below one that goes.
+    /// With the rules of another kernel.
     #[must_use]
-    pub fn with_unsync_children(self, unsync_children: UnsyncChildren) -> Self {
-        Self {
-            unsync_children,
-            ..self
-        }
+    pub fn with_rules(self, rules: ShadowRules) -> Self {
+        Self { rules, ..self }
     }
 
     /// How entries are made and read.

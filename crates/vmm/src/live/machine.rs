@@ -6,7 +6,7 @@ use kvm_ioctls::Kvm;
 use slat_memslot::{PageSize, Profile, VmType};
 use slat_mmu::host::Host;
 use slat_mmu::roots::TdpMmu;
-use slat_mmu::shadow::UnsyncChildren;
+use slat_mmu::shadow::{ShadowRules, UnsyncChildren};
 use slat_mmu::spte::NxHugePages;
 use slat_mmu::tdp::Passes;
 
@@ -51,7 +51,7 @@ pub fn here() -> Result<Machine, String> {
         nx_huge_pages,
         passes: passes(&capabilities.release),
         tdp_mmu: TdpMmu::On,
-        unsync_children: unsync_children(),
+        shadow_rules: shadow_rules(),
     })
 }
 
@@ -88,7 +88,7 @@ pub fn here_shadowed() -> Result<Machine, String> {
         nx_huge_pages,
         passes: passes(&capabilities.release),
         tdp_mmu: TdpMmu::Off,
-        unsync_children: unsync_children(),
+        shadow_rules: shadow_rules(),
     })
 }
 
@@ -106,10 +106,14 @@ pub fn abilities(machine: &Machine) -> Abilities {
 }
 
 /// Only some kernels have the switch; others zap.
-fn unsync_children() -> UnsyncChildren {
-    match parameter("kvm", "eager_zap_unsync_children") {
+fn shadow_rules() -> ShadowRules {
+    let unsync_children = match parameter("kvm", "eager_zap_unsync_children") {
         Some(false) => UnsyncChildren::Kept,
         Some(true) | None => UnsyncChildren::Zapped,
+    };
+    ShadowRules {
+        unsync_children,
+        ..ShadowRules::UPSTREAM
     }
 }
 

@@ -3,7 +3,7 @@
 use slat_memslot::{Profile, Quirks, Vendor, VmType};
 use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::roots::TdpMmu;
-use slat_mmu::shadow::UnsyncChildren;
+use slat_mmu::shadow::ShadowRules;
 use slat_mmu::spte::NxHugePages;
 use slat_mmu::tdp::Passes;
 
@@ -22,8 +22,8 @@ pub struct Machine {
     pub passes: Passes,
     /// `kvm.tdp_mmu`, or off for want of a second stage.
     pub tdp_mmu: TdpMmu,
-    /// What becomes of shadow pages that are out of step below one that goes.
-    pub unsync_children: UnsyncChildren,
+    /// Of its shadow MMU.
+    pub shadow_rules: ShadowRules,
 }
 
 /// Physical address bits of all emulated CPUs.
@@ -85,7 +85,7 @@ impl Machine {
             nx_huge_pages: NxHugePages::Off,
             passes: Passes::LargestFirst,
             tdp_mmu,
-            unsync_children: UnsyncChildren::Zapped,
+            shadow_rules: ShadowRules::UPSTREAM,
         })
     }
 

@@ -276,14 +276,7 @@ impl<F: Format> ShadowVm<F> {
 
     /// KVM carries out one instruction after the other without an entry between: it sees to a root alone.
     fn stay(&mut self, id: u32) -> bool {
-        let obsolete = self.vcpus.get(&id).is_some_and(|vcpu| {
-            let requests = vcpu.roots.mmu.requests();
-            requests.contains(Request::FreeObsoleteRoots)
-        });
-        match obsolete {
-            true => self.enter_or_fail(id),
-            false => self.load_or_fail(id),
-        }
+        self.load_or_fail(id)
     }
 
     fn enter_or_fail(&mut self, id: u32) -> bool {

@@ -40,7 +40,7 @@ use slat_mmu::fault::{Invalidation, Settings};
 use slat_mmu::host::Host;
 use slat_mmu::role::TdpHost;
 use slat_mmu::roots::TdpMmu;
-use slat_mmu::shadow::{ShadowMmu, UnsyncChildren};
+use slat_mmu::shadow::{ShadowMmu, ShadowRules};
 use slat_mmu::spte::{Format, NxHugePages};
 
 use crate::paged_vm::fault;
@@ -94,10 +94,10 @@ impl<F: Format> ShadowVm<F> {
         }
     }
 
-    /// With another rule for shadow pages that are out of step below one that goes.
+    /// With the shadow MMU of another kernel.
     #[must_use]
-    pub fn with_unsync_children(self, unsync_children: UnsyncChildren) -> Self {
-        let mmu = self.mmu.with_unsync_children(unsync_children);
+    pub fn with_rules(self, rules: ShadowRules) -> Self {
+        let mmu = self.mmu.with_rules(rules);
         Self { mmu, ..self }
     }
 
