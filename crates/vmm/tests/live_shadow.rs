@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use slat_memslot::{PageSize, SlotZap};
-use slat_mmu::host::{Layout, MmioCaching};
+use slat_mmu::host::MmioCaching;
 use slat_mmu::shadow::UnsyncChildren;
 use slat_mmu::spte::NxHugePages;
 use slat_vmm::live::{Config, Live, abilities, here_shadowed};
@@ -69,9 +69,6 @@ fn every_event_is_predicted(machine: &Machine) {
 type Wrong = fn(&mut Machine);
 
 const WRONG: &[(&str, Wrong)] = &[
-    ("other bits of KVM's own", |m| {
-        m.host = m.host.with_layout(Layout::P1);
-    }),
     ("no 2 MiB pages", |m| {
         m.host = m.host.with_largest_page(PageSize::Size4K);
     }),

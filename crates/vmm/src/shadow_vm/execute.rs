@@ -52,14 +52,14 @@ pub(super) struct Access {
 }
 
 impl Access {
-    /// The fetch of its instruction, if it is not that itself.
+    /// The fetch of its instruction, for data: a jump is done when its target is fetched.
     pub(super) fn fetch_again(&self) -> Option<Self> {
         let step = Step {
             kind: Kind::Execute,
             address: self.code?,
         };
         let data = (1, 0);
-        (step != self.step).then_some(Self {
+        (self.step.kind != Kind::Execute).then_some(Self {
             step,
             data,
             ..*self
@@ -274,9 +274,14 @@ impl<F: Format> ShadowVm<F> {
         }
     }
 
-    /// KVM carries out one instruction after the other without an entry between: it sees to a root alone.
+    /// KVM carries out one instruction after the other without an entry between, unless a root is missing: one that is to be
+    /// given up is there still.
     fn stay(&mut self, id: u32) -> bool {
-        self.load_or_fail(id)
+        let vcpu = self.vcpus.get(&id);
+        match vcpu.and_then(|vcpu| vcpu.roots.current(&self.mmu)) {
+            Some(_) => true,
+            None => self.enter_or_fail(id),
+        }
     }
 
     fn enter_or_fail(&mut self, id: u32) -> bool {
