@@ -54,7 +54,11 @@ fn every_event_is_predicted(machine: &Machine) {
             finding.seed, finding.difference, finding.first
         );
     }
-    println!("of their shadow pages: {}", Note::Counts(outcome.counted));
+    println!(
+        "of their shadow pages: {}; {} programs were disturbed and run again",
+        Note::Counts(outcome.counted),
+        outcome.disturbed
+    );
     println!(
         "{} programs, {} operations, {} instructions, {} events and results as predicted, {:.1} s",
         outcome.programs,

@@ -81,18 +81,20 @@ pub(super) fn run(args: &Args, seed: u64, mmu: Mmu) -> Result<ExitCode, Error> {
                 "left_out": outcome.left_out,
                 "events": outcome.events,
                 "guest_runs": outcome.executed,
+                "disturbed": outcome.disturbed,
                 "seconds": seconds,
                 "difference": outcome.finding.as_ref().map(|finding| &finding.difference),
             }))?
         ),
         false => println!(
             "{} events and results of {} operations ({} runs of guests) in {} programs compared in {seconds:.1} s, \
-             {} differences",
+             {} differences, {} programs disturbed and run again",
             outcome.events,
             outcome.operations,
             outcome.executed,
             outcome.programs,
             u8::from(outcome.finding.is_some()),
+            outcome.disturbed,
         ),
     }
     Ok(exit_code(outcome.finding.is_none()))

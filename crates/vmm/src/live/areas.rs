@@ -69,6 +69,7 @@ impl Areas {
         for area in areas {
             map(area)?;
             mapped.areas.push(*area);
+            keep(area);
             for page in 0..area.pages.raw() {
                 let first = area.start.raw() + page * PAGE_SIZE;
                 mapped.write(Hva::new(first), &[HALT]);
@@ -168,6 +169,13 @@ fn map(area: &Area) -> io::Result<()> {
     };
     // SAFETY: the range was mapped just now.
     done(unsafe { libc::madvise(place, len, advice) })
+}
+
+/// Keeps the host from looking whether pages are in use, and from swapping them, where it lets itself be asked.
+fn keep(area: &Area) {
+    let len = usize::try_from(area.bytes()).unwrap_or(0);
+    // SAFETY: the range was mapped just now; nothing but its pages' fate depends on it.
+    let _ = unsafe { libc::mlock(area.start.raw() as *const libc::c_void, len) };
 }
 
 fn done(value: i32) -> io::Result<()> {

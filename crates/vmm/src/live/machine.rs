@@ -3,7 +3,7 @@
 use std::fs;
 
 use kvm_ioctls::Kvm;
-use slat_memslot::{PageSize, Profile, VmType};
+use slat_memslot::{PageSize, Profile, Vendor, VmType};
 use slat_mmu::host::Host;
 use slat_mmu::roots::TdpMmu;
 use slat_mmu::shadow::{ShadowRules, UnsyncChildren};
@@ -102,6 +102,7 @@ pub fn abilities(machine: &Machine) -> Abilities {
         private_memory: profile.supports(VmType::SwProtected),
         smm: profile.address_spaces(VmType::Default) > 1,
         pre_fault: profile.pre_fault.get(),
+        shared_huge_leaves: profile.vendor.get() != Vendor::Paravirtual,
     }
 }
 

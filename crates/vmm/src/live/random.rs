@@ -15,6 +15,8 @@ pub struct Abilities {
     pub smm: bool,
     /// `KVM_PRE_FAULT_MEMORY`.
     pub pre_fault: bool,
+    /// Huge leaves that several vCPUs use: a paravirtual backend takes a fault too many there, which finds all in place.
+    pub shared_huge_leaves: bool,
 }
 
 /// A program with the memory that it needs.

@@ -9,7 +9,7 @@ use slat_memslot::{Hva, Pages, Quirks};
 use self::entries::{OF_LEVEL, PRESENT, Place, TABLES, USER, WRITE};
 use self::slots::slot;
 use super::areas::{Area, Kind};
-use super::random::Program;
+use super::random::{Abilities, Program};
 use crate::differential::Dice;
 use crate::traces::{Control, Op, SetRegion};
 
@@ -30,8 +30,8 @@ const CODE: u64 = 0x1000;
 
 impl Program {
     /// A program of about so many operations, whose guest runs on tables that it and the host edit.
-    pub fn with_tables(seed: u64, operations: usize) -> Self {
-        let mut writer = Writer::new(seed);
+    pub fn with_tables(seed: u64, operations: usize, abilities: Abilities) -> Self {
+        let mut writer = Writer::new(seed, abilities);
         writer.begin();
         let end = writer.ops.len() + operations;
         while writer.ops.len() < end {
@@ -50,16 +50,19 @@ struct Writer {
     dice: Dice,
     ops: Vec<Op<'static>>,
     vcpus: u32,
+    /// Whether slots lie in memory that may be huge.
+    huge_slots: bool,
     slots: Vec<SetRegion>,
     control: Vec<Control>,
 }
 
 impl Writer {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, abilities: Abilities) -> Self {
         let mut dice = Dice::new(seed);
         let vcpus = if dice.percent(40) { 2 } else { 1 };
         Self {
             dice,
+            huge_slots: vcpus == 1 || abilities.shared_huge_leaves,
             ops: Vec::new(),
             vcpus,
             slots: Vec::new(),
