@@ -130,7 +130,7 @@ fn leaves_are_left_as_the_policy_says() {
         private_memory: false,
         smm: false,
         pre_fault: false,
-        shared_huge_leaves: false,
+        shared_roots: false,
     };
     let profile = match kvm::Machine::open() {
         Ok(machine) => machine.shared_profile(),

@@ -102,7 +102,7 @@ pub fn abilities(machine: &Machine) -> Abilities {
         private_memory: profile.supports(VmType::SwProtected),
         smm: profile.address_spaces(VmType::Default) > 1,
         pre_fault: profile.pre_fault.get(),
-        shared_huge_leaves: profile.vendor.get() != Vendor::Paravirtual,
+        shared_roots: profile.vendor.get() != Vendor::Paravirtual,
     }
 }
 

@@ -15,8 +15,9 @@ pub struct Abilities {
     pub smm: bool,
     /// `KVM_PRE_FAULT_MEMORY`.
     pub pre_fault: bool,
-    /// Huge leaves that several vCPUs use: a paravirtual backend takes a fault too many there, which finds all in place.
-    pub shared_huge_leaves: bool,
+    /// Roots that several vCPUs share. With a paravirtual backend each has a top table of its own, which its own faults fill:
+    /// what another vCPU has linked there costs a fault that finds all in place.
+    pub shared_roots: bool,
 }
 
 /// A program with the memory that it needs.

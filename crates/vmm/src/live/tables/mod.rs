@@ -50,8 +50,6 @@ struct Writer {
     dice: Dice,
     ops: Vec<Op<'static>>,
     vcpus: u32,
-    /// Whether slots lie in memory that may be huge.
-    huge_slots: bool,
     slots: Vec<SetRegion>,
     control: Vec<Control>,
 }
@@ -59,10 +57,12 @@ struct Writer {
 impl Writer {
     fn new(seed: u64, abilities: Abilities) -> Self {
         let mut dice = Dice::new(seed);
-        let vcpus = if dice.percent(40) { 2 } else { 1 };
+        let vcpus = match abilities.shared_roots && dice.percent(40) {
+            true => 2,
+            false => 1,
+        };
         Self {
             dice,
-            huge_slots: vcpus == 1 || abilities.shared_huge_leaves,
             ops: Vec::new(),
             vcpus,
             slots: Vec::new(),

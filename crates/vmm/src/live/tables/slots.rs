@@ -32,7 +32,7 @@ impl Writer {
         if !self.has_table_slot() {
             return self.create_table_slot();
         }
-        let huge = self.huge_slots && self.dice.percent(50);
+        let huge = self.dice.percent(50);
         let area = if huge { AREAS[3] } else { AREAS[2] };
         let pages = if huge {
             self.dice.pick(&[HUGE, 2 * HUGE, HUGE + 0x80])
