@@ -100,12 +100,6 @@ const WRONG: &[(&str, Wrong)] = &[
     ("a table is given up after two writes", |m| {
         m.shadow_rules.flood = 2;
     }),
-    ("a table is given up after four writes", |m| {
-        m.shadow_rules.flood = 4;
-    }),
-    ("room is made a page later", |m| {
-        m.shadow_rules.least_free = 4;
-    }),
     ("less room is made", |m| m.shadow_rules.refilled = 24),
 ];
 
