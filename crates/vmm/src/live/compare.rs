@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use slat_mmu::roots::TdpMmu;
 use thiserror::Error;
 
+use super::sort::Sort;
 use super::{Abilities, Areas, DriveError, Driver, Program, Trace, TraceError};
 use crate::capture::Whose;
-use crate::replay::{Machine, Verdict, predict};
+use crate::replay::{Machine, Planted, Verdict, predict, predict_wrongly};
 use crate::traces::{Item, MmuCounts, Note, Op, ParseError, Recording, What};
 
 /// What kind of programs.
@@ -32,6 +33,8 @@ pub struct Config {
     pub operations: usize,
     /// How often a program that differs is tried with less in it.
     pub tries: usize,
+    /// No program begins after so long, however few events there were.
+    pub within: Option<Duration>,
     /// What the kernel can be asked for.
     pub abilities: Abilities,
 }
@@ -45,6 +48,7 @@ impl Config {
             events,
             operations: 60,
             tries: 120,
+            within: None,
             abilities,
         }
     }
@@ -126,6 +130,8 @@ pub enum LiveError {
 #[derive(Debug)]
 pub struct Live {
     machine: Machine,
+    /// The rule that is made wrong.
+    planted: Option<Planted>,
     trace: Option<Trace>,
 }
 
@@ -140,6 +146,8 @@ struct Ran {
     /// What the kernel had counted in the end.
     counted: MmuCounts,
     difference: Option<String>,
+    /// Of which sort it is; `None` where the whole cannot be predicted.
+    sort: Option<Sort>,
 }
 
 impl Live {
@@ -151,7 +159,20 @@ impl Live {
         quiet();
         let trace = Trace::start(whose(&machine)).map_err(TraceError::from)?;
         let trace = Some(trace);
-        Ok(Self { machine, trace })
+        Ok(Self {
+            machine,
+            planted: None,
+            trace,
+        })
+    }
+
+    /// With one rule of the model made wrong.
+    #[must_use]
+    pub fn with_planted(self, planted: Planted) -> Self {
+        Self {
+            planted: Some(planted),
+            ..self
+        }
     }
 
     /// Runs random programs until enough is compared, or one differs.
@@ -175,7 +196,8 @@ impl Live {
             elapsed: Duration::ZERO,
             finding: None,
         };
-        while outcome.events < config.events && outcome.finding.is_none() {
+        let in_time = || config.within.is_none_or(|within| begin.elapsed() < within);
+        while outcome.events < config.events && outcome.finding.is_none() && in_time() {
             let seed = config.seed.wrapping_add(outcome.programs);
             let program = config.program(seed);
             let mut ran = self.run(&program)?;
@@ -228,6 +250,9 @@ impl Live {
             None => Trace::start(whose(&self.machine)).map_err(TraceError::from)?,
         };
         let areas = Areas::map(&program.areas).map_err(LiveError::Memory)?;
+        if let Whose::Own = whose(&self.machine) {
+            areas.keep();
+        }
         let mut driver = Driver::new(areas, trace)?;
         let (mut operations, mut left_out) = (0, 0);
         for op in &program.ops {
@@ -247,14 +272,20 @@ impl Live {
         let (recording, operations, left_out) = self.drive(program)?;
         let parsed = Recording::parse(&recording)?;
         let counted = last_counts(&parsed);
-        let verdict = predict(&parsed, &self.machine);
-        let (events, difference) = match verdict {
-            Verdict::Agrees { compared, .. } => (compared, None),
+        let verdict = match self.planted {
+            Some(planted) => predict_wrongly(&parsed, &self.machine, planted),
+            None => predict(&parsed, &self.machine),
+        };
+        let (events, difference, sort) = match verdict {
+            Verdict::Agrees { compared, .. } => (compared, None, None),
             Verdict::Differs {
                 compared,
                 difference,
-            } => (compared, Some(difference.to_string())),
-            Verdict::NotModelled(missing) => (0, Some(missing.to_string())),
+            } => {
+                let sort = Sort::of(&difference);
+                (compared, Some(difference.to_string()), Some(sort))
+            }
+            Verdict::NotModelled(missing) => (0, Some(missing.to_string()), None),
         };
         Ok(Ran {
             recording,
@@ -263,10 +294,11 @@ impl Live {
             events,
             counted,
             difference,
+            sort,
         })
     }
 
-    /// Leaves out what is not needed for a difference: half of the operations, then quarters, and so on.
+    /// Leaves out what is not needed for a difference of the same sort: half of the operations, then quarters, and so on.
     fn shrink(
         &mut self,
         config: &Config,
@@ -301,7 +333,7 @@ impl Live {
                 shorter.ops.splice(from..from, kept);
                 tries += 1;
                 match self.run(&shorter) {
-                    Ok(ran) if ran.difference.is_some() => {
+                    Ok(ran) if ran.difference.is_some() && ran.sort == least.sort => {
                         (best, least) = (shorter, ran);
                     }
                     // Nothing can be made of what is left.
@@ -347,6 +379,7 @@ pub(crate) fn quiet() {
     const HUGE: &str = "/sys/kernel/mm/transparent_hugepage";
     for (file, value) in [
         ("khugepaged/defrag", "0"),
+        ("khugepaged/scan_sleep_millisecs", "100000000"),
         ("use_zero_page", "0"),
         ("enabled", "madvise"),
     ] {

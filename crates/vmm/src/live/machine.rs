@@ -3,14 +3,14 @@
 use std::fs;
 
 use kvm_ioctls::Kvm;
-use slat_memslot::{PageSize, Profile, Vendor, VmType};
+use slat_memslot::{PageSize, Profile};
 use slat_mmu::host::Host;
 use slat_mmu::roots::TdpMmu;
 use slat_mmu::shadow::{ShadowRules, UnsyncChildren};
 use slat_mmu::spte::NxHugePages;
 use slat_mmu::tdp::Passes;
 
-use super::random::Abilities;
+use super::abilities::Abilities;
 use crate::kvm::{gigabyte_pages, probe};
 use crate::replay::Machine;
 use crate::walks::GigabytePages;
@@ -93,17 +93,8 @@ pub fn here_shadowed() -> Result<Machine, String> {
 }
 
 /// What this kernel can be asked for.
-///
-/// # Errors
-/// KVM cannot be used.
 pub fn abilities(machine: &Machine) -> Abilities {
-    let profile = &machine.profile;
-    Abilities {
-        private_memory: profile.supports(VmType::SwProtected),
-        smm: profile.address_spaces(VmType::Default) > 1,
-        pre_fault: profile.pre_fault.get(),
-        shared_roots: profile.vendor.get() != Vendor::Paravirtual,
-    }
+    Abilities::of(machine)
 }
 
 /// Only some kernels have the switch; others zap.

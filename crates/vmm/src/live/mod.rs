@@ -8,6 +8,7 @@
 //!
 //! A recording made so is predicted like any other ([`crate::replay`]).
 
+mod abilities;
 mod areas;
 mod compare;
 mod driver;
@@ -16,13 +17,15 @@ mod guest;
 mod machine;
 mod pagemap;
 mod random;
+mod sort;
 mod tables;
 mod trace;
 
+pub use abilities::{Abilities, HostAbilities};
 pub use areas::{Area, Areas, Kind};
 pub(crate) use compare::quiet;
 pub use compare::{Config, Finding, Live, LiveError, Outcome, Programs};
 pub use driver::{DriveError, Driver, Journal};
 pub use machine::{abilities, here, here_shadowed};
-pub use random::{Abilities, Program};
+pub use random::Program;
 pub use trace::{Trace, TraceError};

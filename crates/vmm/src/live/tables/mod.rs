@@ -8,8 +8,9 @@ use slat_memslot::{Hva, Pages, Quirks};
 
 use self::entries::{OF_LEVEL, PRESENT, Place, TABLES, USER, WRITE};
 use self::slots::slot;
+use super::abilities::Abilities;
 use super::areas::{Area, Kind};
-use super::random::{Abilities, Program};
+use super::random::Program;
 use crate::differential::Dice;
 use crate::traces::{Control, Op, SetRegion};
 

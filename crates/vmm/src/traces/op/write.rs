@@ -21,9 +21,14 @@ impl Display for Op<'_> {
             Self::Madvise { .. }
             | Self::Mprotect { .. }
             | Self::Fork
+            | Self::ChildEnds
+            | Self::HostWork(_)
+            | Self::Userfault { .. }
             | Self::MarkIdle { .. }
             | Self::ReadIdle
             | Self::Poke { .. }
+            | Self::MarkFramesIdle { .. }
+            | Self::ReadFramesIdle { .. }
             | Self::ModuleParameter { .. } => self.host(f),
             Self::Guest { vcpu, act } => write!(f, "guest vcpu={vcpu}{act}"),
             Self::TouchShadowed => write!(f, "L1 touches a page of EPT12 that KVM shadows"),
@@ -117,6 +122,8 @@ impl Op<'_> {
                 "KVM_CLEAR_DIRTY_LOG slot={slot} first={first:x} num={:x} bitmap=all-ones",
                 pages.raw()
             ),
+            Self::HarvestRing { vcpu } => write!(f, "dirty ring: harvest vcpu={vcpu}"),
+            Self::ResetRings => write!(f, "KVM_RESET_DIRTY_RINGS"),
             _ => Ok(()),
         }
     }
@@ -140,6 +147,20 @@ impl Op<'_> {
                 })
             }
             Self::Fork => write!(f, "fork"),
+            Self::ChildEnds => write!(f, "the child ends"),
+            Self::HostWork(work) => write!(f, "host: {}", work.name()),
+            Self::Userfault { gfn, pages } => {
+                let (gfn, pages) = (gfn.raw(), pages.raw());
+                write!(f, "userfaultfd: missing gfn={gfn:x} npages={pages:x}")
+            }
+            Self::MarkFramesIdle { gfn, pages } => {
+                let (gfn, pages) = (gfn.raw(), pages.raw());
+                write!(f, "page_idle: mark gfn={gfn:x} npages={pages:x}")
+            }
+            Self::ReadFramesIdle { gfn, pages } => {
+                let (gfn, pages) = (gfn.raw(), pages.raw());
+                write!(f, "page_idle: read gfn={gfn:x} npages={pages:x}")
+            }
             Self::MarkIdle { pfn } => write!(f, "page_idle: mark pfn={pfn:x} idle"),
             Self::ReadIdle => write!(f, "page_idle: read"),
             Self::Poke { hva, value } => write!(f, "poke hva={:x} value={value:#x}", hva.raw()),
@@ -241,6 +262,7 @@ impl Display for GuestAct<'_> {
                 write!(f, " runs: enters SMM at {:#x}, HLT", handler.raw())
             }
             Self::SmmRead(gpa) => write!(f, " in SMM: READ gpa={:#x} then HLT", gpa.raw()),
+            Self::SmmWrite(gpa) => write!(f, " in SMM: WRITE gpa={:#x} then HLT", gpa.raw()),
             Self::LeaveSmm => write!(f, ": RSM, back to the stub"),
             Self::Launch {
                 vmx: false,
