@@ -23,7 +23,7 @@ impl Writer {
         // The host counts units from the begin of the area.
         let inside = (hva.raw() - area.start.raw()) >> PAGE_SHIFT;
         let begin = (inside + first).next_multiple_of(unit);
-        let end = (inside + first + pages).div_ceil(unit) * unit;
+        let end = (inside + first + pages).next_multiple_of(unit);
         let end = end.min((inside + region.pages.raw()) / unit * unit);
         let pages = end.checked_sub(begin).filter(|pages| *pages > 0)?;
         let gfn = Gfn::new(region.gfn.raw() + (begin - inside));
