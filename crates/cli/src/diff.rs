@@ -25,8 +25,8 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 100_000)]
     ops: u64,
     /// Parts of the interface, separated by commas; `walk` is the walk of guest page tables, held against KVM_TRANSLATE,
-    /// `tables` what a VM's own tables become, event by event, and `access` has a guest execute accesses. Default: all
-    /// that the kernel has, but for `access`.
+    /// `tables` what a VM's own tables become, event by event, `shadow` the same where guests run on shadow pages, and
+    /// `access` has a guest execute accesses. Default: all that the kernel has, but for `shadow` and `access`.
     #[arg(long, value_delimiter = ',')]
     area: Vec<AreaName>,
     /// Put one of so many refusals to the repair oracle.
@@ -50,6 +50,7 @@ enum AreaName {
     Walk,
     Access,
     Tables,
+    Shadow,
 }
 
 impl Args {
@@ -57,7 +58,7 @@ impl Args {
     fn calls(&self) -> Vec<Area> {
         let calls = |area: &AreaName| match area {
             AreaName::Calls(area) => Some(*area),
-            AreaName::Walk | AreaName::Access | AreaName::Tables => None,
+            AreaName::Walk | AreaName::Access | AreaName::Tables | AreaName::Shadow => None,
         };
         match self.area.as_slice() {
             [] => Area::ALL.to_vec(),
@@ -66,9 +67,10 @@ impl Args {
     }
 
     /// Whether an area that is no calls is compared. Accesses only when they are asked for, since each takes as long as
-    /// ten walks.
+    /// ten walks, and shadow pages.
     fn wants(&self, wanted: AreaName) -> bool {
-        let by_default = self.area.is_empty() && !matches!(wanted, AreaName::Access);
+        let by_default =
+            self.area.is_empty() && !matches!(wanted, AreaName::Access | AreaName::Shadow);
         by_default || self.area.iter().any(|area| area.name() == wanted.name())
     }
 }
@@ -81,13 +83,14 @@ impl AreaName {
             Self::Walk => "walk",
             Self::Access => "access",
             Self::Tables => "tables",
+            Self::Shadow => "shadow",
         }
     }
 }
 
 impl ValueEnum for AreaName {
     fn value_variants<'a>() -> &'a [Self] {
-        const ALL: [AreaName; 11] = [
+        const ALL: [AreaName; 12] = [
             AreaName::Calls(Area::Slots),
             AreaName::Calls(Area::Gmem),
             AreaName::Calls(Area::Attributes),
@@ -99,6 +102,7 @@ impl ValueEnum for AreaName {
             AreaName::Walk,
             AreaName::Access,
             AreaName::Tables,
+            AreaName::Shadow,
         ];
         &ALL
     }
@@ -124,7 +128,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
                 result = access::run(args, seed)?;
             }
             if result == ExitCode::SUCCESS && args.wants(AreaName::Tables) {
-                result = tables::run(args, seed)?;
+                result = tables::run(args, seed, tables::Mmu::Tdp)?;
+            }
+            if result == ExitCode::SUCCESS && args.wants(AreaName::Shadow) {
+                result = tables::run(args, seed, tables::Mmu::Shadow)?;
             }
             Ok(result)
         }

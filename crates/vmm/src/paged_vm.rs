@@ -5,11 +5,12 @@ pub(crate) mod fault;
 use slat_memslot::{Errno, Gfn, GmemId, Memory, Pages, Region, VmType};
 use slat_mmu::role::VcpuMode;
 use slat_mmu::spte::{Format, NxHugePages};
+use slat_mmu::walk::Privilege;
 
 use crate::replay::Machine;
 use crate::shadow_vm::ShadowVm;
 use crate::tdp_vm::{Activity, EagerSplit, HostMemory, HvaRange, Paging, TdpVm};
-use crate::traces::{Leaves, Predicted};
+use crate::traces::{Control, Instruction, Leaves, MmuCounts, Predicted};
 
 /// Bits of a control register that are set or cleared, by KVM's names with `|` between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +64,34 @@ pub trait PagedVm: Sized {
     fn age_hva(&mut self, range: HvaRange) -> bool;
     fn recover_nx(&mut self, ratio: u64) -> u64;
     fn close(&mut self);
+
+    /// What is counted of its shadow pages, if it has such.
+    fn counts(&self) -> Option<MmuCounts> {
+        None
+    }
+
+    /// Control registers of a guest whose own tables are walked. With two-dimensional paging no root depends on them.
+    fn set_control(&mut self, id: u32, control: &Control) {
+        let _ = control;
+        self.set_registers(id, None);
+    }
+
+    /// A guest whose own tables are shadowed executes an instruction. Where they are not, it runs on its own tables, which
+    /// nobody models: recordings with it are [not modelled](crate::replay::NotModelled) there.
+    fn execute(&mut self, id: u32, instruction: &Instruction, privilege: Privilege) {
+        let _ = (id, instruction, privilege);
+    }
+
+    /// The limit of shadow pages.
+    fn set_mmu_pages(&mut self, pages: u64) {
+        let _ = pages;
+        self.tell(Predicted::Returned(Ok(Some(0))));
+    }
+
+    /// The program writes into the memory behind a slot, which matters where the guest's tables do.
+    fn poke(&mut self, hva: u64, value: u64) {
+        let _ = (hva, value);
+    }
 }
 
 /// Calls the method of the same name.
@@ -146,6 +175,7 @@ impl<F: Format> PagedVm for ShadowVm<F> {
 
     fn on(machine: &Machine, vm_type: VmType, nx_huge_pages: NxHugePages) -> Option<Self> {
         let vm = Self::new(machine.profile.clone(), vm_type, &machine.host);
+        let vm = vm.with_rules(machine.shadow_rules);
         Some(vm.with_nx_huge_pages(nx_huge_pages))
     }
 
@@ -160,6 +190,35 @@ impl<F: Format> PagedVm for ShadowVm<F> {
 
     fn set_registers(&mut self, id: u32, bits: Option<ControlBits<'_>>) {
         Self::set_registers(self, id, bits);
+    }
+
+    fn counts(&self) -> Option<MmuCounts> {
+        let stats = self.mmu().stats();
+        Some(MmuCounts {
+            shadow_zapped: stats.mmu_shadow_zapped,
+            pte_write: stats.mmu_pte_write,
+            pde_zapped: stats.mmu_pde_zapped,
+            flooded: stats.mmu_flooded,
+            recycled: stats.mmu_recycled,
+            cache_miss: stats.mmu_cache_miss,
+            unsync: stats.mmu_unsync,
+        })
+    }
+
+    fn set_control(&mut self, id: u32, control: &Control) {
+        Self::set_control(self, id, control);
+    }
+
+    fn execute(&mut self, id: u32, instruction: &Instruction, privilege: Privilege) {
+        Self::execute(self, id, instruction, privilege);
+    }
+
+    fn set_mmu_pages(&mut self, pages: u64) {
+        Self::set_mmu_pages(self, pages);
+    }
+
+    fn poke(&mut self, hva: u64, value: u64) {
+        Self::poke(self, hva, value);
     }
 
     fn pre_fault(&mut self, vcpu: u32, gfn: Gfn, pages: Pages, flags: u64) {

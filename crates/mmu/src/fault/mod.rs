@@ -43,7 +43,7 @@ pub use backing::{Backing, FilePage, HostPage};
 pub use fault_in::{FaultedIn, SlowFault};
 pub use handle::{Apicv, Begun, Env, Handled, Outcome, Settings};
 pub use invalidation::{Invalidation, Sequence};
-pub use mmio::MmioCache;
+pub use mmio::{MmioAccess, MmioCache};
 pub use page_track::{NotTracked, PageTrack, Unsync};
 pub use plan::{Caveat, OutsideBaseMode, PlannedRun, PrefaultPlan, Prefaulter, Stop};
 pub use prefault::{Endless, Prefault, PrefaultError, PrefaultOutside};

@@ -19,9 +19,6 @@ use crate::role::RoleLayout;
 use crate::spte::{Format, HostWrite, NxHugePages, Pfn};
 use crate::tdp::{Fast, Observer, SlotLog};
 
-/// Neighbours that are mapped along with a page: those in its group of so many (`PTE_PREFETCH_NUM`).
-pub(super) const GROUP: u16 = 8;
-
 /// How large the leaf of a fault may be and is to be (`req_level`, `goal_level`).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Goal {
@@ -82,6 +79,7 @@ impl<F: Format> ShadowMmu<F> {
             as_id,
             gfn: fault.gfn,
             place: fault.gfn,
+            access: Access::all(),
             kind: fault.kind,
         };
         ShadowBegun::Slow(self.slow_fault(wanted, slot, roots.mmu.role()))
@@ -217,6 +215,7 @@ impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
         let (Some(goal), Some(slot), Some((page, _))) = (goal, found.slot, &found.page) else {
             let generation = env.memory.space(as_id).generation();
             self.set_mmio(at, gfn, all, generation);
+            self.prefetch_in_line(at, env);
             return Outcome::Emulate.into();
         };
         let leaf = LeafToSet {
@@ -297,9 +296,10 @@ impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
     /// The same whatever the page: beside a leaf of a guest's huge page KVM does not ask whether there are accessed bits
     /// (`mmu.c:__direct_pte_prefetch`).
     pub(super) fn prefetch_group<B: ResidentPages>(&mut self, at: SpteRef, env: &mut Env<'_, B>) {
-        let first = at.index & !(GROUP - 1);
+        let group = self.mmu.rules.prefetch;
+        let first = at.index & !(group - 1);
         let mut run: Option<u16> = None;
-        for index in first..first + GROUP {
+        for index in first..first + group {
             let taken = index == at.index || self.mmu.pages.get(at.page).entry(index).is_present();
             match (taken, run) {
                 (false, None) => run = Some(index),
@@ -313,7 +313,7 @@ impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
             }
         }
         if let Some(start) = run {
-            let _ = self.prefetch_run(at, start..first + GROUP, env);
+            let _ = self.prefetch_run(at, start..first + group, env);
         }
     }
 

@@ -4,7 +4,8 @@ use slat_memslot::{AsId, Gfn, PageSize, Slot, SlotId};
 
 use super::ShadowMmu;
 use super::set::Mapped;
-use crate::fault::{Apicv, Backing, Env, Handled, HostPage, Kind, Outcome, Sequence};
+use crate::access::Access;
+use crate::fault::{Apicv, Backing, Env, Handled, HostPage, Kind, MmioAccess, Outcome, Sequence};
 use crate::role::PageRole;
 use crate::spte::{Format, HostWrite, Pfn, PfnKind};
 
@@ -32,7 +33,19 @@ pub(super) struct Wanted {
     pub(super) gfn: Gfn,
     /// The frame of the address that faulted, by which a vCPU remembers MMIO.
     pub(super) place: Gfn,
+    /// What the guest's tables allow.
+    pub(super) access: Access,
     pub(super) kind: Kind,
+}
+
+impl Wanted {
+    fn mmio(&self) -> MmioAccess {
+        MmioAccess {
+            place: self.place,
+            gfn: self.gfn,
+            access: self.access & (Access::WRITE | Access::USER),
+        }
+    }
 }
 
 /// A fault whose page has to be found, which needs no lock.
@@ -97,7 +110,7 @@ impl<'s> SlowShadowFault<'s> {
         let (wanted, early) = (self.wanted, env.invalidation.sequence());
         let Some(slot) = self.slot_to_ask(env.settings.apicv)? else {
             let generation = env.memory.space(wanted.as_id).generation();
-            env.mmio.remember(wanted.place, generation);
+            env.mmio.remember_at(wanted.mmio(), generation);
             if wanted.gfn >= self.mmio_end {
                 return Err(Outcome::Emulate);
             }

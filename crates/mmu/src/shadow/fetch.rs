@@ -4,7 +4,7 @@ use slat_memslot::{Gfn, Gpa, Level, PageSize, Slot};
 
 use super::ShadowMmu;
 use super::beside::{NoTdp, TdpBeside};
-use super::direct::{GROUP, Goal, outcome_of};
+use super::direct::{Goal, outcome_of};
 use super::fault_in::{ResidentPages, ShadowBegun, ShadowFaultedIn, Wanted};
 use super::get::Follows;
 use super::guest::{EntrySize, GuestTables, Shadowed};
@@ -48,7 +48,7 @@ impl MarkedTrail {
         self.steps[level as usize - 1].as_ref()
     }
 
-    /// What the walk has marked, from the top down.
+    /// What the walk has marked, from the top down, and what it was about to mark when it had to start again.
     pub fn marks(&self) -> &[Mark] {
         &self.marks
     }
@@ -66,6 +66,10 @@ impl WalkObserver for MarkedTrail {
                 step.entry = mark.new;
             }
         }
+    }
+
+    fn changed(&mut self, tried: &Mark) {
+        self.marks.push(*tried);
     }
 
     fn restart(&mut self) {
@@ -100,10 +104,7 @@ impl<'w> Plan<'w> {
         role: PageRole,
         found: &ShadowFaultedIn<'_>,
     ) -> Self {
-        let mut access = match fault.kind {
-            Kind::Write => walk.found.rights,
-            Kind::Read | Kind::Execute => walk.found.shadow_rights(),
-        };
+        let mut access = allowed(fault.kind, walk.found);
         let supervisor = fault.privilege == Privilege::Supervisor;
         let read_only = !access.contains(Access::WRITE) && !role.has(RoleFlag::Cr0Wp);
         let in_slot = found.slot.is_some();
@@ -131,6 +132,14 @@ impl<'w> Plan<'w> {
     fn table(&self, level: Level) -> Option<(Gfn, Access)> {
         let step = self.step(level)?;
         Some((step.place?.gfn(), step.above))
+    }
+}
+
+/// What the guest's entries allow to an access: others than writes leave a clean page read-only.
+fn allowed(kind: Kind, found: &Translation) -> Access {
+    match kind {
+        Kind::Write => found.rights,
+        Kind::Read | Kind::Execute => found.shadow_rights(),
     }
 }
 
@@ -202,6 +211,7 @@ impl<F: Format> ShadowMmu<F> {
             as_id,
             gfn,
             place: Gpa::new(fault.address).gfn(),
+            access: allowed(fault.kind, walk.found),
             kind: fault.kind,
         };
         let memory = env.memory;
@@ -344,6 +354,7 @@ impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
         let (Some(goal), Some(slot), Some((page, _))) = (goal, found.slot, &found.page) else {
             let as_id = self.space_of(at.page);
             self.set_mmio(at, gfn, plan.access, guest.generation(as_id));
+            self.prefetch(at, plan, guest, env);
             return Outcome::Emulate.into();
         };
         let leaf = LeafToSet {
@@ -411,14 +422,15 @@ impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
         if page.role.is_direct() {
             return self.prefetch_group(at, env);
         }
-        let (size, first) = (page.entry_size(), at.index & !(GROUP - 1));
+        let count = self.mmu.rules.prefetch;
+        let (size, first) = (page.entry_size(), at.index & !(count - 1));
         // The group is where the walk's own entry is, which need not be where the page's part of the table begins.
         let own = plan.step(Level::L1).and_then(|step| step.place);
         let Some(own) = own else {
             return;
         };
-        let group = own.raw() & !(size.bytes() * u64::from(GROUP) - 1);
-        for part in 0..GROUP {
+        let group = own.raw() & !(size.bytes() * u64::from(count) - 1);
+        for part in 0..count {
             let neighbour = SpteRef {
                 index: first + part,
                 ..at

@@ -66,7 +66,19 @@ impl Roots {
 
     /// Where walks of the vCPU begin; `None` if nothing is loaded.
     pub fn current<F: Format>(&self, shadow: &super::ShadowMmu<F>) -> Option<ShadowRoot> {
-        match self.mmu.cache().current() {
+        self.place_of(self.mmu.cache().current(), shadow)
+    }
+
+    /// Where walks began below earlier roots, as far as they are cached.
+    pub fn previous<F: Format>(&self, shadow: &super::ShadowMmu<F>) -> Vec<ShadowRoot> {
+        let cached = self.mmu.cache().roots().skip(1);
+        cached
+            .filter_map(|(_, root)| self.place_of(root, shadow))
+            .collect()
+    }
+
+    fn place_of<F: Format>(&self, root: Root, shadow: &super::ShadowMmu<F>) -> Option<ShadowRoot> {
+        match root {
             Root::None => None,
             Root::Special(SpecialRoot::Dummy) => Some(ShadowRoot::Dummy),
             Root::Special(SpecialRoot::Pae) => Some(ShadowRoot::Pae(self.pae)),

@@ -50,6 +50,7 @@ mod page;
 mod pages;
 mod pte_list;
 mod rmap;
+mod rules;
 mod set;
 mod sparse;
 mod split;
@@ -70,6 +71,7 @@ pub use guest::Shadowed;
 pub use held::ShadowLocked;
 pub use load::{PaeRoots, Roots, SwitchRole};
 pub use page::{PageId, PageInfo, SpteRef, ValidGeneration};
+pub use rules::{ShadowRules, UnsyncChildren};
 pub use stats::ShadowStats;
 pub use walk::{Reached, ShadowRoot};
 pub use write::{EmulatedWrite, EntryWritten};
@@ -108,6 +110,7 @@ pub struct ShadowMmu<F: Format> {
     /// Pages that follow tables of the guest's (`indirect_shadow_pages`).
     indirect: u64,
     requests: Requests,
+    rules: ShadowRules,
 }
 
 impl<F: Format> ShadowMmu<F> {
@@ -126,7 +129,14 @@ impl<F: Format> ShadowMmu<F> {
             split_caches: split::SplitCaches::default(),
             indirect: 0,
             requests: Requests::NONE,
+            rules: ShadowRules::UPSTREAM,
         }
+    }
+
+    /// With the rules of another kernel.
+    #[must_use]
+    pub fn with_rules(self, rules: ShadowRules) -> Self {
+        Self { rules, ..self }
     }
 
     /// How entries are made and read.

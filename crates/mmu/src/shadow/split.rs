@@ -10,7 +10,6 @@ use super::held::ShadowLocked;
 use super::page::{ENTRIES, PageId, SpteRef};
 use super::rmap::LEAF_LEVELS;
 use super::size_at;
-use super::zap::LEAST_FREE;
 use crate::spte::{Format, NxHugePages, Spte, TableRole};
 use crate::tdp::{Event, Observer, Progress, Resched, SplitResult};
 
@@ -98,7 +97,7 @@ impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
         let (spte, level) = (self.entry(leaf), self.level_of(leaf));
         let gfn = self.mmu.pages.get(leaf.page).gfn_of(leaf.index);
         let free = self.mmu.limit.available(self.mmu.used_pages()).raw();
-        let result = if free <= LEAST_FREE {
+        let result = if free <= self.mmu.rules.least_free {
             SplitResult::NoRoom
         } else if self.mmu.split_caches.top_up() {
             SplitResult::Again

@@ -190,56 +190,53 @@ impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
         }
     }
 
-    /// The first pages below one that are out of step, with the way to each (`mmu.c:mmu_unsync_walk`). Marks that have become
-    /// wrong are taken back on the way.
+    /// The first pages below one that are out of step, each once, with a way to it (`mmu.c:mmu_unsync_walk`). Marks that have
+    /// become wrong are taken back on the way.
     pub(super) fn unsync_walk(&mut self, top: PageId) -> Vec<UnsyncChild> {
-        let mut found = Vec::new();
+        let mut walk = UnsyncWalk::default();
         if self.mmu.pages.get(top).unsync_children.count > 0 {
-            let mut way = Vec::new();
-            self.walk_below(top, &mut way, &mut found);
+            walk.met = 1;
+            self.walk_below(top, &mut walk);
         }
-        found
+        walk.found
     }
 
-    /// Says whether there is anything out of step below; `false` once enough has been found.
-    fn walk_below(&mut self, parent: PageId, way: &mut Vec<SpteRef>, found: &mut Vec<UnsyncChild>) {
+    /// Gives how many links lead to pages that are out of step; nothing once enough has been found.
+    fn walk_below(&mut self, parent: PageId, walk: &mut UnsyncWalk) -> Option<u32> {
+        let mut links = 0;
         let mut next = self.mmu.pages.get(parent).unsync_children.next(0);
         while let Some(index) = next {
-            if found.len() == BATCH {
-                return;
-            }
             let at = SpteRef {
                 page: parent,
                 index,
             };
-            let before = found.len();
-            self.look_below(at, way, found);
-            if found.len() == before {
-                let children = &mut self.mmu.pages.get_mut(parent).unsync_children;
-                children.clear(index);
+            match self.look_below(at, walk)? {
+                0 => self.mmu.pages.get_mut(parent).unsync_children.clear(index),
+                below => links += below,
             }
             next = self.mmu.pages.get(parent).unsync_children.next(index + 1);
         }
+        Some(links)
     }
 
-    fn look_below(&mut self, at: SpteRef, way: &mut Vec<SpteRef>, found: &mut Vec<UnsyncChild>) {
+    fn look_below(&mut self, at: SpteRef, walk: &mut UnsyncWalk) -> Option<u32> {
         let spte = self.entry(at);
         if !spte.is_present() || spte.is_large() {
-            return;
+            return Some(0);
         }
         let child = self.child(spte);
         let page = self.mmu.pages.get(child);
         let (deeper, unsync) = (page.unsync_children.count > 0, page.unsync);
-        way.push(at);
-        if deeper {
-            self.walk_below(child, way, found);
+        walk.way.push(at);
+        let links = if deeper {
+            walk.meet().and_then(|()| self.walk_below(child, walk))
         } else if unsync {
-            found.push(UnsyncChild {
-                page: child,
-                way: way.clone(),
-            });
-        }
-        way.pop();
+            walk.find(child).map(|()| 1)
+        } else {
+            Some(0)
+        };
+        walk.way.pop();
+        links
     }
 
     /// Nothing is out of step in a page any more: the pages above it learn of it, as far as nothing else is
@@ -258,7 +255,7 @@ impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
     }
 }
 
-/// Pages that are brought into step at once (`KVM_PAGE_ARRAY_NR`).
+/// Pages that a walk meets before those that it has found are brought into step (`KVM_PAGE_ARRAY_NR`).
 const BATCH: usize = 16;
 
 /// A page that is out of step, and the links that lead to it from the page where the search began.
@@ -266,4 +263,33 @@ const BATCH: usize = 16;
 pub(super) struct UnsyncChild {
     pub(super) page: PageId,
     pub(super) way: Vec<SpteRef>,
+}
+
+/// A search for pages that are out of step (`struct kvm_mmu_pages`).
+#[derive(Debug, Default)]
+struct UnsyncWalk {
+    found: Vec<UnsyncChild>,
+    way: Vec<SpteRef>,
+    /// Pages on the way count as well.
+    met: usize,
+}
+
+impl UnsyncWalk {
+    /// Meets another page; nothing if that is enough.
+    fn meet(&mut self) -> Option<()> {
+        self.met += 1;
+        (self.met < BATCH).then_some(())
+    }
+
+    /// A page may be found on several ways: the first one counts.
+    fn find(&mut self, page: PageId) -> Option<()> {
+        if self.found.iter().any(|child| child.page == page) {
+            return Some(());
+        }
+        self.found.push(UnsyncChild {
+            page,
+            way: self.way.clone(),
+        });
+        self.meet()
+    }
 }

@@ -1,6 +1,6 @@
 //! Walks through shadow pages, which take no lock, and the accesses of hardware and fast faults that go with them.
 
-use slat_memslot::{Gpa, Level};
+use slat_memslot::{Gfn, Gpa, Level};
 
 use super::ShadowMmu;
 use super::load::PaeRoots;
@@ -77,6 +77,26 @@ impl<F: Format> ShadowMmu<F> {
             level: page.level(),
             spte: page.entry(last.index),
         })
+    }
+
+    /// The guest's frame that the leaf for an address maps there, if it is one.
+    pub fn frame_at(&self, root: ShadowRoot, address: u64) -> Option<Gfn> {
+        let reached = self.walk(root, address)?;
+        if !reached.spte.is_leaf(reached.level) {
+            return None;
+        }
+        let first = self.pages.get(reached.at.page).gfn_of(reached.at.index);
+        let inside = (address >> 12) & (reached.level.pages().raw() - 1);
+        Some(Gfn::new(first.raw() + inside))
+    }
+
+    /// What the leaf for an address allows, if there is one.
+    pub fn rights_at(&self, root: ShadowRoot, address: u64) -> Option<Access> {
+        let reached = self.walk(root, address)?;
+        match self.codec.decode(reached.spte, reached.level) {
+            Entry::Leaf(leaf) => Some(leaf.allowed()),
+            Entry::Absent | Entry::Frozen | Entry::Link(_) | Entry::Mmio(_) => None,
+        }
     }
 
     /// Makes an access as hardware does, of supervisor or user mode: reading is no bit of `access`, and [`Access::USER`] is

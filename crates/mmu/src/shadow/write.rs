@@ -13,9 +13,6 @@ use crate::spte::Format;
 use crate::sync::Ordering;
 use crate::tdp::Observer;
 
-/// Writes to a table without a walk through it, after which it is taken for something else than a table.
-const FLOOD: u32 = 3;
-
 /// A write that was emulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EmulatedWrite {
@@ -82,7 +79,7 @@ impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
         if page.level() == Level::L1 {
             return false;
         }
-        page.write_flooding.fetch_add(1, Ordering::Relaxed) + 1 >= FLOOD
+        page.write_flooding.fetch_add(1, Ordering::Relaxed) + 1 >= self.mmu.rules.flood
     }
 
     /// Zaps the pages that follow a table in a frame, so that the guest can write to it; says whether there were any

@@ -2,6 +2,7 @@
 
 use slat_memslot::{ChangeKind, Gfn, Pages, VmError};
 
+use super::UnsyncChildren;
 use super::beside::TdpBeside;
 use super::held::ShadowLocked;
 use super::page::{ENTRIES, PageId, SpteRef};
@@ -29,11 +30,6 @@ pub(super) struct Zapped {
     pub(super) unstable: bool,
 }
 
-/// Free pages below which a fault makes room, and those that there are then
-/// (`KVM_MIN_FREE_MMU_PAGES`, `KVM_REFILL_PAGES`).
-pub(super) const LEAST_FREE: u64 = 5;
-const REFILLED: u64 = 25;
-
 /// Pages that are zapped before somebody else may have the lock (`BATCH_ZAP_PAGES`).
 const BATCH: u64 = 10;
 
@@ -48,7 +44,10 @@ impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
         let info = self.mmu.info(id);
         self.tell(Event::ShadowPageZapped { page: info });
         self.mmu.stats.mmu_shadow_zapped += 1;
-        let mut pages = self.zap_unsync_children(id);
+        let mut pages = match self.mmu.rules.unsync_children {
+            UnsyncChildren::Zapped => self.zap_unsync_children(id),
+            UnsyncChildren::Kept => 0,
+        };
         pages += self.unlink_children(id);
         self.unlink_parents(id);
         let unstable = pages > 0;
@@ -237,10 +236,11 @@ impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
     /// All pages are roots.
     pub(super) fn make_room(&mut self) -> Result<(), NoRoom> {
         let available = self.mmu.limit.available(self.mmu.used_pages()).raw();
-        if available >= LEAST_FREE {
+        let rules = self.mmu.rules;
+        if available >= rules.least_free {
             return Ok(());
         }
-        self.zap_oldest(REFILLED - available);
+        self.zap_oldest(rules.refilled - available);
         match self.mmu.limit.available(self.mmu.used_pages()).raw() {
             0 => Err(NoRoom),
             _ => Ok(()),

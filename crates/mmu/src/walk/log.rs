@@ -51,6 +51,12 @@ pub trait WalkObserver {
         let _ = mark;
     }
 
+    /// An entry has changed since it was read, so that it is not marked. KVM traces marks before it tries to make them.
+    #[inline]
+    fn changed(&mut self, tried: &Mark) {
+        let _ = tried;
+    }
+
     /// An entry had changed before it could be marked: the walk starts again from the top.
     #[inline]
     fn restart(&mut self) {}
@@ -71,6 +77,11 @@ impl<O: WalkObserver + ?Sized> WalkObserver for &mut O {
     #[inline]
     fn mark(&mut self, mark: &Mark) {
         (**self).mark(mark);
+    }
+
+    #[inline]
+    fn changed(&mut self, tried: &Mark) {
+        (**self).changed(tried);
     }
 
     #[inline]

@@ -9,6 +9,7 @@ mod machine;
 mod probe;
 mod region;
 mod ring;
+mod stats;
 mod translate;
 mod vm;
 
@@ -19,6 +20,9 @@ pub use host::HostMemory;
 pub(crate) use ioctl::errno;
 pub use machine::{Machine, OpenError};
 pub use probe::probe;
+pub(crate) use probe::vendor;
 pub(crate) use ring::Ring;
+pub(crate) use stats::Stats;
 pub use translate::Translator;
+pub(crate) use translate::gigabyte_pages;
 pub use vm::Vm;

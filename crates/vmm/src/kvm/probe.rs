@@ -70,7 +70,7 @@ fn ask(check: impl Fn(u32) -> i32) -> Vec<(u32, u32)> {
 
 /// The kind of virtualisation in use. Parameters alone do not tell: a module that is built in has them even on the
 /// other vendor's processors, where it never started.
-pub(super) fn vendor() -> Vendor {
+pub(crate) fn vendor() -> Vendor {
     let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let in_use = |module: &str, flag: &str| {
         has_flag(&processors, flag)

@@ -150,7 +150,7 @@ pub(super) fn maps_for_guests(kvm: &Kvm) -> bool {
 }
 
 /// Without TDP a guest has what its CPUID says, out of what KVM supports; with TDP what the host has.
-pub(super) fn gigabyte_pages(kvm: &Kvm) -> Result<GigabytePages, Errno> {
+pub(crate) fn gigabyte_pages(kvm: &Kvm) -> Result<GigabytePages, Errno> {
     let extended = supported(kvm, 0x8000_0001)?;
     let has = extended.is_some_and(|leaf| leaf.edx & GIGABYTE_BIT != 0);
     Ok(match (has, maps_for_guests(kvm)) {

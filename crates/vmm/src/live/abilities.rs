@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use slat_memslot::VmType;
+use slat_memslot::{Vendor, VmType};
 
 use crate::replay::Machine;
 
@@ -18,6 +18,9 @@ pub struct Abilities {
     pub pre_fault: bool,
     /// Dirty rings.
     pub rings: bool,
+    /// Roots that several vCPUs share. With a paravirtual backend each has a top table of its own, which its own faults fill:
+    /// what another vCPU has linked there costs a fault that finds all in place.
+    pub shared_roots: bool,
     /// What is changed in the host's memory.
     pub host: HostAbilities,
 }
@@ -50,6 +53,7 @@ impl Abilities {
             smm: profile.address_spaces(VmType::Default) > 1,
             pre_fault: profile.pre_fault.get(),
             rings: profile.dirty_ring.get(),
+            shared_roots: profile.vendor.get() != Vendor::Paravirtual,
             host: HostAbilities::here(),
         }
     }

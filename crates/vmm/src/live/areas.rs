@@ -101,6 +101,15 @@ impl Areas {
         Ok(mapped)
     }
 
+    /// Keeps the host from looking whether pages are in use, and from swapping them, where it lets itself be asked.
+    pub(super) fn keep(&self) {
+        for area in &self.areas {
+            let len = usize::try_from(area.bytes()).unwrap_or(0);
+            // SAFETY: the range is mapped; what is in it stays.
+            let _ = unsafe { libc::mlock(area.start.raw() as *const libc::c_void, len) };
+        }
+    }
+
     /// What is mapped.
     pub fn list(&self) -> &[Area] {
         &self.areas
@@ -187,6 +196,8 @@ impl Drop for Areas {
     }
 }
 
+/// Where traps begin in a page.
+pub(super) const TRAPS: u64 = PAGE_SIZE - 16;
 /// `hlt`.
 pub(super) const HALT: u8 = 0xf4;
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;

@@ -2,16 +2,29 @@
 
 use std::time::{Duration, Instant};
 
+use slat_mmu::roots::TdpMmu;
 use thiserror::Error;
 
 use super::sort::Sort;
 use super::{Abilities, Areas, DriveError, Driver, Program, Trace, TraceError};
+use crate::capture::Whose;
 use crate::replay::{Machine, Planted, Verdict, predict, predict_wrongly};
-use crate::traces::{Op, ParseError, Recording};
+use crate::traces::{Item, MmuCounts, Note, Op, ParseError, Recording, What};
+
+/// What kind of programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Programs {
+    /// Guests without paging, on the TDP MMU.
+    Flat,
+    /// Guests with tables of their own, on shadow pages.
+    WithTables,
+}
 
 /// What to compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// Which programs.
+    pub programs: Programs,
     /// The seed of the first program; the next has the next.
     pub seed: u64,
     /// How many events and results to compare at least.
@@ -30,12 +43,30 @@ impl Config {
     /// As `slat diff` has it.
     pub fn new(seed: u64, events: usize, abilities: Abilities) -> Self {
         Self {
+            programs: Programs::Flat,
             seed,
             events,
             operations: 60,
             tries: 120,
             within: None,
             abilities,
+        }
+    }
+
+    /// The same for guests with tables of their own.
+    pub fn with_tables(seed: u64, events: usize, abilities: Abilities) -> Self {
+        Self {
+            programs: Programs::WithTables,
+            operations: 400,
+            tries: 400,
+            ..Self::new(seed, events, abilities)
+        }
+    }
+
+    fn program(&self, seed: u64) -> Program {
+        match self.programs {
+            Programs::Flat => Program::random(seed, self.operations, self.abilities),
+            Programs::WithTables => Program::with_tables(seed, self.operations, self.abilities),
         }
     }
 }
@@ -51,6 +82,12 @@ pub struct Outcome {
     pub left_out: usize,
     /// How many events and results were as predicted.
     pub events: usize,
+    /// How many programs with tables differed once and not again: the host's own doings, which have no event here.
+    pub disturbed: u64,
+    /// How many instructions guests executed.
+    pub executed: usize,
+    /// What the kernel counted of the shadow pages of all VMs.
+    pub counted: MmuCounts,
     /// How long it took.
     pub elapsed: Duration,
     /// The first difference.
@@ -106,6 +143,8 @@ struct Ran {
     left_out: usize,
     /// How many events and results agreed.
     events: usize,
+    /// What the kernel had counted in the end.
+    counted: MmuCounts,
     difference: Option<String>,
     /// Of which sort it is; `None` where the whole cannot be predicted.
     sort: Option<Sort>,
@@ -118,7 +157,7 @@ impl Live {
     /// Its events cannot be captured.
     pub fn new(machine: Machine) -> Result<Self, LiveError> {
         quiet();
-        let trace = Trace::start().map_err(TraceError::from)?;
+        let trace = Trace::start(whose(&machine)).map_err(TraceError::from)?;
         let trace = Some(trace);
         Ok(Self {
             machine,
@@ -151,18 +190,28 @@ impl Live {
             operations: 0,
             left_out: 0,
             events: 0,
+            disturbed: 0,
+            executed: 0,
+            counted: MmuCounts::default(),
             elapsed: Duration::ZERO,
             finding: None,
         };
         let in_time = || config.within.is_none_or(|within| begin.elapsed() < within);
         while outcome.events < config.events && outcome.finding.is_none() && in_time() {
             let seed = config.seed.wrapping_add(outcome.programs);
-            let program = Program::random(seed, config.operations, config.abilities);
-            let ran = self.run(&program)?;
+            let program = config.program(seed);
+            let mut ran = self.run(&program)?;
+            if ran.difference.is_some() && config.programs == Programs::WithTables {
+                let again = self.steady(&program)?;
+                outcome.disturbed += u64::from(again.difference.is_none());
+                ran = again;
+            }
             outcome.programs += 1;
+            outcome.executed += program.executed();
             outcome.operations += ran.operations;
             outcome.left_out += ran.left_out;
             outcome.events += ran.events;
+            outcome.counted += ran.counted;
             if ran.difference.is_some() {
                 outcome.finding = Some(self.shrink(config, seed, (program, ran))?);
             }
@@ -172,12 +221,38 @@ impl Live {
         Ok(outcome)
     }
 
-    fn run(&mut self, program: &Program) -> Result<Ran, LiveError> {
+    /// Runs a program that has differed again: what the host does by itself does not come back.
+    fn steady(&mut self, program: &Program) -> Result<Ran, LiveError> {
+        let mut ran = self.run(program)?;
+        for _ in 0..AGAIN {
+            if ran.difference.is_none() {
+                break;
+            }
+            ran = self.run(program)?;
+        }
+        Ok(ran)
+    }
+
+    /// Runs one program: what happened, as a recording, and how it was predicted.
+    ///
+    /// # Errors
+    /// It cannot be run or told of.
+    pub fn record(&mut self, program: &Program) -> Result<(String, Verdict), LiveError> {
+        let (recording, ..) = self.drive(program)?;
+        let verdict = predict(&Recording::parse(&recording)?, &self.machine);
+        Ok((recording, verdict))
+    }
+
+    /// What happened, how many operations were made, and how many were left out.
+    fn drive(&mut self, program: &Program) -> Result<(String, usize, usize), LiveError> {
         let trace = match self.trace.take() {
             Some(trace) => trace,
-            None => Trace::start().map_err(TraceError::from)?,
+            None => Trace::start(whose(&self.machine)).map_err(TraceError::from)?,
         };
         let areas = Areas::map(&program.areas).map_err(LiveError::Memory)?;
+        if let Whose::Own = whose(&self.machine) {
+            areas.keep();
+        }
         let mut driver = Driver::new(areas, trace)?;
         let (mut operations, mut left_out) = (0, 0);
         for op in &program.ops {
@@ -190,8 +265,13 @@ impl Live {
         let mut trace = driver.into_journal();
         let recording = trace.take();
         self.trace = Some(trace);
-        let recording = recording?;
+        Ok((recording?, operations, left_out))
+    }
+
+    fn run(&mut self, program: &Program) -> Result<Ran, LiveError> {
+        let (recording, operations, left_out) = self.drive(program)?;
         let parsed = Recording::parse(&recording)?;
+        let counted = last_counts(&parsed);
         let verdict = match self.planted {
             Some(planted) => predict_wrongly(&parsed, &self.machine, planted),
             None => predict(&parsed, &self.machine),
@@ -212,6 +292,7 @@ impl Live {
             operations,
             left_out,
             events,
+            counted,
             difference,
             sort,
         })
@@ -269,6 +350,26 @@ impl Live {
             recording: least.recording,
             difference: least.difference.unwrap_or_default(),
         })
+    }
+}
+
+/// How often a program that differs twice is run once more.
+const AGAIN: u32 = 2;
+
+fn last_counts(recording: &Recording<'_>) -> MmuCounts {
+    let counts = |item: &Item<'_>| match item.what {
+        What::Note(Note::Counts(counts)) => Some(counts),
+        _ => None,
+    };
+    let last = recording.items.iter().rev().find_map(counts);
+    last.unwrap_or_default()
+}
+
+/// Without a second stage the kernel is the one that everybody here works on, and their VMs are none of ours.
+fn whose(machine: &Machine) -> Whose {
+    match machine.tdp_mmu {
+        TdpMmu::On => Whose::Everybodys,
+        TdpMmu::Off => Whose::Own,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod fault_filler;
 mod host;
+mod tables;
 mod vcpu;
 mod vm;
 
@@ -18,9 +19,10 @@ use self::fault_filler::FaultFiller;
 use self::host::Child;
 use self::vm::Machine;
 use super::areas::{Areas, Kind};
+use super::execute::{self, Stop};
 use super::guest;
 use super::pagemap::{Page, Pagemap};
-use crate::traces::{Leaves, Note, Op, Ret, SetRegion};
+use crate::traces::{GuestAct, Leaves, Note, Op, Ret, SetRegion};
 
 /// Where a driver writes what it does.
 pub trait Journal {
@@ -84,6 +86,8 @@ pub struct Driver<J> {
     kvm: Kvm,
     journal: J,
     areas: Areas,
+    /// What stops guests with tables of their own.
+    stop: Stop,
     pagemap: Pagemap,
     machine: Option<Machine>,
     /// Those that share the memory.
@@ -106,15 +110,18 @@ impl<J: Journal> Driver<J> {
     /// # Errors
     /// `/dev/kvm` or the page map cannot be opened.
     pub fn new(mut areas: Areas, journal: J) -> Result<Self, DriveError> {
+        let stop = Stop::here();
         if let Some(first) = areas.list().first().map(|area| area.start) {
             for (at, code) in guest::CODE {
                 areas.write(Hva::new(first.raw() + at), code);
             }
+            execute::write_code(&mut areas, first, stop);
         }
         Ok(Self {
             kvm: Kvm::new().map_err(DriveError::Kvm)?,
             journal,
             areas,
+            stop,
             pagemap: Pagemap::open().map_err(|error| io_error("/proc/self/pagemap", error))?,
             machine: None,
             children: Vec::new(),
@@ -146,13 +153,29 @@ impl<J: Journal> Driver<J> {
     /// It cannot be made at all, or not be told.
     pub fn run(&mut self, op: &Op<'_>) -> Done {
         self.look_for(op)?;
+        if self.is_counted() {
+            return self.run_counted(op);
+        }
         if !matches!(op, Op::Guest { .. }) {
             self.statistics()?;
         }
         if let Op::SetRegion(region) = op {
             self.huge_pages(region)?;
         }
+        self.operation(op)
+    }
+
+    fn operation(&mut self, op: &Op<'_>) -> Done {
         match op {
+            Op::Poke { hva, value } => self.poke(op, *hva, *value),
+            Op::Guest {
+                vcpu,
+                act:
+                    GuestAct::Execution {
+                        privilege,
+                        instruction,
+                    },
+            } => self.execute(op, (*vcpu, instruction, *privilege)),
             Op::Madvise { .. } | Op::Mprotect { .. } | Op::Userfault { .. } => self.host_call(op),
             Op::Fork | Op::ChildEnds | Op::HostWork(_) => self.host_work(op),
             Op::MarkFramesIdle { .. } | Op::ReadFramesIdle { .. } => self.page_idle(op),
@@ -234,6 +257,9 @@ impl<J: Journal> Driver<J> {
             let hva = slots.filter_map(|(_, slot)| slot.hva_of(gfn)).next();
             let Some(hva) = hva else { continue };
             if let Some(page) = self.page(hva)? {
+                // A huge page is told once.
+                let inside = (hva.raw() >> PAGE_SHIFT) & (page.level.pages().raw() - 1);
+                at += page.level.pages().raw() - inside - 1;
                 found.push((gfn, hva, page));
             }
         }

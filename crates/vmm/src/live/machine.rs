@@ -3,15 +3,17 @@
 use std::fs;
 
 use kvm_ioctls::Kvm;
-use slat_memslot::Profile;
+use slat_memslot::{PageSize, Profile};
 use slat_mmu::host::Host;
 use slat_mmu::roots::TdpMmu;
+use slat_mmu::shadow::{ShadowRules, UnsyncChildren};
 use slat_mmu::spte::NxHugePages;
 use slat_mmu::tdp::Passes;
 
 use super::abilities::Abilities;
-use crate::kvm::probe;
+use crate::kvm::{gigabyte_pages, probe};
 use crate::replay::Machine;
+use crate::walks::GigabytePages;
 
 /// The machine, or what it lacks to be predicted.
 ///
@@ -49,12 +51,62 @@ pub fn here() -> Result<Machine, String> {
         nx_huge_pages,
         passes: passes(&capabilities.release),
         tdp_mmu: TdpMmu::On,
+        shadow_rules: shadow_rules(),
+    })
+}
+
+/// The machine, if its guests run on shadow pages, or what it lacks to be predicted.
+///
+/// # Errors
+/// KVM cannot be used, or has a second stage, or the processor is not known.
+pub fn here_shadowed() -> Result<Machine, String> {
+    let kvm = Kvm::new().map_err(|error| format!("/dev/kvm: {error}"))?;
+    let capabilities = probe(&kvm).map_err(|errno| format!("KVM_CREATE_VM: {errno}"))?;
+    let profile = Profile::probed(&capabilities);
+    if profile.tdp.get() {
+        return Err("KVM has a second stage here".to_owned());
+    }
+    let cpu =
+        fs::read_to_string("/proc/cpuinfo").map_err(|error| format!("/proc/cpuinfo: {error}"))?;
+    let bits = address_bits(&cpu).ok_or("the processor does not say its address bits")?;
+    let gigabyte = gigabyte_pages(&kvm).map_err(|errno| format!("CPUID: {errno}"))?;
+    let mut host = Host::shadow(bits);
+    if gigabyte == GigabytePages::Never {
+        host = host.with_largest_page(PageSize::Size2M);
+    }
+    if parameter("kvm", "mmio_caching") != Some(true) {
+        host = host.without_mmio_caching();
+    }
+    let nx_huge_pages = match parameter("kvm", "nx_huge_pages") {
+        Some(true) => NxHugePages::On,
+        _ => NxHugePages::Off,
+    };
+    Ok(Machine {
+        name: format!("this machine ({})", capabilities.release),
+        host,
+        profile,
+        nx_huge_pages,
+        passes: passes(&capabilities.release),
+        tdp_mmu: TdpMmu::Off,
+        shadow_rules: shadow_rules(),
     })
 }
 
 /// What this kernel can be asked for.
 pub fn abilities(machine: &Machine) -> Abilities {
     Abilities::of(machine)
+}
+
+/// Only some kernels have the switch; others zap.
+fn shadow_rules() -> ShadowRules {
+    let unsync_children = match parameter("kvm", "eager_zap_unsync_children") {
+        Some(false) => UnsyncChildren::Kept,
+        Some(true) | None => UnsyncChildren::Zapped,
+    };
+    ShadowRules {
+        unsync_children,
+        ..ShadowRules::UPSTREAM
+    }
 }
 
 fn intel(bits: u8) -> Host {

@@ -48,6 +48,12 @@ const FIRST_GIB: u64 = GIB;
 const PRIVATE: u64 = 1 << 3;
 
 impl Program {
+    /// How often its guests run.
+    pub fn executed(&self) -> usize {
+        let runs = |op: &&Op<'_>| matches!(op, Op::Guest { .. });
+        self.ops.iter().filter(runs).count()
+    }
+
     /// A program of about so many operations.
     pub fn random(seed: u64, operations: usize, abilities: Abilities) -> Self {
         let mut writer = Writer::new(seed, abilities);

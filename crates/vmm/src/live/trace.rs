@@ -8,8 +8,6 @@ use super::driver::Journal;
 use crate::capture::{Capture, CaptureError, Context, EVENTS, RoleProbe, Setup, Whose};
 
 /// Captured events that become a recording.
-///
-/// Events of all processes are in it, so that no other VM should run meanwhile.
 #[derive(Debug)]
 pub struct Trace {
     // Closed first: the probe is in use until then.
@@ -28,26 +26,35 @@ pub enum TraceError {
     Lost(u64),
 }
 
+/// Events that only guests with tables of their own cause.
+const OF_SHADOWS: [&str; 4] = [
+    "kvmmmu/kvm_mmu_set_accessed_bit",
+    "kvmmmu/kvm_mmu_set_dirty_bit",
+    "kvmmmu/kvm_mmu_unsync_page",
+    "kvmmmu/kvm_mmu_sync_page",
+];
 /// What is no event of recordings.
 const ELSEWHERE: &str = "kvm/kvm_mmio";
 /// For each processor.
 const BUFFER_KIB: u32 = 96 << 10;
 
 impl Trace {
-    /// Begins.
+    /// Begins. With the events of all processes no other VM should run meanwhile; with one's own, what the host's memory
+    /// management does elsewhere is not seen.
     ///
     /// # Errors
     /// There is no tracefs, no right to use it, or KVM has no events.
-    pub fn start() -> Result<Self, CaptureError> {
+    pub fn start(whose: Whose) -> Result<Self, CaptureError> {
         let roles = RoleProbe::add().ok();
         let events = EVENTS.iter().filter(|event| **event != ELSEWHERE);
         let probe = roles.iter().map(|_| &RoleProbe::EVENT);
         let capture = Capture::start(&Setup {
-            whose: Whose::Everybodys,
+            whose,
             context: Context::Hidden,
             buffer_kib: BUFFER_KIB,
             events: events
                 .chain(probe)
+                .chain(&OF_SHADOWS)
                 .map(|event| (*event).to_owned())
                 .collect(),
             ..Setup::default()

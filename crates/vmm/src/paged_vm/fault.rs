@@ -1,7 +1,7 @@
 //! What faults on either MMU depend on in the same way.
 
 use slat_memslot::{AsId, Gfn, Memory, Quirks};
-use slat_mmu::fault::{Apicv, Kind, MmioCache, Present, Settings};
+use slat_mmu::fault::{Apicv, Kind, MmioAccess, MmioCache, Present, Settings};
 use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::spte::{Codec, Format, GuestPat, Mmio, NxHugePages, Spte};
 
@@ -62,7 +62,12 @@ impl<F: Format> MetMmio<F> {
             valid,
         });
         if valid {
-            cache.remember(self.gfn, generation);
+            let access = MmioAccess {
+                place: self.gfn,
+                gfn: self.mmio.gfn,
+                access: self.mmio.access,
+            };
+            cache.remember_at(access, generation);
         }
         valid
     }

@@ -1,6 +1,7 @@
 //! A program, made on the kernel that this runs on.
 
 use super::Named;
+use crate::capture::Whose;
 use crate::live::{Areas, DriveError, Driver, Journal, LiveError, Trace, TraceError};
 
 /// Makes a program on `/dev/kvm`, and gives the recording: operations with their results, and every event of the MMU between
@@ -9,7 +10,7 @@ use crate::live::{Areas, DriveError, Driver, Journal, LiveError, Trace, TraceErr
 /// # Errors
 /// An operation cannot be made, or events cannot be captured, or are lost.
 pub fn make(program: &Named) -> Result<String, LiveError> {
-    let trace = Trace::start().map_err(TraceError::from)?;
+    let trace = Trace::start(Whose::Everybodys).map_err(TraceError::from)?;
     let events = make_into(program, trace)?.take()?;
     Ok(format!("# scenario {} status 0\n{events}", program.name))
 }

@@ -5,7 +5,7 @@ use slat_mmu::spte::bits;
 
 use crate::paged_vm::PagedVm;
 use crate::tdp_vm::{HostMemory, Supplied};
-use crate::traces::{Item, Note, Op, Recording, Traced, What};
+use crate::traces::{GuestAct, Item, Kind, Kinds, Note, Op, Recording, Traced, What};
 
 /// What stands for the page where no slot is (`KVM_PFN_NOSLOT`).
 const NO_SLOT: u64 = 1 << 63;
@@ -70,6 +70,21 @@ pub(super) fn are_complete(recording: &Recording<'_>) -> bool {
         _ => false,
     };
     recording.items.iter().any(has_address)
+}
+
+/// What a recording has lines of. Only programs whose guests have tables of their own record how pages fall out of step.
+pub(super) fn kinds_of(recording: &Recording<'_>) -> Kinds {
+    let executes = |item: &Item<'_>| {
+        let act = match &item.what {
+            What::Op(Op::Guest { act, .. }) => act,
+            _ => return false,
+        };
+        matches!(act, GuestAct::Execution { .. })
+    };
+    match recording.items.iter().any(executes) {
+        true => Kinds::ALL,
+        false => Kinds::ALL.without(Kind::Synchronised),
+    }
 }
 
 /// Tells the host's memory which pages are huge, and which frames are devices.

@@ -3,6 +3,7 @@
 use slat_memslot::{Profile, Quirks, Vendor, VmType};
 use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::roots::TdpMmu;
+use slat_mmu::shadow::ShadowRules;
 use slat_mmu::spte::NxHugePages;
 use slat_mmu::tdp::Passes;
 
@@ -21,6 +22,8 @@ pub struct Machine {
     pub passes: Passes,
     /// `kvm.tdp_mmu`, or off for want of a second stage.
     pub tdp_mmu: TdpMmu,
+    /// Of its shadow MMU.
+    pub shadow_rules: ShadowRules,
 }
 
 /// Physical address bits of all emulated CPUs.
@@ -84,6 +87,7 @@ impl Machine {
             nx_huge_pages: NxHugePages::Off,
             passes: Passes::LargestFirst,
             tdp_mmu,
+            shadow_rules: ShadowRules::UPSTREAM,
         })
     }
 

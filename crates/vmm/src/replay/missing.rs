@@ -2,6 +2,9 @@
 
 use core::fmt;
 
+use slat_mmu::host::SecondStage;
+
+use super::Machine;
 use crate::traces::{GuestAct, Item, Op, Recording, Sregs, What};
 
 /// An operation that cannot be predicted.
@@ -23,7 +26,7 @@ impl fmt::Display for NotModelled {
 }
 
 /// The first such operation of a recording, or that its operations are not there.
-pub(super) fn first(recording: &Recording<'_>) -> Option<NotModelled> {
+pub(super) fn first(recording: &Recording<'_>, machine: &Machine) -> Option<NotModelled> {
     let happens = |item: &&Item<'_>| !matches!(item.what, What::Note(_));
     let begin = recording.items.iter().find(happens);
     if let Some(item) = begin.filter(|item| !matches!(item.what, What::Op(_))) {
@@ -36,7 +39,7 @@ pub(super) fn first(recording: &Recording<'_>) -> Option<NotModelled> {
         let What::Op(op) = &item.what else {
             return None;
         };
-        missing(op).map(|what| NotModelled {
+        missing(op, machine).map(|what| NotModelled {
             line: item.line,
             what,
         })
@@ -46,11 +49,15 @@ pub(super) fn first(recording: &Recording<'_>) -> Option<NotModelled> {
 /// The most pages that a guest may write to in one go.
 const MOST_PAGES: u64 = 1 << 16;
 
-fn missing(op: &Op<'_>) -> Option<String> {
+fn missing(op: &Op<'_>, machine: &Machine) -> Option<String> {
+    let two_stages = machine.host.second_stage != SecondStage::Off;
     match op {
         Op::Guest { act, .. } => match act {
             GuestAct::WritePages { pages, .. } if *pages > MOST_PAGES => {
                 Some(format!("a guest that writes {pages} pages"))
+            }
+            GuestAct::Execution { .. } if two_stages => {
+                Some("a guest's own tables beside a second stage".to_owned())
             }
             GuestAct::Other(text) => Some(text.to_string()),
             _ => None,

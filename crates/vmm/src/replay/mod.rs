@@ -78,7 +78,7 @@ pub fn predict_wrongly(recording: &Recording<'_>, machine: &Machine, planted: Pl
 }
 
 fn predict_by(recording: &Recording<'_>, machine: &Machine, planted: Option<Planted>) -> Verdict {
-    if let Some(missing) = missing::first(recording) {
+    if let Some(missing) = missing::first(recording, machine) {
         return Verdict::NotModelled(missing);
     }
     match (machine.tdp_mmu, machine.host.second_stage) {

@@ -69,7 +69,8 @@ pub(super) fn run<V: PagedVm>(
         handler: 0,
         idle: false,
     };
-    let mut comparer = Comparer::new(Codec::<V::Format>::new(&machine.host));
+    let codec = Codec::<V::Format>::new(&machine.host);
+    let mut comparer = Comparer::new(codec).with_kinds(inputs::kinds_of(recording));
     let (mut compared, mut adopted) = (0, 0);
     for (at, chunk) in chunks.iter().enumerate() {
         let mut predicted = run.chunk(chunk, recording);
@@ -160,6 +161,10 @@ impl<V: PagedVm> Run<'_, V> {
         );
         if memory_call {
             self.host_call(op, chunk);
+        } else if let Op::Poke { hva, value } = op {
+            if let Some(vm) = &mut self.vm {
+                vm.poke(hva.raw(), *value);
+            }
         } else if let Op::Guest { vcpu, act } = op {
             self.guest(*vcpu, act, chunk);
         } else {
@@ -282,7 +287,13 @@ impl<V: PagedVm> Run<'_, V> {
         }
         let Some(vm) = &mut self.vm else { return };
         vm.host_mut().expect_copies(copies);
-        vm.run_guest(vcpu, &activity);
+        match act {
+            GuestAct::Execution {
+                privilege,
+                instruction,
+            } => vm.execute(vcpu, instruction, *privilege),
+            _ => vm.run_guest(vcpu, &activity),
+        }
         for range in vm.host_mut().take_copies() {
             vm.unmap_hva(range);
         }
@@ -325,6 +336,7 @@ fn vm_call(vm: &mut impl PagedVm, op: &Op<'_>, returned: Option<Ret>) {
             let flags = flags.unwrap_or_else(|| hidden_flags(returned, *pages));
             vm.pre_fault(*vcpu, *gfn, *pages, flags);
         }
+        Op::SetMmuPages { pages } => vm.set_mmu_pages(*pages),
         Op::GetDirtyLog { slot } => vm.get_dirty_log(u32::from(*slot)),
         Op::ClearDirtyLog { slot, first, pages } => {
             vm.clear_dirty_log(u32::from(*slot), *first, *pages);
@@ -383,6 +395,7 @@ fn set_sregs(vm: &mut impl PagedVm, vcpu: u32, sregs: &Sregs<'_>, machine: &Mach
             };
             vm.set_registers(vcpu, Some(change));
         }
+        Sregs::Control(control) => vm.set_control(vcpu, control),
         Sregs::Other(_) => vm.set_registers(vcpu, None),
     }
 }

@@ -4,11 +4,12 @@ use slat_memslot::{Errno, Gpa, PageSize, Vendor};
 use slat_mmu::fault::{Env, Fault, Kind, NotTracked, Outcome, Present};
 use slat_mmu::role::{VcpuMode, VcpuState};
 use slat_mmu::shadow::ShadowRoot;
-use slat_mmu::spte::{Access, Format, Mmio, Spte};
+use slat_mmu::spte::{Access as Rights, Format, Mmio, Spte};
 use slat_mmu::tdp::HardwareAccess;
 use slat_mmu::walk::second::{FaultPlace, SecondExit};
 
 use super::ShadowVm;
+use super::execute::Access;
 use crate::paged_vm::fault::{MetMmio, reported_kind};
 use crate::tdp_vm::{Activity, Ending, Step};
 use crate::traces::{Exit, Predicted};
@@ -20,6 +21,8 @@ pub(super) enum Reached {
     Mmio(Gpa),
     /// The run fails.
     Failed(Errno),
+    /// KVM has to carry out an instruction that is not there.
+    NoInstruction,
     /// The guest gets a fault that it cannot handle, nor what comes of that.
     Shutdown,
     /// L2 is left for L1, which is told why.
@@ -101,7 +104,7 @@ impl<F: Format> ShadowVm<F> {
             return self.go_on(id, step.kind, reached);
         }
         if !vcpu.roots.mmu.role().is_direct() {
-            let reached = self.access_shadowed(id, step);
+            let reached = self.access_shadowed(id, &Access::plain(step));
             return self.go_on(id, step.kind, reached);
         }
         let (walk, target) = (
@@ -163,7 +166,7 @@ impl<F: Format> ShadowVm<F> {
                 self.tell(Predicted::RunFailed { errno });
                 Err(Left::Stopped)
             }
-            Reached::Shutdown => {
+            Reached::NoInstruction | Reached::Shutdown => {
                 self.tell(Predicted::Exit(Ending::TripleFault.exit()));
                 Err(Left::Stopped)
             }
@@ -209,9 +212,9 @@ impl<F: Format> ShadowVm<F> {
 
     fn hardware(&mut self, id: u32, kind: Kind, gpa: Gpa) -> HardwareAccess<F> {
         let access = match kind {
-            Kind::Read => Access::USER,
-            Kind::Write => Access::USER | Access::WRITE,
-            Kind::Execute => Access::EXECUTE,
+            Kind::Read => Rights::USER,
+            Kind::Write => Rights::USER | Rights::WRITE,
+            Kind::Execute => Rights::EXECUTE,
         };
         let root = self
             .vcpus

@@ -21,6 +21,7 @@
 //! assert_eq!(told.iter().filter(|line| line.contains("kvm_mmu_set_spte")).count(), 8);
 //! ```
 
+mod execute;
 mod guest;
 mod log;
 mod nested;
@@ -39,13 +40,14 @@ use slat_mmu::fault::{Invalidation, Settings};
 use slat_mmu::host::Host;
 use slat_mmu::role::TdpHost;
 use slat_mmu::roots::TdpMmu;
-use slat_mmu::shadow::ShadowMmu;
+use slat_mmu::shadow::{ShadowMmu, ShadowRules};
 use slat_mmu::spte::{Format, NxHugePages};
 
 use crate::paged_vm::fault;
 use crate::tdp_vm::Sink;
 use crate::tdp_vm::{EagerSplit, HostMemory};
 use crate::traces::Predicted;
+pub(crate) use execute::place_of;
 pub(crate) use nested::{L2, L2Access};
 pub(crate) use ram::Ram;
 use vcpu::Vcpu;
@@ -68,6 +70,8 @@ pub struct ShadowVm<F: Format> {
 impl<F: Format> ShadowVm<F> {
     /// A VM of this type on a host. With a second stage it is one with `kvm.tdp_mmu=0`.
     pub fn new(profile: impl Into<Arc<Profile>>, vm_type: VmType, host: &Host) -> Self {
+        let profile = profile.into();
+        let host = &host.of_kernel(&profile);
         Self {
             memory: Memory::new(profile, vm_type),
             mmu: ShadowMmu::new(host, TdpMmu::Off),
@@ -88,6 +92,13 @@ impl<F: Format> ShadowVm<F> {
             nx_huge_pages,
             ..self
         }
+    }
+
+    /// With the shadow MMU of another kernel.
+    #[must_use]
+    pub fn with_rules(self, rules: ShadowRules) -> Self {
+        let mmu = self.mmu.with_rules(rules);
+        Self { mmu, ..self }
     }
 
     /// What userspace has set up.

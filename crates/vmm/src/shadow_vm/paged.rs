@@ -2,9 +2,9 @@
 
 use slat_memslot::{Errno, Gpa, Gva, Vendor};
 use slat_mmu::fault::{Env, Kind, NotTracked, Outcome, Present};
-use slat_mmu::roots::Request;
+use slat_mmu::role::Cr4;
 use slat_mmu::shadow::{GuestWalk, MarkedTrail, ShadowFault, ShadowRoot, Shadowed};
-use slat_mmu::spte::{Access, Format};
+use slat_mmu::spte::{Access as Rights, Format};
 use slat_mmu::tdp::HardwareAccess;
 use slat_mmu::walk::second::FaultPlace;
 use slat_mmu::walk::{
@@ -12,10 +12,10 @@ use slat_mmu::walk::{
 };
 
 use super::ShadowVm;
+use super::execute::Access;
 use super::guest::Reached;
 use super::ram::RamView;
 use super::vcpu::Vcpu;
-use crate::tdp_vm::Step;
 use crate::traces::Predicted;
 
 /// How often an access is tried: an emulated guest would go on for ever.
@@ -30,75 +30,123 @@ impl<F: Format> ShadowVm<F> {
     /// What a vCPU's CPUID says about its walks.
     pub(super) fn cpu_of(&self, vcpu: &Vcpu) -> GuestCpu {
         let vendor = match self.memory.profile().vendor.get() {
-            Vendor::Intel => GuestVendor::Intel,
-            Vendor::Amd | Vendor::Paravirtual => GuestVendor::Amd,
+            // A paravirtual backend says nothing of the processor; guests of the ones seen have Intel's CPUID.
+            Vendor::Intel | Vendor::Paravirtual => GuestVendor::Intel,
+            Vendor::Amd => GuestVendor::Amd,
         };
         GuestCpu {
             vendor,
+            // The host's own limit binds guests whose tables are shadowed.
+            largest_page: self.mmu.codec().host().largest_page,
             ..GuestCpu::of(vcpu.state.phys_bits)
         }
     }
 
-    /// One access of a guest whose tables are shadowed.
-    pub(super) fn access_shadowed(&mut self, id: u32, step: Step) -> Reached {
-        for _ in 0..ATTEMPTS {
+    /// One access of a guest whose tables are shadowed. What has faulted begins again with the instruction.
+    pub(super) fn access_shadowed(&mut self, id: u32, access: &Access) -> Reached {
+        for attempt in 0..ATTEMPTS {
+            if let Some(fetch) = access.fetch_again().filter(|_| attempt > 0) {
+                match self.access_shadowed(id, &fetch) {
+                    Reached::Done => {}
+                    other => return other,
+                }
+            }
             self.serve_requests(id);
             if !self.load_root(id) {
                 return Reached::Failed(Errno::ENOSPC);
             }
-            let present = match self.hardware_shadowed(id, step) {
-                HardwareAccess::Done { .. } => return Reached::Done,
+            let step = access.step;
+            let present = match self.hardware_shadowed(id, access) {
+                HardwareAccess::Done { .. } => {
+                    self.write_mapped(id, access);
+                    return Reached::Done;
+                }
                 HardwareAccess::Mmio { spte, mmio } => {
                     let place = Gpa::new(step.address);
                     if self.is_known_mmio(id, place, spte, &mmio) {
-                        let inside = step.address & 0xfff;
-                        return Reached::Mmio(Gpa::new(mmio.gfn.gpa().raw() | inside));
+                        return self.emulate_fault(id, access);
                     }
                     Present::Reserved
                 }
                 HardwareAccess::NotPresent => Present::No,
                 HardwareAccess::NotAllowed => Present::Yes,
             };
-            match self.fault_shadowed(id, step, present) {
-                Ok((Outcome::Retry | Outcome::Fixed | Outcome::Spurious, _)) => {}
-                Ok((Outcome::Emulate, gpa)) => return Reached::Mmio(gpa),
-                Ok((Outcome::WriteProtected, gpa)) => {
-                    self.emulate_write(id, gpa);
-                    return Reached::Done;
+            match self.fault_shadowed(id, access, present) {
+                Ok(Outcome::Retry | Outcome::Fixed | Outcome::Spurious) => {}
+                Ok(Outcome::Emulate | Outcome::WriteProtected) => {
+                    return self.emulate_fault(id, access);
                 }
-                Ok((Outcome::MemoryFault | Outcome::BadPage, _)) => {
+                Ok(Outcome::MemoryFault | Outcome::BadPage) => {
                     return Reached::Failed(Errno::EFAULT);
                 }
-                Ok((Outcome::Interrupted, _)) => return Reached::Failed(Errno::EINTR),
-                Ok((Outcome::OutOfTables, _)) => return Reached::Failed(Errno::ENOSPC),
+                Ok(Outcome::Interrupted) => return Reached::Failed(Errno::EINTR),
+                Ok(Outcome::OutOfTables) => return Reached::Failed(Errno::ENOSPC),
                 Err(()) => return Reached::Shutdown,
             }
         }
         Reached::Failed(Errno::EINTR)
     }
 
-    /// What hardware makes of an access in supervisor mode.
-    fn hardware_shadowed(&mut self, id: u32, step: Step) -> HardwareAccess<F> {
-        let access = match step.kind {
-            Kind::Read => Access::empty(),
-            Kind::Write => Access::WRITE,
-            Kind::Execute => Access::EXECUTE,
+    /// What hardware makes of an access.
+    fn hardware_shadowed(&mut self, id: u32, access: &Access) -> HardwareAccess<F> {
+        let kind = match access.step.kind {
+            Kind::Read => Rights::empty(),
+            Kind::Write => Rights::WRITE,
+            Kind::Execute => Rights::EXECUTE,
         };
-        let root = self
-            .vcpus
-            .get(&id)
-            .and_then(|vcpu| vcpu.roots.current(&self.mmu));
-        let root = root.unwrap_or(ShadowRoot::Dummy);
-        self.mmu.hardware_access(root, step.address, access)
+        let wanted = match access.privilege {
+            Privilege::User => kind | Rights::USER,
+            Privilege::Supervisor | Privilege::Implicit => kind,
+        };
+        let root = self.root_of(id);
+        if self.is_barred(id, access, root) {
+            return HardwareAccess::NotAllowed;
+        }
+        self.mmu.hardware_access(root, access.step.address, wanted)
     }
 
-    /// The outcome and the address that the guest's tables give; an error if the guest gets the fault itself.
+    /// Whether SMEP or SMAP keep a supervisor away from a user's page: hardware has the guest's own bits.
+    fn is_barred(&self, id: u32, access: &Access, root: ShadowRoot) -> bool {
+        let bit = match access.step.kind {
+            Kind::Execute => Cr4::SMEP,
+            Kind::Read | Kind::Write => Cr4::SMAP,
+        };
+        let on = |vcpu: &Vcpu| vcpu.state.cr4.contains(bit);
+        access.privilege != Privilege::User
+            && self.vcpus.get(&id).is_some_and(on)
+            && self
+                .mmu
+                .rights_at(root, access.step.address)
+                .is_some_and(|rights| rights.contains(Rights::USER))
+    }
+
+    pub(super) fn root_of(&self, id: u32) -> ShadowRoot {
+        let vcpu = self.vcpus.get(&id);
+        let root = vcpu.and_then(|vcpu| vcpu.roots.current(&self.mmu));
+        root.unwrap_or(ShadowRoot::Dummy)
+    }
+
+    /// What hardware writes goes where the leaf leads, whatever the guest's tables say by now.
+    fn write_mapped(&mut self, id: u32, access: &Access) {
+        if access.step.kind != Kind::Write || access.code.is_none() {
+            return;
+        }
+        let address = access.step.address;
+        if let Some(gfn) = self.mmu.frame_at(self.root_of(id), address) {
+            let gpa = Gpa::new(gfn.gpa().raw() | address & 0xfff);
+            let as_id = self.space_of(id);
+            self.write_memory(as_id, gpa, access.data);
+        }
+    }
+
+    /// The outcome; an error if the guest gets the fault itself.
     fn fault_shadowed(
         &mut self,
         id: u32,
-        step: Step,
+        access: &Access,
         present: Present,
-    ) -> Result<(Outcome, Gpa), ()> {
+    ) -> Result<Outcome, ()> {
+        let step = access.step;
         let settings = self.settings();
         let Some(paging) = self.vcpus.get(&id).map(|vcpu| self.paging_of(vcpu)) else {
             return Err(());
@@ -113,13 +161,19 @@ impl<F: Format> ShadowVm<F> {
             as_id: role.as_id(),
         };
         let mut trail = MarkedTrail::default();
-        let wanted = ErrorCode::of(step.kind, Privilege::Supervisor);
+        let wanted = ErrorCode::of(step.kind, access.privilege);
         let address = Gva::new(step.address);
         let found = paging.walk(&tables, &mut Unnested, &mut trail, address, wanted);
         for mark in trail.marks() {
             self.out.events.extend(marked(mark));
         }
-        let found = found.map_err(|_| ())?;
+        let found = match found {
+            Ok(found) => found,
+            Err(fault) => {
+                self.inject(id, &fault);
+                return Err(());
+            }
+        };
         (self.out.vcpu, self.out.address) = (id, step.address);
         let guest = Shadowed {
             paging: &paging,
@@ -135,7 +189,7 @@ impl<F: Format> ShadowVm<F> {
         let fault = ShadowFault {
             address: step.address,
             kind: step.kind,
-            privilege: Privilege::Supervisor,
+            privilege: access.privilege,
             present,
         };
         let mut env = Env {
@@ -160,7 +214,7 @@ impl<F: Format> ShadowVm<F> {
             self.unmap_hva(moved);
         }
         self.spread_requests();
-        Ok((handled.outcome, found.gpa))
+        Ok(handled.outcome)
     }
 
     /// A write to a frame that shadow pages watch. Where hardware marks an entry of the guest's own tables, these pages go and
@@ -191,6 +245,40 @@ impl<F: Format> ShadowVm<F> {
         self.spread_requests();
     }
 
+    /// Brings what is below a vCPU's root into step (`mmu.c:kvm_mmu_sync_roots`).
+    pub(super) fn sync_root(&mut self, id: u32) {
+        let settings = self.settings();
+        let Some(vcpu) = self.vcpus.get(&id) else {
+            return;
+        };
+        let (paging, role) = (self.paging_of(vcpu), vcpu.roots.mmu.role());
+        if role.is_direct() || vcpu.roots.current(&self.mmu).is_none() {
+            return;
+        }
+        let tables = RamView {
+            ram: &self.ram,
+            memory: &self.memory,
+            as_id: role.as_id(),
+        };
+        let guest = Shadowed {
+            paging: &paging,
+            tables: &tables,
+            memory: &self.memory,
+            settings,
+            role,
+        };
+        let mut locked = self.mmu.lock(&mut self.out);
+        locked.sync_roots(&vcpu.roots, &guest);
+        let dirtied = locked.take_dirtied();
+        for (as_id, gfn) in dirtied {
+            let _ = self.memory.mark_dirty(id, as_id, gfn);
+        }
+        if let Some(vcpu) = self.vcpus.get_mut(&id) {
+            vcpu.mmio.clear();
+        }
+        self.spread_requests();
+    }
+
     /// Loads a root that follows a vCPU's tables; says whether there is room for it.
     pub(super) fn load_shadow_root(&mut self, id: u32) -> bool {
         let settings = self.settings();
@@ -200,6 +288,10 @@ impl<F: Format> ShadowVm<F> {
         let Some(vcpu) = self.vcpus.get_mut(&id) else {
             return false;
         };
+        // What a new root brings along is brought into step, which begins so.
+        if vcpu.roots.current(&self.mmu).is_none() {
+            vcpu.mmio.clear();
+        }
         let role = vcpu.roots.mmu.role();
         let tables = RamView {
             ram: &self.ram,
@@ -215,9 +307,6 @@ impl<F: Format> ShadowVm<F> {
             role,
         };
         let mut locked = self.mmu.lock(&mut self.out);
-        if vcpu.roots.mmu.requests().contains(Request::MmuSync) {
-            locked.sync_roots(&vcpu.roots, &guest);
-        }
         let loaded = locked
             .load_shadow(&mut vcpu.roots, pointers, &guest)
             .is_ok();

@@ -11,7 +11,10 @@ use crate::tdp_vm::{Paging, SecondStageOfL2};
 /// Guest memory, all zero but for the words that were written.
 #[derive(Debug, Default)]
 pub(crate) struct Ram {
+    /// What was made in the guest's own addresses, wherever slots have them.
     words: BTreeMap<u64, AtomicU64>,
+    /// What was written into the host's memory.
+    host: BTreeMap<u64, AtomicU64>,
 }
 
 /// Present, writable, for user mode; and a page of 2 MiB.
@@ -21,6 +24,17 @@ const HUGE_LEAF: u64 = 0x87;
 impl Ram {
     pub(super) fn write(&mut self, at: u64, word: u64) {
         self.words.insert(at & !7, AtomicU64::new(word));
+    }
+
+    /// Memory of the host is written to: some low bytes of a value, inside of a word.
+    pub(super) fn write_host(&mut self, at: u64, (len, value): (u8, u64)) {
+        let word = self.host.entry(at & !7).or_default().get_mut();
+        let shift = (at & 7) * 8;
+        let mask = match len {
+            8 => u64::MAX,
+            len => ((1 << (u32::from(len) * 8)) - 1) << shift,
+        };
+        *word = *word & !mask | value << shift & mask;
     }
 
     /// Makes the tables of a guest in long mode.
@@ -74,22 +88,32 @@ impl RamView<'_> {
     fn slot(&self, at: Gpa) -> Option<&Slot> {
         self.memory.space(self.as_id).by_gfn(at.gfn())
     }
+
+    fn word(&self, slot: &Slot, at: Gpa) -> Option<&AtomicU64> {
+        let in_host = || {
+            let hva = slot.hva_of(at.gfn())?.raw() | at.raw() & 0xfff;
+            self.ram.host.get(&hva)
+        };
+        self.ram.words.get(&at.raw()).or_else(in_host)
+    }
 }
 
 impl TableMemory for RamView<'_> {
     fn read_u64(&self, at: Gpa) -> Option<u64> {
-        self.slot(at)?;
-        let word = self.ram.words.get(&at.raw());
+        let word = self.word(self.slot(at)?, at);
         Some(word.map_or(0, |word| word.load(Ordering::Acquire)))
     }
 
     fn compare_exchange_u64(&self, at: Gpa, current: u64, new: u64) -> Exchange {
-        let (Some(slot), Some(word)) = (self.slot(at), self.ram.words.get(&at.raw())) else {
+        let Some(slot) = self.slot(at) else {
             return Exchange::Failed;
         };
         if slot.is_readonly() {
             return Exchange::ReadOnly;
         }
+        let Some(word) = self.word(slot, at) else {
+            return Exchange::Failed;
+        };
         match word.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => Exchange::Done,
             Err(_) => Exchange::Changed,

@@ -97,6 +97,7 @@ impl Vcpu {
     ) {
         let role = root_role(&self.state, tdp);
         mmu.lock(out).reset_context(&mut self.roots, role);
+        self.mmio.clear();
     }
 
     pub(super) fn unload<F: Format>(&mut self, mmu: &mut ShadowMmu<F>, out: &mut Sink) {
@@ -107,13 +108,16 @@ impl Vcpu {
         }
     }
 
-    fn serve_requests<F: Format>(&mut self, mmu: &mut ShadowMmu<F>, out: &mut Sink) {
+    /// Serves the next request of one of its MMUs: what concerns the guest's tables is for the caller.
+    fn serve_one<F: Format>(&mut self, mmu: &mut ShadowMmu<F>, out: &mut Sink) -> Option<Request> {
         let l2 = self.l2.as_mut().map(|l2| &mut l2.roots);
         for roots in core::iter::once(&mut self.roots).chain(l2) {
-            while let Some((_, dropped)) = roots.mmu.serve(mmu.roots()) {
+            if let Some((request, dropped)) = roots.mmu.serve(mmu.roots()) {
                 mmu.lock(&mut *out).drop_roots(roots, dropped);
+                return Some(request);
             }
         }
+        None
     }
 
     /// Whether L2 runs on tables of L1's.
@@ -226,8 +230,39 @@ impl<F: Format> ShadowVm<F> {
 
     /// Serves what a vCPU was asked for, as every entry into the guest begins.
     pub(super) fn serve_requests(&mut self, id: u32) {
+        loop {
+            let vcpu = self.vcpus.get_mut(&id);
+            let served = vcpu.and_then(|vcpu| vcpu.serve_one(&mut self.mmu, &mut self.out));
+            match served {
+                Some(Request::MmuSync) => self.sync_root(id),
+                Some(Request::TlbFlushGuest) if self.tdp.is_none() => self.flush_guest(id),
+                Some(_) => {}
+                None => return,
+            }
+        }
+    }
+
+    /// All that the guest's TLB may hold is forgotten (`x86.c:kvm_vcpu_flush_tlb_guest`).
+    fn flush_guest(&mut self, id: u32) {
+        self.sync_root(id);
         if let Some(vcpu) = self.vcpus.get_mut(&id) {
-            vcpu.serve_requests(&mut self.mmu, &mut self.out);
+            self.mmu
+                .lock(&mut self.out)
+                .free_unsync_previous(&mut vcpu.roots);
+        }
+    }
+
+    /// Asks a vCPU for something.
+    pub(super) fn request(&mut self, id: u32, request: Request) {
+        if let Some(vcpu) = self.vcpus.get_mut(&id) {
+            vcpu.roots.mmu.request(request);
+        }
+    }
+
+    /// A vCPU gives up its roots and wants those of its present state.
+    pub(super) fn reset_context(&mut self, id: u32) {
+        if let Some(vcpu) = self.vcpus.get_mut(&id) {
+            vcpu.reset_context(&mut self.mmu, self.tdp.as_ref(), &mut self.out);
         }
     }
 

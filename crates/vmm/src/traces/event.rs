@@ -136,6 +136,10 @@ pub enum Traced<'a> {
     SetAccessedBit { gpa: Gpa },
     /// `kvm_mmu_set_dirty_bit`: KVM marked an entry of the guest.
     SetDirtyBit { gpa: Gpa },
+    /// `kvm_mmu_unsync_page`: the guest may write to the table that a shadow page follows.
+    UnsyncPage { page: TracedPage },
+    /// `kvm_mmu_sync_page`: its writes to the table are seen again.
+    SyncPage { page: TracedPage },
     /// `kvm_smm_transition`: a vCPU enters or leaves SMM.
     SmmTransition {
         vcpu: u32,
@@ -195,6 +199,8 @@ pub(super) fn fields<'a>(event: &'a str, input: &mut Input<'a>) -> ModalResult<T
         "kvm_mmio" => mmio(input),
         "kvm_mmu_set_accessed_bit" => set_accessed_bit(input),
         "kvm_mmu_set_dirty_bit" => set_dirty_bit(input),
+        "kvm_mmu_unsync_page" => seq!(Traced::UnsyncPage { page: page }).parse_next(input),
+        "kvm_mmu_sync_page" => seq!(Traced::SyncPage { page: page }).parse_next(input),
         "kvm_smm_transition" => smm_transition(input),
         "kvm_nested_vmenter" => nested_enter(input),
         "kvm_nested_vmexit" => nested_exit(input),

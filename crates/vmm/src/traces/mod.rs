@@ -50,8 +50,8 @@ pub use compare::{
     Adopted, Agreement, Comparer, Difference, Kind, Kinds, Mismatch, Predicted, Renaming,
 };
 pub use event::{MmioAccess, Traced, TracedAccess, TracedPage};
-pub use note::{Exit, Leaves, Note, Ret};
-pub use op::{GuestAct, HostWork, Op, SetRegion, Sregs};
+pub use note::{Exit, Leaves, MmuCounts, Note, Ret};
+pub use op::{Control, GuestAct, HostWork, Instruction, Op, SetRegion, Sregs};
 pub use probe::Probe;
 
 /// As many pages stand in one note: the kernel's trace takes no longer lines.

@@ -67,24 +67,28 @@ where
                 gpa: place,
                 table: Some(level_of(number)),
             })?;
-            let written = match F::exchange(self.memory, real, old, new) {
+            let mut mark = Mark {
+                level: level_of(number),
+                place,
+                old,
+                new,
+                written: false,
+            };
+            mark.written = match F::exchange(self.memory, real, old, new) {
                 Exchange::Done => true,
                 Exchange::ReadOnly => false,
-                Exchange::Changed => return Ok(Marked::Restart),
+                Exchange::Changed => {
+                    self.observer.changed(&mark);
+                    return Ok(Marked::Restart);
+                }
                 Exchange::Failed => {
                     return Ok(Marked::Failed {
                         level: level_of(number),
                     });
                 }
             };
-            self.observer.mark(&Mark {
-                level: level_of(number),
-                place,
-                old,
-                new,
-                written,
-            });
-            if written {
+            self.observer.mark(&mark);
+            if mark.written {
                 trail.entries[usize::from(number)] = new;
             }
         }

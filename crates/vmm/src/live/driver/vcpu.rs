@@ -18,6 +18,13 @@ impl<J: Journal> Driver<J> {
         if let Op::HarvestRing { vcpu } = op {
             return self.harvest(*vcpu);
         }
+        if let Op::SetSregs {
+            vcpu,
+            sregs: Sregs::Control(control),
+        } = op
+        {
+            return self.set_control(op, vcpu.unwrap_or(0), control);
+        }
         let machine = self.machine.as_mut().ok_or_else(|| missing(op, "VM"))?;
         let vcpu = |id: &u32| machine.vcpus.get(id).ok_or_else(|| missing(op, "vCPU"));
         let result = match op {

@@ -12,7 +12,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use slat_memslot::{AsId, Errno, Gfn, Hva, PAGE_SHIFT, Pages, SlotId, SlotKey, cap};
 
 use super::{Done, DriveError, Driver, Journal, missing};
-use crate::kvm::{Ring, create_gmem, errno, ioctl};
+use crate::kvm::{Ring, Stats, create_gmem, errno, ioctl};
 use crate::traces::{MOST_IN_A_NOTE, Note, Op, SetRegion};
 
 /// A slot, as far as the driver has to know it.
@@ -44,6 +44,8 @@ pub(super) struct Machine {
     pub(super) as_id: AsId,
     /// The size of each ring; 0 where there are none.
     pub(super) ring_bytes: u64,
+    /// Told after each operation, where guests have tables of their own.
+    pub(super) stats: Option<Stats>,
     pub(super) vm: VmFd,
 }
 
@@ -62,6 +64,7 @@ impl<J: Journal> Driver<J> {
                 slots: BTreeMap::new(),
                 rings: BTreeMap::new(),
                 ring_bytes: 0,
+                stats: None,
                 as_id: AsId::NORMAL,
                 vm,
             });
@@ -119,6 +122,9 @@ impl<J: Journal> Driver<J> {
                 };
                 let set = machine.vm.set_memory_attributes(request);
                 set.map(|()| 0).map_err(errno)
+            }
+            Op::SetMmuPages { pages } => {
+                ioctl::set_nr_mmu_pages(machine.vm.as_raw_fd(), *pages).map(i64::from)
             }
             Op::GetDirtyLog { slot } => return self.get_dirty_log(*slot),
             Op::ClearDirtyLog { slot, first, pages } => {

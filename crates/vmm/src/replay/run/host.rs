@@ -233,6 +233,7 @@ impl<V: PagedVm> Run<'_, V> {
                     });
                 }
                 What::Note(Note::Leaves(_)) => self.leaves(),
+                What::Note(Note::Counts(_)) => self.counts(),
                 What::Note(Note::Filled { hva, pages }) => {
                     let end = hva.raw().saturating_add(pages.raw() << PAGE_SHIFT);
                     let wrong = self.planted == Some(Planted::FilledReadsZero);
@@ -252,6 +253,13 @@ impl<V: PagedVm> Run<'_, V> {
     }
 
     /// The VM's statistics were read.
+    fn counts(&mut self) {
+        let Some(vm) = &mut self.vm else { return };
+        if let Some(counts) = vm.counts() {
+            vm.tell(Predicted::Counts(counts));
+        }
+    }
+
     fn leaves(&mut self) {
         let Some(vm) = &mut self.vm else { return };
         let leaves = vm.leaves();

@@ -238,6 +238,10 @@ impl<F: Format> Comparer<F> {
                 }
                 same_shadow_page(page, recorded)
             }
+            (Predicted::PageUnsync { page }, Traced::UnsyncPage { page: recorded })
+            | (Predicted::PageSync { page }, Traced::SyncPage { page: recorded }) => {
+                same_shadow_page(page, recorded)
+            }
             (Predicted::PageZapped { gfn, role }, Traced::PrepareZapPage { page }) => {
                 same_page(*gfn, *role, page)
             }

@@ -301,6 +301,9 @@ fn noted(predicted: &Predicted, recorded: &Note<'_>) -> Compared {
         (Predicted::Leaves(predicted), Note::Leaves(recorded)) => {
             same("pages", predicted, recorded)
         }
+        (Predicted::Counts(predicted), Note::Counts(recorded)) => {
+            same("counts", predicted, recorded)
+        }
         _ => Err(Mismatch::Kind),
     }
 }

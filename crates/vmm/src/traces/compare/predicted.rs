@@ -9,7 +9,7 @@ use slat_mmu::spte::{Pfn, bits};
 use slat_mmu::tdp::Event;
 use slat_mmu::walk::second::SecondExit;
 
-use crate::traces::{Exit, Leaves, Note, Probe, Traced, What};
+use crate::traces::{Exit, Leaves, MmuCounts, Note, Probe, Traced, What};
 
 /// What stands for the page where no slot is (`KVM_PFN_NOSLOT`).
 const NO_SLOT: u64 = 1 << 63;
@@ -99,6 +99,10 @@ pub enum Predicted {
     AccessedBitSet { gpa: Gpa },
     /// [`Traced::SetDirtyBit`].
     DirtyBitSet { gpa: Gpa },
+    /// [`Traced::UnsyncPage`].
+    PageUnsync { page: PageInfo },
+    /// [`Traced::SyncPage`].
+    PageSync { page: PageInfo },
     /// [`What::Ret`]: an error, a number, or (`Ok(None)`) success with any number.
     Returned(Result<Option<i64>, Errno>),
     /// [`Note::Exit`].
@@ -115,6 +119,8 @@ pub enum Predicted {
     Idle(bool),
     /// [`Note::Leaves`].
     Leaves(Leaves),
+    /// [`Note::Counts`].
+    Counts(MmuCounts),
     /// L1 gets an exit of L2's: its tables do not allow an access (`kvm_nested_vmexit_inject`, which recordings do not have).
     ToldToL1(SecondExit),
 }
@@ -179,6 +185,8 @@ impl Predicted {
                 spte: spte.raw(),
                 table: Some(shadow_number(page)),
             },
+            Event::PageUnsync { page } => Self::PageUnsync { page },
+            Event::PageSync { page } => Self::PageSync { page },
             Event::ShadowZapAllFast { generation, used } => {
                 Self::ShadowZapAllFast { generation, used }
             }
@@ -211,6 +219,7 @@ impl Predicted {
             Self::HugePageSplit { .. } => Kind::HugePageSplit,
             Self::ZapAllFast | Self::ShadowZapAllFast { .. } => Kind::ZapAllFast,
             Self::AccessedBitSet { .. } | Self::DirtyBitSet { .. } => Kind::GuestMarked,
+            Self::PageUnsync { .. } | Self::PageSync { .. } => Kind::Synchronised,
             Self::Returned(_) => Kind::Returned,
             Self::Exit(_) | Self::RunFailed { .. } | Self::ToldToL1(_) => Kind::Exit,
             Self::Dirty(_) => Kind::Dirty,
@@ -218,6 +227,7 @@ impl Predicted {
             Self::PreFaultLeft { .. } => Kind::PreFaultLeft,
             Self::Idle(_) => Kind::Idle,
             Self::Leaves(_) => Kind::Leaves,
+            Self::Counts(_) => Kind::Counts,
         }
     }
 }
@@ -360,7 +370,10 @@ impl fmt::Display for Predicted {
                 write!(f, "NOTE pre_fault left gfn={gfn:x} npages={pages:x}")
             }
             Self::Idle(idle) => write!(f, "NOTE idle={}", u8::from(*idle)),
+            Self::PageUnsync { page } => write!(f, "  kvm_mmu_unsync_page: {page}"),
+            Self::PageSync { page } => write!(f, "  kvm_mmu_sync_page: {page}"),
             Self::Leaves(leaves) => write!(f, "NOTE {leaves}"),
+            Self::Counts(counts) => write!(f, "NOTE {counts}"),
             Self::ToldToL1(exit) => write!(f, "  kvm_nested_vmexit_inject: {exit}"),
         }
     }
@@ -404,13 +417,17 @@ pub enum Kind {
     PreFaultLeft,
     /// Idle pages.
     Idle,
-    /// Statistics.
+    /// Statistics: leaves.
     Leaves,
+    /// Shadow pages that fall out of step, and are brought into it.
+    Synchronised,
+    /// Statistics: what was done to shadow pages.
+    Counts,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::SpteChanged,
         Self::PageAllocated,
         Self::PageZapped,
@@ -429,6 +446,8 @@ impl Kind {
         Self::PreFaultLeft,
         Self::Idle,
         Self::Leaves,
+        Self::Synchronised,
+        Self::Counts,
     ];
 
     /// The kind of a recorded line; `None` for operations, remarks, and what is never compared.
@@ -456,6 +475,7 @@ impl Kind {
             Traced::SplitHugePage { .. } => Self::HugePageSplit,
             Traced::ZapAllFast { .. } => Self::ZapAllFast,
             Traced::SetAccessedBit { .. } | Traced::SetDirtyBit { .. } => Self::GuestMarked,
+            Traced::UnsyncPage { .. } | Traced::SyncPage { .. } => Self::Synchronised,
             _ => return None,
         })
     }
@@ -468,6 +488,7 @@ impl Kind {
             Note::PreFaultLeft { .. } => Self::PreFaultLeft,
             Note::Idle(_) => Self::Idle,
             Note::Leaves(_) => Self::Leaves,
+            Note::Counts(_) => Self::Counts,
             _ => return None,
         })
     }

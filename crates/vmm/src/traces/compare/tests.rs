@@ -11,7 +11,7 @@ use slat_mmu::spte::{Codec, Ept, Format, Npt, Spte, bits};
 use super::event::frame;
 use super::{Comparer, Difference, Kind, Kinds, Mismatch, Predicted};
 use crate::traces::{
-    Builtin, Exit, Item, Leaves, Machine, Note, Probe, Recording, Ret, Traced, What,
+    Builtin, Exit, Item, Leaves, Machine, MmuCounts, Note, Probe, Recording, Ret, Traced, What,
 };
 
 const EMPTY: u64 = 1 << 63;
@@ -499,6 +499,49 @@ fn operations_may_be_compared_one_by_one() {
     }
 }
 
+/// One more of each that is counted.
+fn wrong_counts(counts: &MmuCounts) -> [MmuCounts; 7] {
+    let MmuCounts {
+        shadow_zapped,
+        pte_write,
+        pde_zapped,
+        flooded,
+        recycled,
+        cache_miss,
+        unsync,
+    } = *counts;
+    [
+        MmuCounts {
+            shadow_zapped: shadow_zapped + 1,
+            ..*counts
+        },
+        MmuCounts {
+            pte_write: pte_write + 1,
+            ..*counts
+        },
+        MmuCounts {
+            pde_zapped: pde_zapped + 1,
+            ..*counts
+        },
+        MmuCounts {
+            flooded: flooded + 1,
+            ..*counts
+        },
+        MmuCounts {
+            recycled: recycled + 1,
+            ..*counts
+        },
+        MmuCounts {
+            cache_miss: cache_miss + 1,
+            ..*counts
+        },
+        MmuCounts {
+            unsync: unsync + 1,
+            ..*counts
+        },
+    ]
+}
+
 /// One wrong value in a prediction, in each field that there is.
 fn wrong(one: &Predicted) -> Vec<Predicted> {
     let next = |gfn: Gfn| Gfn::new(gfn.raw() + 1);
@@ -544,6 +587,7 @@ fn wrong(one: &Predicted) -> Vec<Predicted> {
                     pages_2m: leaves.pages_2m + 1,
                     ..*leaves
                 })),
+                Predicted::Counts(counts) => wrong.extend(wrong_counts(counts).map(Predicted::Counts)),
             }
         };
     }
@@ -620,6 +664,18 @@ fn wrong(one: &Predicted) -> Vec<Predicted> {
         ShadowZapAllFast {
             used: |x: Pages| Pages::new(x.raw() + 1)
         },
+        PageUnsync {
+            page: |page: PageInfo| PageInfo {
+                gfn: next(page.gfn),
+                ..page
+            }
+        },
+        PageSync {
+            page: |page: PageInfo| PageInfo {
+                gfn: next(page.gfn),
+                ..page
+            }
+        },
     );
     wrong.retain(|copy| copy != one);
     wrong
@@ -664,9 +720,9 @@ fn every_planted_difference_is_found() {
     for (kind, count) in &planted {
         println!("{count:5} {kind:?}");
     }
-    // Where no table is shadowed, no walk of KVM's marks the guest's; and statistics and
-    // rings are read on live kernels only.
-    assert_eq!(planted.len(), Kind::ALL.len() - 3);
+    // Where no table is shadowed, no walk of KVM's marks the guest's, and none is out of step; and statistics and rings are
+    // read on live kernels only.
+    assert_eq!(planted.len(), Kind::ALL.len() - 5);
 }
 
 #[test]
@@ -705,6 +761,9 @@ const SHADOW: &str = "# scenario shadow status 0
   kvm_mmu_set_dirty_bit: gpa 6010
   kvm_mmu_zap_all_fast: kvm-mmu-valid-gen 1 used_pages 6
   kvm_mmu_prepare_zap_page: sp gen 1 gfn 4 l4 8-byte q0 wux nxe ad root 1 sync
+  kvm_mmu_unsync_page: sp gen 1 gfn 4 l4 8-byte q0 wux nxe ad root 1 sync
+  kvm_mmu_sync_page: sp gen 1 gfn 4 l4 8-byte q0 wux nxe ad root 1 sync
+NOTE mmu shadow_zapped=1 pte_write=2 pde_zapped=3 flooded=4 recycled=5 cache_miss=6 unsync=7
 ";
 
 /// Events of shadow pages have numbers that those of the TDP MMU leave out.
@@ -735,13 +794,24 @@ fn differences_of_shadow_pages_are_found() {
             used: Pages::new(6),
         },
         Predicted::ShadowPageZapped { page: page(1) },
+        Predicted::PageUnsync { page: page(1) },
+        Predicted::PageSync { page: page(1) },
+        Predicted::Counts(MmuCounts {
+            shadow_zapped: 1,
+            pte_write: 2,
+            pde_zapped: 3,
+            flooded: 4,
+            recycled: 5,
+            cache_miss: 6,
+            unsync: 7,
+        }),
     ];
     let recording = Recording::parse(SHADOW).expect("a recording");
     let compare = |predicted: &[Predicted]| {
         let compared = Comparer::new(npt()).compare(predicted, &recording.items);
         compared.map(|agreed| agreed.compared).ok()
     };
-    assert_eq!(compare(&predicted), Some(5));
+    assert_eq!(compare(&predicted), Some(8));
     for (at, one) in predicted.iter().enumerate() {
         for copy in wrong(one) {
             let shown = copy.to_string();

@@ -2,6 +2,8 @@
 
 mod write;
 
+use core::ops::AddAssign;
+
 use slat_memslot::{AsId, Errno, Gfn, Gpa, Hva, Level, Pages};
 use winnow::combinator::{alt, eof, opt, preceded, repeat, seq, terminated};
 use winnow::prelude::*;
@@ -24,6 +26,8 @@ pub enum Ret {
 pub enum Exit {
     /// `KVM_EXIT_HLT`.
     Halt,
+    /// The breakpoint behind the instruction was reached.
+    Trap,
     /// `KVM_EXIT_MMIO`.
     Mmio {
         /// The address.
@@ -58,6 +62,31 @@ pub struct Leaves {
     pub pages_2m: u64,
     /// Of 1 GiB.
     pub pages_1g: u64,
+}
+
+/// What KVM has counted of a VM's shadow pages, by the names of its statistics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "they have the kernel's names, without `mmu_`")]
+pub struct MmuCounts {
+    pub shadow_zapped: u64,
+    pub pte_write: u64,
+    pub pde_zapped: u64,
+    pub flooded: u64,
+    pub recycled: u64,
+    pub cache_miss: u64,
+    pub unsync: u64,
+}
+
+impl AddAssign for MmuCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.shadow_zapped += other.shadow_zapped;
+        self.pte_write += other.pte_write;
+        self.pde_zapped += other.pde_zapped;
+        self.flooded += other.flooded;
+        self.recycled += other.recycled;
+        self.cache_miss += other.cache_miss;
+        self.unsync += other.unsync;
+    }
 }
 
 /// Something that the recorded program saw.
@@ -118,6 +147,8 @@ pub enum Note<'a> {
     Idle(bool),
     /// The VM's statistics, where they are read.
     Leaves(Leaves),
+    /// More of them, about shadow pages.
+    Counts(MmuCounts),
     /// The guest's registers.
     Registers {
         /// RIP.
@@ -202,6 +233,7 @@ pub(super) fn note<'a>(input: &mut Input<'a>) -> ModalResult<Note<'a>> {
         .parse_next(input),
         "pre_fault" => pre_fault_left(input),
         "pages" => leaves.map(Note::Leaves).parse_next(input),
+        "mmu" => counts.map(Note::Counts).parse_next(input),
         "idle" => preceded("idle=", bit).map(Note::Idle).parse_next(input),
         "KVM_RUN" => run_failed(input),
         "nested" => nested_state(input),
@@ -217,6 +249,7 @@ pub(super) fn note<'a>(input: &mut Input<'a>) -> ModalResult<Note<'a>> {
 fn exit(input: &mut Input<'_>) -> ModalResult<Exit> {
     alt((
         "HLT".value(Exit::Halt),
+        "TRAP".value(Exit::Trap),
         seq!(Exit::Mmio {
             _: "MMIO gpa=", gpa: gpa,
             _: " len=", len: dec,
@@ -274,6 +307,19 @@ fn leaves(input: &mut Input<'_>) -> ModalResult<Leaves> {
         _: "pages 4k=", pages_4k: dec,
         _: " 2m=", pages_2m: dec,
         _: " 1g=", pages_1g: dec,
+    })
+    .parse_next(input)
+}
+
+fn counts(input: &mut Input<'_>) -> ModalResult<MmuCounts> {
+    seq!(MmuCounts {
+        _: "mmu shadow_zapped=", shadow_zapped: dec,
+        _: " pte_write=", pte_write: dec,
+        _: " pde_zapped=", pde_zapped: dec,
+        _: " flooded=", flooded: dec,
+        _: " recycled=", recycled: dec,
+        _: " cache_miss=", cache_miss: dec,
+        _: " unsync=", unsync: dec,
     })
     .parse_next(input)
 }

@@ -2,7 +2,7 @@
 
 use core::fmt::{Display, Formatter, Result};
 
-use super::{Exit, Leaves, Note, Ret};
+use super::{Exit, Leaves, MmuCounts, Note, Ret};
 
 impl Display for Ret {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
@@ -49,6 +49,7 @@ impl Display for Note<'_> {
             }
             Self::Idle(idle) => write!(f, "idle={}", u8::from(*idle)),
             Self::Leaves(leaves) => leaves.fmt(f),
+            Self::Counts(counts) => counts.fmt(f),
             Self::Fatal(text) => write!(f, "FATAL {text}"),
             Self::Remark(text) => write!(f, "{text}"),
             _ => self.fmt_machine(f),
@@ -64,6 +65,25 @@ impl Display for Leaves {
             pages_1g,
         } = self;
         write!(f, "pages 4k={pages_4k} 2m={pages_2m} 1g={pages_1g}")
+    }
+}
+
+impl Display for MmuCounts {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        let Self {
+            shadow_zapped,
+            pte_write,
+            pde_zapped,
+            flooded,
+            recycled,
+            cache_miss,
+            unsync,
+        } = self;
+        write!(
+            f,
+            "mmu shadow_zapped={shadow_zapped} pte_write={pte_write} pde_zapped={pde_zapped} flooded={flooded} \
+             recycled={recycled} cache_miss={cache_miss} unsync={unsync}"
+        )
     }
 }
 
@@ -100,6 +120,7 @@ impl Display for Exit {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         match self {
             Self::Halt => write!(f, "HLT"),
+            Self::Trap => write!(f, "TRAP"),
             Self::Mmio { gpa, len, write } => {
                 write!(f, "MMIO gpa={gpa} len={len} write={}", u8::from(*write))
             }

@@ -1,6 +1,7 @@
 //! Operations: what the program that was recorded asked for, or let its guest do.
 
 use slat_memslot::{AsId, Gfn, Gpa, Hva, Pages};
+use slat_mmu::walk::Privilege;
 
 mod parse;
 mod write;
@@ -53,8 +54,63 @@ pub enum Sregs<'a> {
         /// The pages.
         pages: Vec<(u64, Gpa)>,
     },
+    /// The control registers of a guest in long mode, raw. Nothing happens to roots where they are what they were.
+    Control(Control),
     /// Anything else.
     Other(&'a str),
+}
+
+/// Control registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "they have the manual's names")]
+pub struct Control {
+    pub cr0: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+}
+
+/// An instruction that a guest in long mode executes, with a trap or a halt behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Instruction {
+    /// It reads eight bytes.
+    Load {
+        /// Where.
+        gva: u64,
+    },
+    /// It writes.
+    Store {
+        /// Where.
+        gva: u64,
+        /// How many bytes: 1, 2, 4 or 8.
+        len: u8,
+        /// What, of which the low bytes count.
+        value: u64,
+    },
+    /// It writes eight zero bytes to the begin of each of some pages.
+    Touch {
+        /// The first.
+        gva: u64,
+        /// How many.
+        pages: u64,
+    },
+    /// It jumps.
+    Jump {
+        /// Where to.
+        gva: u64,
+    },
+    /// It loads CR0, CR3 or CR4, by the number.
+    MoveToCr {
+        /// The number.
+        number: u8,
+        /// The value.
+        value: u64,
+    },
+    /// `invlpg`.
+    Invlpg {
+        /// The address.
+        gva: u64,
+    },
 }
 
 /// What a guest does before it halts.
@@ -105,6 +161,13 @@ pub enum GuestAct<'a> {
     NestedCpuid,
     /// L1 writes, without a change, to one of its own page tables that KVM shadows.
     OrInto(Gpa),
+    /// A guest whose registers are [`Sregs::Control`] executes an instruction.
+    Execution {
+        /// In user mode, or as supervisor.
+        privilege: Privilege,
+        /// What.
+        instruction: Instruction,
+    },
     /// Anything else.
     Other(&'a str),
 }
@@ -194,6 +257,18 @@ pub enum Op<'a> {
     },
     /// `KVM_SET_USER_MEMORY_REGION`, `KVM_SET_USER_MEMORY_REGION2`.
     SetRegion(SetRegion),
+    /// `KVM_SET_NR_MMU_PAGES`.
+    SetMmuPages {
+        /// The limit.
+        pages: u64,
+    },
+    /// The program writes eight bytes into memory behind a slot, past KVM.
+    Poke {
+        /// Where, in the host.
+        hva: Hva,
+        /// What.
+        value: u64,
+    },
     /// `KVM_CREATE_GUEST_MEMFD`.
     CreateGmem {
         /// The size, in bytes.

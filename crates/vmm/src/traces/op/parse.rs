@@ -1,12 +1,13 @@
 //! Operations, read from their text.
 
 use slat_memslot::{Gfn, Gpa, Hva, Pages};
+use slat_mmu::walk::Privilege;
 use winnow::combinator::{alt, delimited, eof, not, opt, preceded, separated, seq, terminated};
 use winnow::error::ContextError;
 use winnow::prelude::*;
 use winnow::token::{rest as anything, take_till, take_until};
 
-use super::{GuestAct, HostWork, Op, SetRegion, Sregs};
+use super::{Control, GuestAct, HostWork, Instruction, Op, SetRegion, Sregs};
 use crate::traces::lex::{
     Input, as_id, bit, dec, gfn, gpa, hex, hex32, name, number, pages, remark, vcpu,
 };
@@ -37,6 +38,10 @@ pub(in crate::traces) fn op<'a>(input: &mut Input<'a>) -> ModalResult<Op<'a>> {
             seq!(Op::GetDirtyLog { _: "KVM_GET_DIRTY_LOG slot=", slot: dec }).parse_next(input)
         }
         "KVM_CLEAR_DIRTY_LOG" => clear_dirty_log(input),
+        "KVM_SET_NR_MMU_PAGES" => {
+            seq!(Op::SetMmuPages { _: "KVM_SET_NR_MMU_PAGES ", pages: dec }).parse_next(input)
+        }
+        "poke" => poke(input),
         "module" => module_parameter(input),
         "close" => close(input),
         "fallocate" => punch_hole(input),
@@ -90,6 +95,7 @@ fn sregs<'a>(input: &mut Input<'a>) -> ModalResult<Sregs<'a>> {
         terminated(long_mode, eof),
         terminated(long_mode_with, eof),
         terminated(bits, eof),
+        terminated(control.map(Sregs::Control), eof),
         anything.map(Sregs::Other),
     ))
     .parse_next(input)
@@ -101,6 +107,24 @@ fn bits<'a>(input: &mut Input<'a>) -> ModalResult<Sregs<'a>> {
         register: name,
         _: '.', bits: names,
         _: '=', set: bit,
+    })
+    .parse_next(input)
+}
+
+fn control(input: &mut Input<'_>) -> ModalResult<Control> {
+    seq!(Control {
+        _: "CR0=", cr0: hex,
+        _: " CR3=", cr3: hex,
+        _: " CR4=", cr4: hex,
+        _: " EFER=", efer: hex,
+    })
+    .parse_next(input)
+}
+
+fn poke<'a>(input: &mut Input<'a>) -> ModalResult<Op<'a>> {
+    seq!(Op::Poke {
+        _: "poke hva=", hva: hex.map(Hva::new),
+        _: " value=", value: hex,
     })
     .parse_next(input)
 }
@@ -303,7 +327,39 @@ fn rarer<'a>(input: &mut Input<'a>) -> ModalResult<GuestAct<'a>> {
         launch_vmx,
         target("L2 WRITE gpa=").map(GuestAct::NestedWrite),
         cpuid.value(GuestAct::NestedCpuid),
-        or_into.map(|(_, gpa, ..)| GuestAct::OrInto(gpa)),
+        alt((or_into.map(|(_, gpa, ..)| GuestAct::OrInto(gpa)), execution)),
+    ))
+    .parse_next(input)
+}
+
+fn execution<'a>(input: &mut Input<'a>) -> ModalResult<GuestAct<'a>> {
+    let user = "CPL3 ".value(Privilege::User);
+    let supervisor = "CPL0 ".value(Privilege::Supervisor);
+    let (privilege, instruction) = (alt((user, supervisor)), instruction).parse_next(input)?;
+    Ok(GuestAct::Execution {
+        privilege,
+        instruction,
+    })
+}
+
+fn instruction(input: &mut Input<'_>) -> ModalResult<Instruction> {
+    alt((
+        seq!(Instruction::Load { _: "LOAD gva=", gva: hex }),
+        seq!(Instruction::Store {
+            _: "STORE gva=", gva: hex,
+            _: " len=", len: dec,
+            _: " value=", value: hex,
+        }),
+        seq!(Instruction::Touch {
+            _: "TOUCH gva=", gva: hex,
+            _: " pages=", pages: hex,
+        }),
+        seq!(Instruction::Jump { _: "JUMP gva=", gva: hex }),
+        seq!(Instruction::MoveToCr {
+            _: "MOV CR", number: dec,
+            _: " value=", value: hex,
+        }),
+        seq!(Instruction::Invlpg { _: "INVLPG gva=", gva: hex }),
     ))
     .parse_next(input)
 }

@@ -2,7 +2,9 @@
 
 use core::fmt::{Display, Formatter, Result};
 
-use super::{GuestAct, Op, SetRegion, Sregs};
+use slat_mmu::walk::Privilege;
+
+use super::{Control, GuestAct, Instruction, Op, SetRegion, Sregs};
 
 impl Display for Op<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
@@ -24,6 +26,7 @@ impl Display for Op<'_> {
             | Self::Userfault { .. }
             | Self::MarkIdle { .. }
             | Self::ReadIdle
+            | Self::Poke { .. }
             | Self::MarkFramesIdle { .. }
             | Self::ReadFramesIdle { .. }
             | Self::ModuleParameter { .. } => self.host(f),
@@ -80,6 +83,7 @@ impl Op<'_> {
     fn memory(&self, f: &mut Formatter<'_>) -> Result {
         match self {
             Self::CloseVm => write!(f, "close vm"),
+            Self::SetMmuPages { pages } => write!(f, "KVM_SET_NR_MMU_PAGES {pages}"),
             Self::CloseVcpu { id } => write!(f, "close vcpu={id}"),
             Self::CreateGmem { size } => write!(f, "KVM_CREATE_GUEST_MEMFD size={size:#x}"),
             Self::CloseGmem => write!(f, "close guest_memfd"),
@@ -159,6 +163,7 @@ impl Op<'_> {
             }
             Self::MarkIdle { pfn } => write!(f, "page_idle: mark pfn={pfn:x} idle"),
             Self::ReadIdle => write!(f, "page_idle: read"),
+            Self::Poke { hva, value } => write!(f, "poke hva={:x} value={value:#x}", hva.raw()),
             Self::ModuleParameter { name, value } => write!(f, "module parameter {name}={value}"),
             _ => Ok(()),
         }
@@ -208,7 +213,35 @@ impl Display for Sregs<'_> {
                 }
                 Ok(())
             }
+            Self::Control(control) => control.fmt(f),
             Self::Other(text) => write!(f, "{text}"),
+        }
+    }
+}
+
+impl Display for Control {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        let Self {
+            cr0,
+            cr3,
+            cr4,
+            efer,
+        } = self;
+        write!(f, "CR0={cr0:#x} CR3={cr3:#x} CR4={cr4:#x} EFER={efer:#x}")
+    }
+}
+
+impl Display for Instruction {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        match self {
+            Self::Load { gva } => write!(f, "LOAD gva={gva:#x}"),
+            Self::Store { gva, len, value } => {
+                write!(f, "STORE gva={gva:#x} len={len} value={value:#x}")
+            }
+            Self::Touch { gva, pages } => write!(f, "TOUCH gva={gva:#x} pages={pages:x}"),
+            Self::Jump { gva } => write!(f, "JUMP gva={gva:#x}"),
+            Self::MoveToCr { number, value } => write!(f, "MOV CR{number} value={value:#x}"),
+            Self::Invlpg { gva } => write!(f, "INVLPG gva={gva:#x}"),
         }
     }
 }
@@ -254,6 +287,16 @@ impl Display for GuestAct<'_> {
             Self::NestedWrite(gpa) => write!(f, " L2 WRITE gpa={:#x}", gpa.raw()),
             Self::NestedCpuid => write!(f, " L2 CPUID: exit to L1, L1 HLT"),
             Self::OrInto(gpa) => write!(f, " L1 OR [{:#x}],0", gpa.raw()),
+            Self::Execution {
+                privilege,
+                instruction,
+            } => {
+                let cpl = match privilege {
+                    Privilege::User => 3,
+                    Privilege::Supervisor | Privilege::Implicit => 0,
+                };
+                write!(f, " CPL{cpl} {instruction}")
+            }
             Self::Other(text) => write!(f, " {text}"),
         }
     }
