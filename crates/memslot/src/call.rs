@@ -6,7 +6,10 @@
 
 use crate::{DirtyPages, GmemId, Hva, SlotFlags, SlotKey};
 
+mod contents;
 mod tdx;
+
+pub use contents::{ContentsCall, GuestContents};
 
 pub use tdx::{
     MapGpaAnswer, TdOp, TdSide, TdxCall, TdxCommand, TdxConversion, TdxCount, TdxEntry, TdxFinding,
@@ -347,6 +350,8 @@ pub enum Call {
     Guest(GuestAccess),
     /// Something that only a VM of type TDX knows.
     Tdx(TdxCall),
+    /// Something that is done with what memory holds.
+    Contents(ContentsCall),
 }
 
 /// What a guest's instruction does with memory.
@@ -499,6 +504,15 @@ pub enum Outcome {
     Access(Access),
     /// Something that only a TD gives.
     Tdx(TdxOutcome),
+    /// `KVM_EXIT_HYPERCALL` with `KVM_HC_MAP_GPA_RANGE`: a guest that is no TD asks for a conversion.
+    MapGpaRange {
+        /// `args[0]`: the first address.
+        gpa: u64,
+        /// `args[1]`: how many pages of 4 KiB.
+        pages: u64,
+        /// `args[2]`: attributes, as the guest gave them.
+        attributes: u64,
+    },
 }
 
 impl Outcome {

@@ -3,7 +3,8 @@
 use crate::snp_vm::{EncryptOp, SnpAnswer, SnpOp};
 use crate::{Areas, Divergence};
 use slat_memslot::{
-    Buffer, Call, ClearBits, DirtyPages, Errno, GmemId, Outcome, Profile, Reason, Refusal, Region,
+    Buffer, Call, ClearBits, DirtyPages, Errno, GmemId, Memory, Outcome, Profile, Reason, Refusal,
+    Region,
 };
 
 /// Why a call did not succeed.
@@ -113,6 +114,11 @@ pub trait MemoryVm {
     /// # Errors
     /// The call is refused, or cannot be made here.
     fn call(&mut self, call: &Call) -> CallResult;
+
+    /// What the VM's userspace has set up, where the machine keeps it: conversions are planned from it ([`crate::convert`]).
+    fn known_memory(&self) -> Option<&Memory> {
+        None
+    }
 
     /// What the last call showed to differ between two machines side by side; `None` for a single machine.
     fn take_divergence(&mut self) -> Option<Divergence> {

@@ -15,6 +15,7 @@ mod capability;
 #[cfg(target_os = "linux")]
 pub mod capture;
 mod checked;
+pub mod convert;
 pub mod differential;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;

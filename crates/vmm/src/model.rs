@@ -38,11 +38,13 @@
 //! assert_eq!(leaf, Some((0x200, PageSize::Size2M.level(), 0x4_0000_0000)));
 //! ```
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use slat_coco::snp::SnpViolation;
 use slat_memslot::{
-    Call, ChangeKind, Memory, Outcome, Pages, Profile, Refusal, Vendor, VmError, VmType,
+    Call, ChangeKind, ContentsCall, GuestAccess, Memory, Outcome, Pages, Profile, Refusal, Vendor,
+    VmError, VmType,
 };
 use slat_mmu::ShadowPageLimit;
 use slat_mmu::host::{Host, SecondStage};
@@ -184,6 +186,7 @@ impl crate::Machine for Machine {
             slots,
             shadow_pages: ShadowPageLimit::new(),
             watched: false,
+            asking: BTreeSet::new(),
         })
     }
 }
@@ -203,6 +206,8 @@ pub struct Vm {
     shadow_pages: ShadowPageLimit,
     /// Somebody takes what happens.
     watched: bool,
+    /// vCPUs that wait for what their hypercalls return.
+    asking: BTreeSet<u32>,
 }
 
 impl Vm {
@@ -242,6 +247,7 @@ impl Vm {
             slots: Slots::Alone(Box::new(self.memory().clone())),
             shadow_pages: self.shadow_pages,
             watched: false,
+            asking: self.asking.clone(),
         };
         copy.call(call)
     }
@@ -316,6 +322,38 @@ impl Vm {
         }
     }
 
+    /// Whether a vCPU can do what it is told: one that has asked for a conversion first hears what became of it.
+    fn check_asking(&self, call: &Call) -> Result<(), CallError> {
+        let why = match call {
+            Call::Guest(GuestAccess { vcpu, .. })
+            | Call::Contents(ContentsCall::Guest { vcpu, .. })
+                if self.asking.contains(vcpu) =>
+            {
+                "the vCPU waits for what its hypercall returns"
+            }
+            Call::Contents(ContentsCall::ReturnHypercall { vcpu, .. })
+                if !self.asking.contains(vcpu) =>
+            {
+                "the vCPU has asked for nothing"
+            }
+            Call::Contents(_) if self.td().is_some() => "what a TD holds is another matter",
+            _ => return Ok(()),
+        };
+        Err(CallError::NotTried { why })
+    }
+
+    fn note_asking(&mut self, call: &Call, outcome: &Outcome) {
+        match (call, outcome) {
+            (Call::Contents(ContentsCall::Guest { vcpu, .. }), Outcome::MapGpaRange { .. }) => {
+                self.asking.insert(*vcpu);
+            }
+            (Call::Contents(ContentsCall::ReturnHypercall { vcpu, .. }), _) => {
+                self.asking.remove(vcpu);
+            }
+            _ => {}
+        }
+    }
+
     /// Makes a call as far as slots and page tables go. Says how it changed slots, if it did.
     fn call_slots(&mut self, call: &Call) -> Result<(Outcome, Option<ChangeKind>), CallError> {
         match (&mut self.slots, call) {
@@ -345,6 +383,10 @@ const NO_NPT: CallError = CallError::NotTried {
 };
 
 impl MemoryVm for Vm {
+    fn known_memory(&self) -> Option<&Memory> {
+        Some(self.memory())
+    }
+
     fn memory_encrypt_op(&mut self, op: &EncryptOp) -> CallResult {
         let result = match op {
             EncryptOp::Snp(command) => self.npt()?.memory_encrypt_op(command),
@@ -360,6 +402,7 @@ impl MemoryVm for Vm {
     }
 
     fn call(&mut self, call: &Call) -> CallResult {
+        self.check_asking(call)?;
         // The tables of the TDP MMU do not count among shadow pages, so that none has to be evicted.
         let in_use = Pages::new(0);
         let (outcome, kind) = self.call_slots(call)?;
@@ -371,6 +414,7 @@ impl MemoryVm for Vm {
             let set = self.shadow_pages.set_by_user(*pages, in_use);
             set.map_err(Refusal::from)?;
         }
+        self.note_asking(call, &outcome);
         Ok(outcome)
     }
 }

@@ -26,6 +26,7 @@
 
 mod args;
 mod calls;
+mod contents;
 mod expect;
 pub(crate) mod lex;
 mod names;

@@ -118,6 +118,7 @@ impl MemoryIoctl {
             | Call::Map(..)
             | Call::HarvestDirtyRing { .. }
             | Call::Guest(_)
+            | Call::Contents(_)
             | Call::Tdx(_) => {
                 return None;
             }
