@@ -206,10 +206,10 @@ fn named_address(op: &Op<'_>, chunk: &[Item<'_>], before: &[&[Item<'_>]]) -> Opt
     }
 }
 
-/// What happens before the guest stops; what follows is the recorded program's own.
+/// What happens before the guest stops, for which userspace answers MMIO in between; what follows is the recorded program's own.
 pub(super) fn until_exit<'c, 'a>(chunk: &'c [Item<'a>]) -> &'c [Item<'a>] {
     let is_exit = |item: &Item<'_>| matches!(item.what, What::Note(Note::Exit(_)));
-    let exit = chunk.iter().position(is_exit).unwrap_or(chunk.len());
+    let exit = chunk.iter().rposition(is_exit).unwrap_or(chunk.len());
     chunk.split_at(exit).0
 }
 
