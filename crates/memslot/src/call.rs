@@ -7,9 +7,11 @@
 use crate::{DirtyPages, GmemId, Hva, SlotFlags, SlotKey};
 
 mod contents;
+mod sev;
 mod tdx;
 
 pub use contents::{ContentsCall, GuestContents};
+pub use sev::{SevCall, SevCommand, SevHost, SevQuestion, SevSide};
 
 pub use tdx::{
     MapGpaAnswer, TdOp, TdSide, TdxCall, TdxCommand, TdxConversion, TdxCount, TdxEntry, TdxFinding,
@@ -352,6 +354,8 @@ pub enum Call {
     Tdx(TdxCall),
     /// Something that is done with what memory holds.
     Contents(ContentsCall),
+    /// Something that only a VM of type SEV or SEV-ES knows.
+    Sev(SevCall),
 }
 
 /// What a guest's instruction does with memory.
@@ -504,6 +508,8 @@ pub enum Outcome {
     Access(Access),
     /// Something that only a TD gives.
     Tdx(TdxOutcome),
+    /// What is read by another key than it was written with, or by none.
+    Noise,
     /// `KVM_EXIT_HYPERCALL` with `KVM_HC_MAP_GPA_RANGE`: a guest that is no TD asks for a conversion.
     MapGpaRange {
         /// `args[0]`: the first address.

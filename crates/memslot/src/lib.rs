@@ -57,7 +57,8 @@ pub use addr::{Gfn, GfnRange, Gpa, Gva, Hpa, Hva, PAGE_SHIFT, PAGE_SIZE, Pages};
 pub use attributes::{AttributeMap, AttributeRanges};
 pub use call::{
     Access, AccessKind, Buffer, Call, ClearBits, ContentsCall, FileCall, FileRef, GuestAccess,
-    GuestContents, MapCall, MapId, OtherFile, Outcome, Region, RegionVersion,
+    GuestContents, MapCall, MapId, OtherFile, Outcome, Region, RegionVersion, SevCall, SevCommand,
+    SevHost, SevQuestion, SevSide,
 };
 pub use call::{
     MapGpaAnswer, TdOp, TdSide, TdxCall, TdxCommand, TdxConversion, TdxCount, TdxEntry, TdxFinding,

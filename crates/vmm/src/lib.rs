@@ -34,6 +34,7 @@ pub mod recordings;
 pub mod replay;
 mod run;
 pub mod scenario;
+pub mod sev_vm;
 pub mod shadow_vm;
 pub mod snp_vm;
 pub mod strace;

@@ -41,16 +41,18 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use slat_coco::migration::StatusList;
 use slat_coco::snp::SnpViolation;
 use slat_memslot::{
-    Call, ChangeKind, ContentsCall, GuestAccess, Memory, Outcome, Pages, Profile, Refusal, Vendor,
-    VmError, VmType,
+    Access, AsId, Call, ChangeKind, ContentsCall, Gpa, GuestAccess, Memory, Outcome, Pages,
+    Profile, Refusal, SevCall, Vendor, VmError, VmType,
 };
 use slat_mmu::ShadowPageLimit;
 use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::spte::Npt;
 
 use crate::scenario::{Scenario, StepKind};
+use crate::sev_vm::{SevGuest, Wire};
 use crate::snp_vm::{EncryptOp, Snp, SnpAnswer, SnpOp};
 use crate::tdp_vm::{AnyTdpVm, HostMemory, TdpVm};
 use crate::tdx_vm::{TdxSettings, TdxVm};
@@ -64,6 +66,7 @@ pub struct Machine {
     host: Option<Host>,
     areas: Areas,
     tdx: TdxSettings,
+    wire: Wire,
 }
 
 impl Machine {
@@ -74,6 +77,7 @@ impl Machine {
             host: None,
             areas: Areas::SYMBOLIC,
             tdx: TdxSettings::default(),
+            wire: Wire::default(),
         }
     }
 
@@ -127,13 +131,31 @@ impl Machine {
         }
     }
 
-    /// A machine that has what a scenario's VMs need: an NPT host with SEV-SNP if some are SNP guests, else none.
+    /// A machine whose host has SEV and SEV-ES as well: VMs of these types can be made.
+    #[must_use]
+    pub fn with_sev(self) -> Self {
+        let mut profile = Arc::unwrap_or_clone(self.profile);
+        let types = profile.vm_types.get() | VmType::Sev.mask() | VmType::SevEs.mask();
+        set(&mut profile.vm_types, types);
+        Self {
+            profile: Arc::new(profile),
+            ..self
+        }
+    }
+
+    /// A machine that has what a scenario's VMs need: an NPT host with SEV-SNP if some are SNP guests, SEV if some are SEV guests, else
+    /// none.
     pub fn for_scenario(profile: impl Into<Arc<Profile>>, scenario: &Scenario) -> Self {
         let snp = scenario.steps.iter().any(|step| {
             let snp = VmType::Snp.raw();
             matches!(step.kind, StepKind::Vm { vm_type: Some(raw), .. } if raw == snp)
         });
+        let sev = scenario.steps.iter().any(|step| {
+            let types = [VmType::Sev.raw(), VmType::SevEs.raw()];
+            matches!(step.kind, StepKind::Vm { vm_type: Some(raw), .. } if types.contains(&raw))
+        });
         match snp {
+            _ if sev => Self::with_host(profile, Host::npt(48)).with_sev(),
             true => Self::with_host(profile, Host::npt(48)).with_snp(),
             false => Self::new(profile),
         }
@@ -185,6 +207,7 @@ impl crate::Machine for Machine {
         Ok(Vm {
             slots,
             shadow_pages: ShadowPageLimit::new(),
+            sev: SevGuest::of(vm_type, &self.wire),
             watched: false,
             asking: BTreeSet::new(),
         })
@@ -206,6 +229,8 @@ pub struct Vm {
     shadow_pages: ShadowPageLimit,
     /// Somebody takes what happens.
     watched: bool,
+    /// What a SEV guest has beside.
+    sev: Option<Box<SevGuest>>,
     /// vCPUs that wait for what their hypercalls return.
     asking: BTreeSet<u32>,
 }
@@ -246,6 +271,7 @@ impl Vm {
         let mut copy = Self {
             slots: Slots::Alone(Box::new(self.memory().clone())),
             shadow_pages: self.shadow_pages,
+            sev: self.sev.clone(),
             watched: false,
             asking: self.asking.clone(),
         };
@@ -354,6 +380,35 @@ impl Vm {
         }
     }
 
+    /// A call about a SEV guest. Its accesses go through slots and tables first.
+    fn call_sev(&mut self, call: &SevCall) -> CallResult {
+        if self.sev.is_none() {
+            return Err(Refusal::from(VmError::NotSev {}).into());
+        }
+        self.memory().check_gate().map_err(Refusal::from)?;
+        let (vcpu, access) = match *call {
+            SevCall::Read { vcpu, gpa, .. } => (vcpu, GuestAccess::read(gpa)),
+            SevCall::Write { vcpu, gpa, .. } => (vcpu, GuestAccess::write(gpa)),
+            _ => {
+                return self
+                    .sev
+                    .as_mut()
+                    .map_or(Ok(Outcome::Done), |sev| sev.call(call));
+            }
+        };
+        let access = access.by_vcpu(vcpu).by_code_at(SevCall::CODE);
+        let reached = self.call_slots(&Call::Guest(access))?.0;
+        let gpa = Gpa::new(access.gpa);
+        let hva = self
+            .memory()
+            .hva_of(AsId::NORMAL, gpa)
+            .map(|(_, hva)| hva.raw());
+        match (reached, hva, &mut self.sev) {
+            (Outcome::Access(Access::Done), Some(hva), Some(sev)) => sev.access(call, hva),
+            (other, ..) => Ok(other),
+        }
+    }
+
     /// Makes a call as far as slots and page tables go. Says how it changed slots, if it did.
     fn call_slots(&mut self, call: &Call) -> Result<(Outcome, Option<ChangeKind>), CallError> {
         match (&mut self.slots, call) {
@@ -387,6 +442,10 @@ impl MemoryVm for Vm {
         Some(self.memory())
     }
 
+    fn status_list(&mut self) -> Option<&mut StatusList> {
+        self.sev.as_mut().map(|sev| sev.list())
+    }
+
     fn memory_encrypt_op(&mut self, op: &EncryptOp) -> CallResult {
         let result = match op {
             EncryptOp::Snp(command) => self.npt()?.memory_encrypt_op(command),
@@ -403,6 +462,9 @@ impl MemoryVm for Vm {
 
     fn call(&mut self, call: &Call) -> CallResult {
         self.check_asking(call)?;
+        if let Call::Sev(call) = call {
+            return self.call_sev(call);
+        }
         // The tables of the TDP MMU do not count among shadow pages, so that none has to be evicted.
         let in_use = Pages::new(0);
         let (outcome, kind) = self.call_slots(call)?;
@@ -415,6 +477,9 @@ impl MemoryVm for Vm {
             set.map_err(Refusal::from)?;
         }
         self.note_asking(call, &outcome);
+        if let (Call::CreateVcpu, Some(sev)) = (call, &mut self.sev) {
+            sev.create_vcpu();
+        }
         Ok(outcome)
     }
 }

@@ -80,6 +80,21 @@ impl core::fmt::Display for NoPrivateSide {
     }
 }
 
+impl PlanError {
+    /// The stable code of the cause.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NothingPrivate { why, .. } => match why {
+                NoPrivateSide::Hole => "no-slot",
+                NoPrivateSide::NoFile(_) => "no-guest-memfd",
+                NoPrivateSide::FileClosed(_) => "guest-memfd-closed",
+            },
+            Self::Attributes(refusal) => refusal.reason.code(),
+            Self::NoAttributes(_) => "no-private-memory",
+        }
+    }
+}
+
 /// Why there is no plan. Nothing was changed; the guest should hear `EINVAL`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {

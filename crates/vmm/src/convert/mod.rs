@@ -24,9 +24,11 @@ mod execute;
 mod exit;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod live;
+mod op;
 #[cfg(test)]
 mod tests;
 
 pub use execute::{ConvertError, DeviceMaps, NoDevices, VmExecutor, convert};
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub use exit::decode;
+pub use op::ConvertOp;

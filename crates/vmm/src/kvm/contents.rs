@@ -178,9 +178,18 @@ impl Vcpu {
             Err(e) => return Err(refused(e)),
         };
         if access == Access::Mmio {
-            self.finish_mmio();
+            self.give_up_string()?;
         }
         Ok(Outcome::Access(access))
+    }
+
+    /// Lets KVM complete a string instruction that exited: with nothing left to do, since it would go on with what lies behind.
+    fn give_up_string(&mut self) -> Result<(), CallError> {
+        let regs = self.fd().get_regs().map_err(refused)?;
+        let done = kvm_regs { rcx: 0, ..regs };
+        self.fd().set_regs(&done).map_err(refused)?;
+        self.finish_mmio();
+        Ok(())
     }
 
     fn halted(&mut self, act: &GuestContents) -> CallResult {

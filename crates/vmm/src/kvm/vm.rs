@@ -317,6 +317,11 @@ impl Vm {
             }
             Call::Guest(access) => return self.guest_access(access),
             Call::Contents(call) => return self.contents_call(call),
+            Call::Sev(_) => {
+                return Err(CallError::NotTried {
+                    why: "a SEV guest is modelled only",
+                });
+            }
             Call::Tdx(_) => {
                 return Err(CallError::NotTried {
                     why: "a TD and its guest are modelled only",

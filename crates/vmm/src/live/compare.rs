@@ -248,6 +248,7 @@ pub(crate) fn quiet() {
     const HUGE: &str = "/sys/kernel/mm/transparent_hugepage";
     for (file, value) in [
         ("khugepaged/defrag", "0"),
+        ("khugepaged/scan_sleep_millisecs", "100000000"),
         ("use_zero_page", "0"),
         ("enabled", "madvise"),
     ] {

@@ -6,7 +6,7 @@ use slat_memslot::{Access, Call, Errno, MapCall, Outcome, TdxCall, TdxOutcome};
 
 use super::lex::{self, Parsed};
 use super::write::{hex, slot};
-use super::{contents, snp, tdx, words};
+use super::{contents, sev, snp, tdx, words};
 use crate::snp_vm::SnpAnswer;
 
 /// What stands behind `=>`.
@@ -38,6 +38,8 @@ pub enum Expect {
         /// Attributes, as the guest gave them.
         attributes: u64,
     },
+    /// `noise`: what is read by another key than it was written with, or by none.
+    Noise,
     /// What only a TD gives, such as `accepted`, `hypercall shared gpa=.. pages=..` or `report none`.
     Tdx(TdxOutcome),
     /// What an operation on an SNP guest gives.
@@ -75,6 +77,7 @@ impl Expect {
                 size: *size,
             },
             Ok(Outcome::Access(access)) => Self::Access(*access),
+            Ok(Outcome::Noise) => Self::Noise,
             Ok(Outcome::Tdx(outcome)) => Self::Tdx(outcome.clone()),
             Ok(Outcome::MapGpaRange {
                 gpa,
@@ -120,9 +123,13 @@ impl Expect {
             Self::Remaining { .. } => matches!(call, Call::PreFault { .. }),
             Self::Access(Access::MemoryFault { .. }) => {
                 let of_guest = matches!(call, Call::Guest(_) | Call::Tdx(TdxCall::Guest { .. }));
-                of_guest || contents::is_of_guest(call)
+                of_guest || contents::is_of_guest(call) || sev::is_of_guest(call)
             }
-            Self::Access(_) => matches!(call, Call::Guest(_)) || contents::is_of_guest(call),
+            Self::Access(_) => {
+                let of_guest = contents::is_of_guest(call) || sev::is_of_guest(call);
+                of_guest || matches!(call, Call::Guest(_))
+            }
+            Self::Noise => sev::reads(call),
             Self::MapGpaRange { .. } => contents::is_of_guest(call),
             Self::Tdx(outcome) => {
                 matches!(call, Call::Tdx(call) if tdx::fits(outcome, call))
@@ -163,6 +170,7 @@ impl fmt::Display for Expect {
                     hex(*size)
                 )
             }
+            Self::Noise => f.write_str("noise"),
             Self::Access(access) => f.write_str(access_name(*access)),
             Self::MapGpaRange {
                 gpa,
@@ -213,6 +221,7 @@ pub(super) fn read(words: &[&str]) -> Parsed<Expect> {
     }
     match *words {
         ["ok"] => Ok(Expect::Ok),
+        ["noise"] => Ok(Expect::Noise),
         ["dirty", "none"] => Ok(Expect::Dirty(Vec::new())),
         ["dirty", ranges] => dirty(ranges).map(Expect::Dirty),
         ["ring", "none"] => Ok(Expect::Ring(Vec::new())),

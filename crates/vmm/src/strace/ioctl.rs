@@ -119,6 +119,7 @@ impl MemoryIoctl {
             | Call::HarvestDirtyRing { .. }
             | Call::Guest(_)
             | Call::Contents(_)
+            | Call::Sev(_)
             | Call::Tdx(_) => {
                 return None;
             }
