@@ -145,7 +145,7 @@ pub(crate) fn punch_hole(world: &mut dyn FnMut() -> World) {
 /// Property 10: several vCPUs, each with data of its own, in several slots of one file; ranges cross from slot to slot.
 pub(crate) fn several_vcpus_and_slots(world: &mut dyn FnMut() -> World) {
     const VCPUS: u32 = 3;
-    for slots in [1, 2, 3, 5] {
+    for slots in [1, 5] {
         let mut world = world().with_data(VCPUS.into(), slots);
         for (offset, size) in [(0, MIB2), (PAGE, PAGE), (PAGE, MIB2)] {
             for vcpu in 0..VCPUS {
