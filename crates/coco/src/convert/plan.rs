@@ -271,8 +271,10 @@ impl<'a> Planner<'a> {
         let to = self.plan.request.to;
         let (address, size) = (range.start().gpa().raw(), range.pages().bytes());
         let attributes = wanted(to).bits();
-        self.memory
-            .check_set_attributes(address, size, attributes, 0)?;
+        let checked = self
+            .memory
+            .check_set_attributes(address, size, attributes, 0);
+        checked.map_err(|refusal| PlanError::Attributes(refusal.reason))?;
         let back = changed.into_iter().map(|range| Step::SetAttributes {
             range,
             to: to.other(),

@@ -89,7 +89,7 @@ impl PlanError {
                 NoPrivateSide::NoFile(_) => "no-guest-memfd",
                 NoPrivateSide::FileClosed(_) => "guest-memfd-closed",
             },
-            Self::Attributes(refusal) => refusal.reason.code(),
+            Self::Attributes(reason) => reason.code(),
             Self::NoAttributes(_) => "no-private-memory",
         }
     }
@@ -108,7 +108,7 @@ pub enum PlanError {
     },
     /// KVM would refuse to set the attributes.
     #[error("KVM would refuse: {0}")]
-    Attributes(#[from] slat_memslot::Refusal),
+    Attributes(slat_memslot::Reason),
     /// VMs of this type keep no attributes; of SEV and SEV-ES guests [`Plan::noted`](super::Plan::noted) makes a plan.
     #[error("a VM of type {0} has no private memory that KVM knows of")]
     NoAttributes(slat_memslot::VmType),
