@@ -6,7 +6,7 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 use slat_vmm::convert::live::{Comparison, Tally, program};
-use slat_vmm::live::{Abilities, abilities, here};
+use slat_vmm::live::{Abilities, HostAbilities, abilities, here};
 
 fn number(name: &str, default: u64) -> u64 {
     let text = std::env::var(name).ok();
@@ -72,6 +72,8 @@ fn programs_repeat() {
         private_memory: true,
         smm: false,
         pre_fault: true,
+        rings: false,
+        host: HostAbilities::default(),
     };
     let one = program(7, OPERATIONS, abilities);
     assert_eq!(one, program(7, OPERATIONS, abilities));

@@ -9,6 +9,7 @@ pub(crate) mod ioctl;
 mod machine;
 mod probe;
 mod region;
+mod ring;
 mod translate;
 mod vm;
 
@@ -19,5 +20,6 @@ pub use host::HostMemory;
 pub(crate) use ioctl::errno;
 pub use machine::{Machine, OpenError};
 pub use probe::probe;
+pub(crate) use ring::Ring;
 pub use translate::Translator;
 pub use vm::Vm;
