@@ -6,6 +6,9 @@
 
 use std::error::Error;
 
+#[path = "../examples/convert.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod convert;
 #[path = "../examples/dirty_log.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod dirty_log;
@@ -403,6 +406,33 @@ fn migration_races_finds_all_three() {
             &[&format!("{name}, all rules kept: no page is lost")],
         );
     }
+}
+
+#[test]
+fn convert_answers_each_exit() {
+    on_each_machine(
+        convert::run,
+        &[" VM\n"],
+        &[
+            "# 2 MiB shall be private",
+            "make [0x400, 0x600) private",
+            "discard the shared side of [0x400, 0x600)",
+            "becomes private: what was there is gone",
+            "the guest hears: Done",
+            "# what was there is gone\nValue(1)",
+            "# and asks for what it has\nthe guest hears: Done\nValue(0)",
+            "# the range ends in a hole\nrefused: [0x600, 0x700) cannot be private: no slot holds them\nValue(4294967274)",
+            "# a hole that is shared already\nthe guest hears: Done",
+            "# attributes that mean nothing\nrefused: attributes 0x30",
+            "make [0x400, 0x600) shared",
+            "discard the private side of [0x400, 0x600), at 0x200000 of file 0",
+            "# step 1 fails",
+            "the guest hears: TryAgain\nleft over: 0",
+            "# step 2 fails",
+            "the guest hears: Done\nleft over: 1",
+            "[0x800, 0x810) private, slot 2, file 0 from 0x400000",
+        ],
+    );
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod capability;
 #[cfg(target_os = "linux")]
 pub mod capture;
 mod checked;
+pub mod convert;
 pub mod differential;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
@@ -33,6 +34,7 @@ pub mod recordings;
 pub mod replay;
 mod run;
 pub mod scenario;
+pub mod sev_vm;
 pub mod shadow_vm;
 pub mod snp_vm;
 pub mod strace;

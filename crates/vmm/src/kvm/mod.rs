@@ -1,5 +1,6 @@
 //! The real `/dev/kvm` as a machine. Linux on x86-64 only.
 
+mod contents;
 mod executor;
 mod file;
 mod guest;
