@@ -17,7 +17,7 @@ use super::region::Placed;
 use crate::{CallError, CallResult};
 
 /// `hlt`.
-const HALT: u8 = 0xf4;
+pub(super) const HALT: u8 = 0xf4;
 /// Where a vCPU's mapping holds its dirty ring, in pages (`KVM_DIRTY_LOG_PAGE_OFFSET`).
 const RING_PAGE: i64 = 64;
 /// Where every vCPU has its local APIC at first.
@@ -104,6 +104,14 @@ impl Vcpu {
         self.fd.as_raw_fd()
     }
 
+    pub(super) fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    pub(super) fn fd_mut(&mut self) -> &mut VcpuFd {
+        &mut self.fd
+    }
+
     /// Protected mode without paging, all segments flat: guest-physical addresses are what instructions see.
     fn make_flat(&mut self) -> Result<(), Errno> {
         if std::mem::replace(&mut self.flat, true) {
@@ -165,7 +173,7 @@ impl Vcpu {
     }
 
     /// Lets KVM complete an access that exited, so that it does not resume later.
-    fn finish_mmio(&mut self) {
+    pub(super) fn finish_mmio(&mut self) {
         self.fd.set_kvm_immediate_exit(1);
         // Gives EINTR at once, which is what was asked for.
         let _interrupted = self.fd.run();

@@ -8,6 +8,8 @@ pub(crate) mod ioctl;
 mod machine;
 mod probe;
 mod region;
+mod stats;
+mod touch;
 mod translate;
 mod vm;
 
@@ -18,5 +20,7 @@ pub use host::HostMemory;
 pub(crate) use ioctl::errno;
 pub use machine::{Machine, OpenError};
 pub use probe::probe;
+pub(crate) use stats::Stats;
+pub(crate) use touch::TouchLayout;
 pub use translate::Translator;
 pub use vm::Vm;
