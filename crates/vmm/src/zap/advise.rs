@@ -3,7 +3,12 @@
 use core::fmt;
 use std::collections::BTreeSet;
 
-use slat_memslot::{GfnRange, Memory, PageSize, Slot, SlotKey, Zap, ZapReach};
+use slat_memslot::{GfnRange, Gpa, Memory, PageSize, Quirks, Slot, SlotKey, Zap, ZapReach, cap};
+
+use super::cost::BASE;
+use super::guest::CODE;
+use super::scene::{Policy, SLOT, Scene, SceneError};
+use super::subject::Subject;
 
 /// Frames that are mapped by leaves of one size, in every root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -332,6 +337,46 @@ impl Prices {
                 self.zap(estimate) + estimate.flushes as f64 * self.flush
             }
         }
+    }
+}
+
+impl Scene {
+    /// What the advice is for its slot, with the TDP MMU of Linux 6.12.
+    ///
+    /// # Errors
+    /// It cannot be played.
+    pub fn advice(&self, goal: (Goal, &Prices)) -> Result<Advice, SceneError> {
+        self.check()?;
+        let machine = Subject::tdp().machine_for(self);
+        let mut memory = Memory::new(machine.profile, self.policy.vm_type());
+        if self.policy == Policy::QuirkOff {
+            let args = [Quirks::SLOT_ZAP_ALL.bits(), 0, 0, 0];
+            let _disabled = memory.enable_cap(cap::DISABLE_QUIRKS2, 0, args);
+        }
+        for region in self.slots(BASE) {
+            let _made = memory.set_region(&region);
+        }
+        let roots = Roots {
+            roots: u64::from(self.roots),
+            levels: if self.roots > 2 { 5 } else { 4 },
+            vcpus: u64::from(self.vcpus),
+        };
+        let advice = advise(&memory, SLOT, &self.mapped(), roots, goal);
+        advice.ok_or(SceneError::Empty)
+    }
+
+    /// What all slots have mapped: one page of instructions, and what the scene says.
+    fn mapped(&self) -> Vec<Mapped> {
+        let of = |gfn, leaf: PageSize| {
+            let frames = GfnRange::new(gfn, leaf.pages());
+            frames.map(|frames| Mapped { frames, leaf })
+        };
+        let frames = self.others_frames().chain(self.slot_frames(self.slot_at()));
+        let code = of(Gpa::new(CODE).gfn(), PageSize::Size4K);
+        core::iter::once(code)
+            .chain(frames.map(|gfn| of(gfn, self.leaf)))
+            .flatten()
+            .collect()
     }
 }
 

@@ -36,5 +36,5 @@ pub use advise::{Advice, Estimate, Goal, Mapped, Prices, Reason, Roots, Zapping,
 pub use concurrent::{Concurrent, concurrent};
 pub use cost::{Cost, Work, measure};
 pub use counts::Counts;
-pub use scene::{Operation, Policy, Scene, SceneError};
+pub use scene::{Operation, Policy, Scene, SceneError, pages};
 pub use subject::{Paged, Subject};

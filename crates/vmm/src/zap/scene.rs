@@ -287,9 +287,14 @@ impl Scene {
 
     /// The slots before the change, over host memory from `base`. The first one has the guest's instructions.
     pub(super) fn slots(&self, base: Hva) -> Vec<Region> {
-        let mut slots = vec![slot(0, 0, CODE_PAGES, base)];
+        let mut slots = vec![slot(SlotKey::normal(0), 0, CODE_PAGES, base)];
         if self.others.raw() > 0 {
-            slots.push(slot(1, self.others_at(), self.others.raw(), base));
+            slots.push(slot(
+                SlotKey::normal(1),
+                self.others_at(),
+                self.others.raw(),
+                base,
+            ));
         }
         let logged = match self.operation {
             Operation::LogOff => SlotFlags::LOG_DIRTY_PAGES,
@@ -321,7 +326,7 @@ impl Scene {
         let slot = self.slot(base);
         let keeps = self.kept_flags();
         match self.operation {
-            Operation::Delete => Region::delete(SlotKey::normal(SLOT)),
+            Operation::Delete => Region::delete(SLOT),
             Operation::Move => Region {
                 gpa: self.moved_to() * PAGE_SIZE,
                 ..slot.with_flags(keeps)
@@ -358,9 +363,21 @@ impl Scene {
 /// The slot with the guest's instructions and tables.
 pub(super) const CODE_PAGES: u64 = 0x200;
 /// The slot that changes.
-const SLOT: u16 = 2;
+pub(super) const SLOT: SlotKey = SlotKey::normal(2);
 
-fn slot(id: u16, first: u64, pages: u64, base: Hva) -> Region {
+fn slot(key: SlotKey, first: u64, pages: u64, base: Hva) -> Region {
     let (gpa, size) = (first * PAGE_SIZE, pages * PAGE_SIZE);
-    Region::new(SlotKey::normal(id), gpa, size, base.raw() + gpa)
+    Region::new(key, gpa, size, base.raw() + gpa)
+}
+
+/// A number of pages, written as a size in bytes: `64K`, `2M`, `0x4000`.
+///
+/// # Errors
+/// It is no number, or no number of pages.
+pub fn pages(text: &str) -> Result<Pages, String> {
+    let bytes = crate::scenario::bytes(text)?;
+    match bytes % PAGE_SIZE {
+        0 => Ok(Pages::in_bytes(bytes)),
+        _ => Err(format!("{bytes} bytes are no number of pages")),
+    }
 }
