@@ -1,6 +1,5 @@
 //! What it costs to delete, to move or to re-flag a slot: the model's counts beside those of the live kernel's statistics.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -69,10 +69,22 @@ impl Who {
 
     /// What the machine has VMs for.
     pub(super) fn policies(&self) -> Vec<Policy> {
-        match self.paged {
-            Paged::Tdp if !self.on_kernel() => Policy::ALL.to_vec(),
-            Paged::Tdp | Paged::Shadow => vec![Policy::QuirkOn, Policy::QuirkOff],
-        }
+        let subject = self.model.as_ref().or(self.kernels_model());
+        let has = |policy: &Policy| {
+            let known = *policy != Policy::Flag || !self.on_kernel();
+            known && subject.is_some_and(|subject| subject.has(*policy))
+        };
+        Policy::ALL.into_iter().filter(has).collect()
+    }
+
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    fn kernels_model(&self) -> Option<&Subject> {
+        self.kernel.as_ref().map(Kernel::subject)
+    }
+
+    #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+    fn kernels_model(&self) -> Option<&Subject> {
+        None
     }
 
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

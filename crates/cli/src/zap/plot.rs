@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use plotters::prelude::*;
 use serde_json::json;
 use slat_memslot::Pages;
-use slat_vmm::zap::{Paged, Policy, Scene};
+use slat_vmm::zap::{Goal, Paged, Policy, Prices, Scene, Zapping};
 
 use super::exit_code;
 use super::measured::{Line, Measured, Who};
@@ -20,6 +20,8 @@ const SLOT: Pages = Pages::new(256);
 const OTHERS: [u64; 9] = [1, 4, 16, 64, 256, 1024, 4096, 16384, 65536];
 /// Sizes of slots for the line where both cost the same.
 const SLOTS: [u64; 6] = [16, 64, 256, 1024, 4096, 16384];
+/// vCPUs for it.
+const VCPUS: [u32; 2] = [1, 8];
 /// Each is measured so often; the median counts.
 const TIMES: usize = 5;
 
@@ -54,18 +56,7 @@ pub(super) fn run(directory: &Path, who: &mut Who, as_json: bool) -> Result<Exit
         cost(&path, one).map_err(|why| format!("{}: {why}", path.display()))?;
         println!("{}", path.display());
     }
-    let mut lines: Vec<(&str, Vec<(u64, f64)>)> =
-        series.iter().map(|one| (one.who, Vec::new())).collect();
-    for slot in SLOTS {
-        for (line, one) in lines
-            .iter_mut()
-            .zip(measure(who, Pages::new(slot), &mut good)?)
-        {
-            if let Some(others) = one.crossover() {
-                line.1.push((slot, others));
-            }
-        }
-    }
+    let lines = VCPUS.map(|vcpus| (vcpus, SLOTS.map(|slot| (slot, balance(slot, vcpus)))));
     let path = directory.join("zap-crossover.svg");
     crossover(&path, &lines).map_err(|why| format!("{}: {why}", path.display()))?;
     println!("{}", path.display());
@@ -224,21 +215,43 @@ fn cost(path: &Path, series: &Series) -> Drawn {
     Ok(())
 }
 
-fn crossover(path: &Path, lines: &[(&str, Vec<(u64, f64)>)]) -> Drawn {
+/// What others must have mapped for vCPUs to stand still as long with either policy, by the advisor's prices.
+fn balance(slot: u64, vcpus: u32) -> u64 {
+    let prices = Prices::default();
+    let roots_are_better = |others: u64| {
+        let scene = Scene::new(Pages::new(slot)).with_others(Pages::new(others));
+        let advice = scene.with_vcpus(1, vcpus).advice((Goal::Stall, &prices));
+        advice.is_ok_and(|advice| advice.cheaper == Zapping::AllRoots)
+    };
+    let (mut low, mut high) = (0, slot.max(1) * u64::from(vcpus));
+    while low < high {
+        let middle = low.midpoint(high);
+        match roots_are_better(middle) {
+            true => low = middle + 1,
+            false => high = middle,
+        }
+    }
+    low
+}
+
+/// vCPUs, and for each size of slot what others have mapped where both policies are as good.
+type Balance = [(u32, [(u64, u64); SLOTS.len()]); VCPUS.len()];
+
+fn crossover(path: &Path, lines: &Balance) -> Drawn {
     let root = SVGBackend::new(path, (760, 440)).into_drawing_area();
     root.fill(&WHITE)?;
     let points = || lines.iter().flat_map(|(_, points)| points);
-    let (low, high) = bounds(points().map(|(_, others)| *others));
+    let (low, high) = bounds(points().map(|(_, others)| *others as f64));
     let (first, last) = (SLOTS[0] as f64, SLOTS[SLOTS.len() - 1] as f64);
     let mut chart = ChartBuilder::on(&root)
         .caption(
-            "Where a guest waits as long for either policy",
+            "Where vCPUs stand still as long with either policy",
             ("sans-serif", 18),
         )
         .margin(14)
         .x_label_area_size(44)
         .y_label_area_size(64)
-        .build_cartesian_2d((first..last).log_scale(), (low..high).log_scale())?;
+        .build_cartesian_2d((first..last).log_scale(), (low.max(0.5)..high).log_scale())?;
     chart
         .configure_mesh()
         .light_line_style(WHITE)
@@ -246,13 +259,14 @@ fn crossover(path: &Path, lines: &[(&str, Vec<(u64, f64)>)]) -> Drawn {
         .y_desc("pages that others have mapped and touch again")
         .label_style(("sans-serif", 13))
         .draw()?;
-    for ((who, points), colour) in lines.iter().zip([LEAVES, ALL]) {
-        let points = points.iter().map(|(slot, others)| (*slot as f64, *others));
+    for ((vcpus, points), colour) in lines.iter().zip([LEAVES, ALL]) {
+        let points = points.iter();
+        let points = points.map(|(slot, others)| (*slot as f64, (*others as f64).max(0.5)));
         let style = colour.stroke_width(2);
         chart
             .draw_series(LineSeries::new(points, style).point_size(3))?
             .label(format!(
-                "{who}: above it leaves are better, below it all roots"
+                "{vcpus} vCPUs: above it leaves are better, below it all roots"
             ))
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], style));
     }
@@ -266,7 +280,7 @@ fn crossover(path: &Path, lines: &[(&str, Vec<(u64, f64)>)]) -> Drawn {
     Ok(())
 }
 
-fn tell(series: &[Series], lines: &[(&str, Vec<(u64, f64)>)]) {
+fn tell(series: &[Series], lines: &Balance) {
     for one in series {
         println!("{}, a slot of {}: microseconds", one.who, size(SLOT));
         println!("  others   all roots   with faults   leaves   with touches");
@@ -276,17 +290,23 @@ fn tell(series: &[Series], lines: &[(&str, Vec<(u64, f64)>)]) {
                 all.others, all.zap, all.total, leaves.zap, leaves.total
             );
         }
+        match one.crossover() {
+            Some(others) => {
+                println!("  the guest waits as long when others have {others:.0} pages")
+            }
+            None => println!("  the guest never waits as long: one policy is always better"),
+        }
     }
-    for (who, points) in lines {
+    for (vcpus, points) in lines {
         for (slot, others) in points {
             println!(
-                "{who}: a slot with {slot} pages: the guest waits as long when others have {others:.0} pages"
+                "{vcpus} vCPUs, a slot with {slot} pages: by the advisor's prices as long when others have {others} pages"
             );
         }
     }
 }
 
-fn value(series: &[Series], lines: &[(&str, Vec<(u64, f64)>)]) -> serde_json::Value {
+fn value(series: &[Series], lines: &Balance) -> serde_json::Value {
     let point = |point: &Point| json!({ "others": point.others, "zap_us": point.zap, "total_us": point.total });
     let one = |one: &Series| {
         json!({
@@ -297,6 +317,6 @@ fn value(series: &[Series], lines: &[(&str, Vec<(u64, f64)>)]) -> serde_json::Va
     };
     json!({
         "costs": series.iter().map(one).collect::<Vec<_>>(),
-        "crossover": lines.iter().map(|(who, points)| json!({ "who": who, "points": points })).collect::<Vec<_>>(),
+        "crossover": lines.iter().map(|(vcpus, points)| json!({ "vcpus": vcpus, "points": points })).collect::<Vec<_>>(),
     })
 }

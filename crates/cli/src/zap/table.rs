@@ -26,9 +26,9 @@ const COSTS: [&str; 8] = [
 
 /// A size in bytes, short.
 pub(super) fn size(pages: Pages) -> String {
-    let kib = pages.raw() * PAGE_SIZE >> 10;
+    let kib = pages.raw() * (PAGE_SIZE >> 10);
     let units = [(30, "T"), (20, "G"), (10, "M")];
-    let fits = |(shift, _): &&(u32, &str)| kib > 0 && kib % (1 << shift) == 0;
+    let fits = |(shift, _): &&(u32, &str)| kib > 0 && kib.trailing_zeros() >= *shift;
     match units.iter().find(fits) {
         Some((shift, unit)) => format!("{}{unit}", kib >> shift),
         None => format!("{kib}K"),

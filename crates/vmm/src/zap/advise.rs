@@ -188,15 +188,21 @@ pub enum Zapping {
     Leaves,
 }
 
-/// Roots and vCPUs of a VM.
+/// Roots and vCPUs of a VM. Each root has everything mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Roots {
-    /// Valid roots, each of which has everything mapped.
-    pub roots: u64,
-    /// Levels of their tables, 4 or 5.
-    pub levels: u8,
+    /// Valid roots of four levels.
+    pub four_level: u64,
+    /// Those of five.
+    pub five_level: u64,
     /// vCPUs.
     pub vcpus: u64,
+}
+
+impl Roots {
+    const fn all(self) -> u64 {
+        self.four_level + self.five_level
+    }
 }
 
 /// Says which deletion of a slot is cheaper with the TDP MMU of Linux 6.12, and why. `mapped` is what all slots have mapped;
@@ -214,7 +220,7 @@ pub struct Roots {
 ///     frames: GfnRange::new(Gfn::new(first), Pages::new(pages)).unwrap(),
 ///     leaf: PageSize::Size4K,
 /// });
-/// let roots = Roots { roots: 1, levels: 4, vcpus: 1 };
+/// let roots = Roots { four_level: 1, five_level: 0, vcpus: 1 };
 /// let advice = advise(&memory, small, &mapped, roots, (Goal::Work, &Prices::default())).unwrap();
 /// assert_eq!(advice.cheaper, Zapping::Leaves);
 /// assert_eq!(advice.reasons[0].to_string(), "with all roots, others fault 512 pages in again");
@@ -229,7 +235,7 @@ pub fn advise(
     (goal, prices): (Goal, &Prices),
 ) -> Option<Advice> {
     let slot = memory.space(key.as_id).by_id(key.id)?;
-    let tally = Tally::of(slot, mapped, roots);
+    let tally = Tally::of(slot, mapped);
     let mut all_roots = tally.all_roots(roots);
     let mut leaves = tally.leaves(roots);
     all_roots.nanoseconds = prices.of_all_roots(&all_roots, (goal, roots));
@@ -247,19 +253,18 @@ pub fn advise(
     })
 }
 
-/// What is there in one root.
+/// What is mapped, in one root.
 struct Tally {
     own: u64,
     others: u64,
-    /// Entries that go with the tables, which are no leaves.
-    table_entries: u64,
-    tables: u64,
+    /// Tables by level, without roots: those of the fourth are there under roots of five levels only.
+    tables: [u64; 4],
 }
 
 const ENTRIES: u64 = 512;
 
 impl Tally {
-    fn of(slot: &Slot, mapped: &[Mapped], roots: Roots) -> Self {
+    fn of(slot: &Slot, mapped: &[Mapped]) -> Self {
         let (mut own, mut others) = (0, 0);
         let mut tables: [BTreeSet<u64>; 4] = Default::default();
         for part in mapped {
@@ -269,34 +274,31 @@ impl Tally {
                     true => own += 1,
                     false => others += 1,
                 }
-                let levels = part.leaf.level() as usize..usize::from(roots.levels);
-                for level in levels {
+                for level in part.leaf.level() as usize..=4 {
                     tables[level - 1].insert(first >> (9 * level));
                 }
             }
         }
-        let counts = tables.map(|tables| tables.len() as u64);
-        // Each table is taken apart entry by entry, after its link; with five levels, those of the third go with their parents.
-        let linked = |level: usize| roots.levels == 4 || level != 3;
-        let table_entries = (1..).zip(counts).map(|(level, count)| {
-            let links = u64::from(linked(level));
-            count * (ENTRIES + links)
-        });
         Self {
             own,
             others,
-            table_entries: table_entries.sum(),
-            tables: counts.iter().sum(),
+            tables: tables.map(|tables| tables.len() as u64),
         }
     }
 
     fn all_roots(&self, roots: Roots) -> Estimate {
-        let leaves = self.own + self.others;
+        let leaves = (self.own + self.others) * roots.all();
+        let [first, second, third, fourth] = self.tables;
+        let (below, five) = (first + second, roots.five_level);
+        let tables = (below + third) * roots.all() + fourth * five;
+        // Each table is taken apart entry by entry, after its link; under five levels, those of the third go with their
+        // parents.
+        let links = tables - third * five;
         Estimate {
-            leaves: leaves * roots.roots,
-            entries: (leaves + self.table_entries) * roots.roots,
-            tables: self.tables * roots.roots,
-            refaults: self.others * roots.roots,
+            leaves,
+            entries: leaves + tables * ENTRIES + links,
+            tables,
+            refaults: self.others * roots.all(),
             reloads: roots.vcpus,
             flushes: 0,
             nanoseconds: 0.0,
@@ -304,7 +306,7 @@ impl Tally {
     }
 
     fn leaves(&self, roots: Roots) -> Estimate {
-        let leaves = self.own * roots.roots;
+        let leaves = self.own * roots.all();
         Estimate {
             leaves,
             entries: leaves,
@@ -356,9 +358,10 @@ impl Scene {
         for region in self.slots(BASE) {
             let _made = memory.set_region(&region);
         }
+        let five_level = u64::from(self.roots.saturating_sub(2));
         let roots = Roots {
-            roots: u64::from(self.roots),
-            levels: if self.roots > 2 { 5 } else { 4 },
+            four_level: u64::from(self.roots) - five_level,
+            five_level,
             vcpus: u64::from(self.vcpus),
         };
         let advice = advise(&memory, SLOT, &self.mapped(), roots, goal);

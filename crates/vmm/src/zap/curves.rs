@@ -217,8 +217,8 @@ fn tables_with(roots: u64) -> Tables<Npt> {
         readers: 1,
     };
     let mut tables = Tables::<Npt>::with_limits(&Host::npt(48), limits);
-    let mut locked = tables.exclusive(Unobserved);
     for root in 0..roots {
+        let mut locked = tables.exclusive(Unobserved);
         let Ok(acquired) = locked.acquire_root(role(root)) else {
             break;
         };
@@ -227,7 +227,6 @@ fn tables_with(roots: u64) -> Tables<Npt> {
             let _mapped = locked.map_range(table, &first, Pages::new(512));
         }
     }
-    drop(locked);
     tables
 }
 

@@ -80,6 +80,12 @@ impl Subject {
         }
     }
 
+    /// Whether it has VMs for a policy. The flag that was proposed is known to the model alone, with the TDP MMU.
+    pub fn has(&self, policy: Policy) -> bool {
+        let supported = self.machine.profile.supports(policy.vm_type());
+        supported && (policy != Policy::Flag || self.paged() == Paged::Tdp)
+    }
+
     /// How its guests see their memory: a paravirtual kernel maps pages only for guests that page.
     pub(super) fn view(&self) -> View {
         match self.machine.profile.vendor.get() {
