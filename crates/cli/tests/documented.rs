@@ -1,5 +1,6 @@
 //! Every command in README.md and docs/*.md: those of `slat` that need no machine are run and print what the page says; the others
 //! are listed here, with the reason.
+#![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
@@ -135,7 +136,12 @@ fn commands(page: &Path) -> Vec<Documented> {
     let mut found: Vec<Documented> = Vec::new();
     let (mut block, mut continues, mut prompted) = (None, false, false);
     for (number, line) in text.lines().enumerate() {
-        if let Some(kind) = line.strip_prefix("```") {
+        // Blocks may be indented, below a point of a list.
+        let line = match block {
+            Some(_) => line,
+            None => line.trim_start(),
+        };
+        if let Some(kind) = line.trim_start().strip_prefix("```") {
             block = match block {
                 Some(_) => None,
                 None => Some(kind.to_owned()),
@@ -144,7 +150,9 @@ fn commands(page: &Path) -> Vec<Documented> {
             continue;
         }
         let command = match block.as_deref() {
-            Some("sh") if !line.trim().is_empty() && !line.starts_with('#') => Some(line),
+            Some("sh") if !line.trim().is_empty() && !line.trim_start().starts_with('#') => {
+                Some(line.trim_start())
+            }
             Some("console" | "text") => line.strip_prefix("$ ").or_else(|| {
                 // A prompt of root, where the block begins with one.
                 line.strip_prefix("# ")
@@ -221,6 +229,8 @@ fn prepare(folder: &Path) {
         write(dump, &out.1);
     }
     fs::write(folder.join("guest.raw"), guest()).unwrap();
+    // Paths of the repository, read only.
+    let _there = std::os::unix::fs::symlink(repository().join("crates"), folder.join("crates"));
 }
 
 /// A guest whose tables map page 0 to itself, behind EPT that does the same.
