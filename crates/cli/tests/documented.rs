@@ -110,7 +110,7 @@ const PLANS: [(&str, Plan); 27] = [
     ("slat diff", Plan::Elsewhere("the step `diff` of .ci/run")),
     (
         "slat zap --scaling --full",
-        Plan::Elsewhere("a minute; the short form is run"),
+        Plan::Elsewhere("half a minute; the short form is run"),
     ),
 ];
 

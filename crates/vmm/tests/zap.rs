@@ -4,7 +4,7 @@
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use slat_memslot::{PageSize, Pages};
-use slat_vmm::zap::curves::{self, Extent};
+use slat_vmm::zap::curves::{self, Curve, Extent, Law};
 use slat_vmm::zap::kernel::{Kernel, KernelCost};
 use slat_vmm::zap::{
     Concurrent, Cost, Estimate, Goal, Operation, Paged, Policy, Prices, Scene, Subject, Zapping,
@@ -114,6 +114,37 @@ fn costs_grow_by_their_laws() {
     assert!(curves.len() >= 11);
     for curve in &curves {
         assert!(curve.holds(), "{curve:?} is not {}", curve.law);
+    }
+}
+
+/// A cost that grows otherwise is noticed.
+#[test]
+fn broken_laws_are_found() {
+    type Growth = fn(u64) -> u64;
+    let grows: [(Growth, Option<Law>); 6] = [
+        (|_| 7, Some(Law::Flat)),
+        (
+            |size| 100 + 20 * u64::from(size.ilog2()),
+            Some(Law::Logarithmic),
+        ),
+        (|size| 500 + 3 * size, Some(Law::Linear)),
+        (|size| size * u64::from(size.ilog2() + 1), None),
+        (|size| size * size, None),
+        (|size| 100 + size.isqrt() * 30, None),
+    ];
+    for (growth, law) in grows {
+        for wanted in [Law::Flat, Law::Logarithmic, Law::Linear] {
+            let curve = Curve {
+                name: "made up",
+                over: "sizes",
+                counted: "nothing",
+                law: wanted,
+                points: (0..12).map(|bit| (1 << bit, growth(1 << bit))).collect(),
+            };
+            assert_eq!(curve.found(), law, "{curve:?}");
+            let less = law == Some(Law::Flat) && wanted == Law::Logarithmic;
+            assert_eq!(curve.holds(), law == Some(wanted) || less, "{curve:?}");
+        }
     }
 }
 

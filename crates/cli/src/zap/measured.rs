@@ -62,6 +62,16 @@ impl Who {
         }
     }
 
+    /// The model with the TDP MMU.
+    pub(super) fn tdp_model() -> Self {
+        Self {
+            model: Some(Subject::tdp()),
+            #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+            kernel: None,
+            paged: Paged::Tdp,
+        }
+    }
+
     /// Which MMU scenes are played on.
     pub(super) fn paged(&self) -> Paged {
         self.paged

@@ -61,7 +61,8 @@ impl Curve {
     /// The law that its points follow; `None` where they grow otherwise, or are fewer than three.
     ///
     /// Flat: no point is more than a quarter above the least. Linear: from the middle on, a unit costs what it did before,
-    /// give or take a quarter. Logarithmic: from the middle on, a doubling costs at most twice what it did before.
+    /// give or take a quarter. Logarithmic: from the middle on, a doubling costs at most twice what it did before, or growth has
+    /// ended: the last point is no more than a quarter above the middle.
     pub fn found(&self) -> Option<Law> {
         let counts = || self.points.iter().map(|(_, count)| *count);
         let (least, most) = (counts().min()?, counts().max()?);
@@ -83,7 +84,8 @@ impl Curve {
         if (0.8..=1.25).contains(&ratio(&by_unit)) {
             return Some(Law::Linear);
         }
-        (ratio(&by_doubling) <= 2.0).then_some(Law::Logarithmic)
+        let ended = last.1 * 4 <= middle.1 * 5;
+        (ended || ratio(&by_doubling) <= 2.0).then_some(Law::Logarithmic)
     }
 
     /// Whether it grows as it should, or less.
@@ -101,7 +103,7 @@ pub enum Extent {
     /// To 4,096 slots, 64 MiB in small pages and 256 GiB in large ones: seconds.
     #[default]
     Short,
-    /// To 32,764 slots, 4 GiB in small pages and 4 TiB in large ones: a minute.
+    /// To 32,764 slots, 4 GiB in small pages and 4 TiB in large ones: half a minute.
     Full,
 }
 

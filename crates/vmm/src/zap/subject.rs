@@ -31,7 +31,8 @@ impl Subject {
     /// # Panics
     /// Not in practice: the machine is known.
     pub fn tdp() -> Self {
-        let named = Machine::named("npt-l4").expect("a machine that is known");
+        let mut named = Machine::named("npt-l4").expect("a machine that is known");
+        named.profile.maxphyaddr.set(48);
         Self::of(Machine {
             name: "Linux 6.12.117, NPT".to_owned(),
             host: Host::npt(48),
