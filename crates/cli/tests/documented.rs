@@ -30,11 +30,11 @@ enum Plan {
 const PLANS: [(&str, Plan); 27] = [
     (
         "cargo vm",
-        Plan::Elsewhere("the emulated machine: the step `vm` of .ci/run"),
+        Plan::Elsewhere("it needs the emulated machine, docs/vm.md"),
     ),
     (
         "SLAT_VM_OPTIONS=",
-        Plan::Elsewhere("the emulated machine: the step `vm` of .ci/run"),
+        Plan::Elsewhere("it needs the emulated machine, docs/vm.md"),
     ),
     (
         "cargo test",
@@ -129,7 +129,7 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
-/// The commands of a page: lines of `sh` blocks; lines behind a prompt in `console` and `text` blocks, with what follows.
+/// The commands of a page: lines of `sh` blocks; cargo's in blocks without a language; lines behind a prompt in `console` and `text` blocks, with what follows.
 fn commands(page: &Path) -> Vec<Documented> {
     let text = fs::read_to_string(page).unwrap();
     let name = page.file_name().unwrap().to_string_lossy().into_owned();
@@ -153,6 +153,8 @@ fn commands(page: &Path) -> Vec<Documented> {
             Some("sh") if !line.trim().is_empty() && !line.trim_start().starts_with('#') => {
                 Some(line.trim_start())
             }
+            // Blocks without a language hold other things beside commands of cargo.
+            Some("") if line.starts_with("cargo ") => Some(line),
             Some("console" | "text") => line.strip_prefix("$ ").or_else(|| {
                 // A prompt of root, where the block begins with one.
                 line.strip_prefix("# ")
@@ -322,7 +324,7 @@ fn documented_commands_do_what_their_page_says() {
             continue;
         }
         let (status, out, err) = shell(&folder, &command);
-        let usage = status == 2 || status > 2 || status < 0;
+        let usage = !(0..2).contains(&status);
         let no_kernel = err.contains("/dev/kvm");
         if usage && !no_kernel {
             wrong.push(format!("{place}: {command}\nexit status {status}: {err}"));
