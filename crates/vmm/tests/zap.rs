@@ -3,12 +3,17 @@
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use slat_memslot::{PageSize, Pages};
+use slat_memslot::{Gpa, PAGE_SIZE, PageSize, Pages, Profile, Region, SlotKey, VmType};
+use slat_mmu::fault::Kind;
+use slat_mmu::host::Host;
+use slat_mmu::spte::Npt;
+use slat_mmu::tdp::dump::Detail;
+use slat_vmm::tdp_vm::{Activity, TdpVm};
 use slat_vmm::zap::curves::{self, Curve, Extent, Law};
 use slat_vmm::zap::kernel::{Kernel, KernelCost};
 use slat_vmm::zap::{
-    Concurrent, Cost, Estimate, Goal, Operation, Paged, Policy, Prices, Scene, Subject, Zapping,
-    concurrent, measure,
+    Concurrent, Cost, Counts, Estimate, Goal, Mapped, Operation, Paged, Policy, Prices, Roots,
+    Scene, Subject, Zapping, advise, concurrent, measure,
 };
 
 /// Scenes that a kernel plays: pages of the slot, pages that others have mapped, vCPUs.
@@ -199,6 +204,48 @@ fn advice_is_what_the_model_counts() {
         sequences * 3
     );
     assert!(roots_cheaper > 0);
+}
+
+/// The advice from the tables of a VM that ran, as a VMM's author would ask for it.
+#[test]
+fn tables_of_a_vm_can_be_advised_on() {
+    let profile = Profile::named("debian-6.12.117").unwrap();
+    let mut vm = TdpVm::<Npt>::new(profile, VmType::Default, &Host::npt(40)).unwrap();
+    vm.create_vcpu(0);
+    for (id, first, pages) in [(0, 0, 16), (1, 0x400, 0x200), (2, 0x800, 0x200)] {
+        let (gpa, size) = (first * PAGE_SIZE, pages * PAGE_SIZE);
+        let region = Region::new(SlotKey::normal(id), gpa, size, 0x4000_0000 + gpa);
+        vm.set_region(&region);
+    }
+    let touched = (0x400..0x410).chain(0x800..0x8a0);
+    let activity = touched.fold(Activity::halt(Gpa::new(PAGE_SIZE)), |activity, gfn| {
+        activity.step(Kind::Write, gfn * PAGE_SIZE)
+    });
+    vm.run_guest(0, &activity);
+    let dump = vm.dump(Detail::Ranges);
+    let roots = Roots {
+        four_level: dump.roots.len() as u64,
+        five_level: 0,
+        vcpus: 1,
+    };
+    let (slot, mapped) = (SlotKey::normal(1), Mapped::of_root(&dump.roots[0]));
+    let goal = (Goal::Work, &Prices::default());
+    let advice = advise(vm.memory(), slot, &mapped, roots, goal).unwrap();
+    let _ = vm.take();
+    vm.set_region(&Region::delete(slot));
+    let counts = Counts::of(&vm.take());
+    let foreseen = advice.all_roots;
+    assert_eq!(
+        (foreseen.leaves, foreseen.entries, foreseen.tables),
+        (counts.leaves_zapped, counts.entries, counts.tables_zapped)
+    );
+    assert_eq!(
+        (foreseen.leaves, foreseen.refaults),
+        (16 + 160 + 1, 160 + 1)
+    );
+    assert_eq!(advice.cheaper, Zapping::Leaves);
+    assert_eq!(advice.reasons[0].code(), "others-refault");
+    assert!(!advice.is_taken());
 }
 
 #[test]

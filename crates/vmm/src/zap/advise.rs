@@ -3,7 +3,11 @@
 use core::fmt;
 use std::collections::BTreeSet;
 
-use slat_memslot::{GfnRange, Gpa, Memory, PageSize, Quirks, Slot, SlotKey, Zap, ZapReach, cap};
+use slat_memslot::{
+    GfnRange, Gpa, Level, Memory, PageSize, Quirks, Slot, SlotKey, Zap, ZapReach, cap,
+};
+
+use slat_mmu::tdp::dump::{Content, Range, Root};
 
 use super::cost::BASE;
 use super::guest::CODE;
@@ -20,6 +24,21 @@ pub struct Mapped {
 }
 
 impl Mapped {
+    /// What a root of a dump maps: everything that any has mapped, if all have the same.
+    pub fn of_root(root: &Root) -> Vec<Self> {
+        let of = |range: &Range| {
+            let leaf = match (range.content, range.level) {
+                (Content::Leaf(_), Level::L1) => PageSize::Size4K,
+                (Content::Leaf(_), Level::L2) => PageSize::Size2M,
+                (Content::Leaf(_), Level::L3) => PageSize::Size1G,
+                _ => return None,
+            };
+            let frames = range.frames;
+            Some(Self { frames, leaf })
+        };
+        root.ranges.iter().filter_map(of).collect()
+    }
+
     /// First frames of its leaves.
     fn leaves(&self) -> impl Iterator<Item = u64> + use<> {
         let step = self.leaf.pages().raw();

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Instant;
 
 use slat_memslot::{Gfn, PageSize, ZapReach};
+use slat_mmu::host::SecondStage;
 use slat_mmu::role::{PageRole, TdpDepth, TdpHost, VcpuState, root_role_for_tdp};
 use slat_mmu::spte::{Npt, Pfn};
 use slat_mmu::table::Reader;
@@ -17,7 +18,7 @@ use slat_mmu::tdp::{
 
 use super::cost::{BASE, Stage};
 use super::scene::{Scene, SceneError};
-use super::subject::Subject;
+use super::subject::{Paged, Subject};
 use crate::tdp_vm::TdpVm;
 
 /// What a deletion was to another thread, which maps fresh pages one after the other.
@@ -50,6 +51,9 @@ pub fn concurrent(scene: &Scene, subject: &Subject) -> Result<Concurrent, SceneE
     };
     if scene.roots > 1 {
         return Err(unable("deletions beside other threads have one root"));
+    }
+    if subject.machine.host.second_stage != SecondStage::Npt || subject.paged() != Paged::Tdp {
+        return Err(unable("threads share the tables of NPT hosts only"));
     }
     let mut stage = Stage::<TdpVm<Npt>>::set(scene, subject)?;
     stage.populate();

@@ -5,9 +5,7 @@
 
 use core::fmt;
 
-use slat_memslot::{
-    Gfn, GfnRange, Memory, PAGE_SIZE, PageSize, Pages, Profile, Region, SlotKey, VmType,
-};
+use slat_memslot::{Gfn, GfnRange, PageSize, Pages};
 use slat_mmu::host::Host;
 use slat_mmu::role::{PageRole, RoleFlag, TdpDepth, TdpHost, VcpuState, root_role_for_tdp};
 use slat_mmu::roots::Request;
@@ -296,6 +294,8 @@ fn over_vcpus() -> Result<Vec<Curve>, SceneError> {
 /// Curves in instructions.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod counted {
+    use slat_memslot::{AsId, Memory, PAGE_SIZE, Profile, Region, SlotKey, VmType};
+
     use super::*;
     use crate::zap::steps::instructions;
 
@@ -338,7 +338,7 @@ mod counted {
             let (mut memory, slots) = memory_with(slots);
             let middle = Gfn::new(slots / 2 * 2);
             let found = instructions(|| {
-                let space = memory.space(slat_memslot::AsId::NORMAL);
+                let space = memory.space(AsId::NORMAL);
                 core::hint::black_box(space.by_gfn(core::hint::black_box(middle)).is_some());
             })?;
             looked.push((slots, found));

@@ -2,8 +2,8 @@
 //!
 //! A [`Scene`] says what is there when a slot changes: its size, how much of it is mapped and by which leaves, what other
 //! slots have mapped, roots, vCPUs, and what decides how far the zap reaches ([`Policy`]). [`measure`] plays it on a model VM
-//! and counts what its page tables went through; [`on_kernel`](kernel::measure) plays it on `/dev/kvm` and counts what the kernel's
-//! own statistics say. [`concurrent`] deletes while other threads fault, [`advise`] says which policy is the cheaper one and
+//! and counts what its page tables went through; `kernel::Kernel` plays it on `/dev/kvm` and counts what the kernel's own
+//! statistics say. [`concurrent`] deletes while other threads fault, [`advise`] says which policy is the cheaper one and
 //! why, and [`curves`] say how each cost grows.
 //!
 //! ```

@@ -1,7 +1,7 @@
 //! Whose page tables a scene is played on.
 
 use slat_memslot::{Profile, Vendor};
-use slat_mmu::host::{Host, SecondStage};
+use slat_mmu::host::Host;
 use slat_mmu::roots::TdpMmu;
 use slat_mmu::spte::NxHugePages;
 use slat_mmu::tdp::Passes;
@@ -98,7 +98,7 @@ impl Subject {
     /// The machine that plays a scene.
     pub(super) fn machine_for(&self, scene: &Scene) -> Machine {
         let mut machine = self.machine.clone();
-        if scene.roots > 2 && machine.host.second_stage == SecondStage::Npt {
+        if scene.roots > 2 && self.paged() == Paged::Tdp {
             machine.host = Host::ept(52).with_five_levels();
             machine.profile.vendor.set(Vendor::Intel);
         }
