@@ -55,6 +55,10 @@ pub trait PagedVm: Sized {
     fn pre_fault(&mut self, vcpu: u32, gfn: Gfn, pages: Pages, flags: u64);
     fn get_dirty_log(&mut self, slot: u32);
     fn clear_dirty_log(&mut self, slot: u32, first: u64, pages: Pages);
+    fn harvest_ring(&mut self, vcpu: u32);
+    fn reset_rings(&mut self);
+    /// As [`PagedVm::reset_rings`], but nothing is watched anew.
+    fn forget_rings(&mut self);
     fn unmap_hva(&mut self, range: HvaRange);
     fn age_hva(&mut self, range: HvaRange) -> bool;
     fn recover_nx(&mut self, ratio: u64) -> u64;
@@ -80,6 +84,9 @@ macro_rules! as_the_type_does {
             fn run_guest(vcpu: u32, activity: &Activity);
             fn get_dirty_log(slot: u32);
             fn clear_dirty_log(slot: u32, first: u64, pages: Pages);
+            fn harvest_ring(vcpu: u32);
+            fn reset_rings();
+            fn forget_rings();
             fn unmap_hva(range: HvaRange);
             fn age_hva(range: HvaRange) -> bool;
             fn recover_nx(ratio: u64) -> u64;

@@ -10,8 +10,8 @@ use slat_memslot::{LogOff, PageSize, SlotZap};
 use slat_mmu::host::Layout;
 use slat_mmu::spte::NxHugePages;
 use slat_mmu::tdp::Passes;
-use slat_vmm::live::{Config, Live, abilities, here};
-use slat_vmm::replay::Machine;
+use slat_vmm::live::{Abilities, Config, Live, Outcome, abilities, here};
+use slat_vmm::replay::{Machine, Planted};
 
 fn number(name: &str, default: u64) -> u64 {
     let text = std::env::var(name).ok();
@@ -34,6 +34,7 @@ fn every_event_is_predicted_and_wrong_rules_are_found() {
     let Some(machine) = machine() else { return };
     every_event_is_predicted(&machine);
     wrong_rules_are_found(&machine);
+    planted_rules_are_found(&machine);
 }
 
 fn every_event_is_predicted(machine: &Machine) {
@@ -43,7 +44,15 @@ fn every_event_is_predicted(machine: &Machine) {
         ..Config::new(number("SLAT_SEED", 1), events, abilities(machine))
     };
     let mut live = Live::new(machine.clone()).expect("a capture");
-    let outcome = live.compare(&config, |_| {}).expect("programs that run");
+    let (begin, mut told) = (Instant::now(), 0);
+    let progress = |events: usize| {
+        if events / 100_000 > told {
+            told = events / 100_000;
+            let seconds = begin.elapsed().as_secs_f64();
+            println!("{events} events so far, {seconds:.1} s");
+        }
+    };
+    let outcome = live.compare(&config, progress).expect("programs that run");
     if let Some(finding) = &outcome.finding {
         println!("{}", finding.recording);
         panic!("seed {}: {}", finding.seed, finding.difference);
@@ -100,24 +109,65 @@ const WRONG: &[(&str, Wrong)] = &[
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn wrong_rules_are_found(machine: &Machine) {
-    for (what, wrong) in WRONG {
+    let found = WRONG.iter().filter(|(what, wrong)| {
         let mut lying = machine.clone();
         wrong(&mut lying);
-        let begin = Instant::now();
-        let config = Config {
-            tries: 0,
-            ..Config::new(number("SLAT_SEED", 1), 2_000_000, abilities(machine))
-        };
-        let mut live = Live::new(lying).expect("a capture");
-        let outcome = live.compare(&config, |_| {}).expect("programs that run");
-        let seconds = begin.elapsed().as_secs_f64();
-        let finding = outcome
-            .finding
-            .unwrap_or_else(|| panic!("{what}: not found"));
-        assert!(begin.elapsed() < MINUTE, "{what}: {seconds:.1} s");
-        println!(
-            "{what}: found in {seconds:.1} s, by seed {}, after {} events",
-            finding.seed, outcome.events
-        );
+        is_found(what, Live::new(lying).expect("a capture"), machine)
+    });
+    assert_eq!(found.count(), WRONG.len());
+}
+
+/// Rules about what the host and the guest do, each made wrong as well, where this kernel can be asked for what it is about.
+fn planted_rules_are_found(machine: &Machine) {
+    let can = abilities(machine);
+    let (shown, others): (Vec<_>, Vec<_>) = Planted::ALL
+        .into_iter()
+        .partition(|rule| can_show(*rule, &can));
+    for planted in others {
+        println!("skipped: {planted:?}: this machine cannot show it");
     }
+    let found = shown.iter().filter(|planted| {
+        let live = Live::new(machine.clone()).expect("a capture");
+        is_found(
+            &format!("{planted:?}"),
+            live.with_planted(**planted),
+            machine,
+        )
+    });
+    assert_eq!(found.count(), shown.len());
+}
+
+fn can_show(planted: Planted, can: &Abilities) -> bool {
+    match planted {
+        Planted::AgeingForgets => can.host.ageing,
+        Planted::MergedIsWritable => can.host.merging,
+        Planted::MovedStays => can.host.offlining,
+        Planted::FilledReadsZero => can.host.userfault,
+        Planted::SmiKeepsRoot | Planted::RsmKeepsRoot => can.smm,
+        Planted::HolesZapNothing => can.private_memory,
+        Planted::RingsWatchNothing => can.rings,
+        Planted::UnmapsNothing | Planted::ForkedIsWritable => true,
+    }
+}
+
+/// Whether a run finds what is wrong within a minute.
+fn is_found(what: &str, mut live: Live, machine: &Machine) -> bool {
+    let begin = Instant::now();
+    let config = Config {
+        tries: 0,
+        within: Some(MINUTE),
+        ..Config::new(number("SLAT_SEED", 1), 2_000_000, abilities(machine))
+    };
+    let outcome: Outcome = live.compare(&config, |_| {}).expect("programs that run");
+    let seconds = begin.elapsed().as_secs_f64();
+    let Some(finding) = outcome.finding else {
+        let programs = outcome.programs;
+        println!("{what}: NOT found in {programs} programs, {seconds:.1} s");
+        return false;
+    };
+    println!(
+        "{what}: found in {seconds:.1} s, by seed {}, after {} events",
+        finding.seed, outcome.events
+    );
+    true
 }

@@ -126,11 +126,7 @@ fn judge(program: &Named, foreseen: ZapReach, tallies: &[Tally]) {
 
 /// On a kernel of any kind: which leaves are left, as debugfs counts them.
 fn leaves_are_left_as_the_policy_says() {
-    let plain = Abilities {
-        private_memory: false,
-        smm: false,
-        pre_fault: false,
-    };
+    let plain = Abilities::default();
     let profile = match kvm::Machine::open() {
         Ok(machine) => machine.shared_profile(),
         Err(why) => return println!("skipped: {why}"),

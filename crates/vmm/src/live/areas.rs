@@ -12,8 +12,26 @@ pub enum Kind {
     Small,
     /// Anonymous memory, of which the host may make pages of 2 MiB (`MADV_HUGEPAGE`).
     Transparent,
-    /// Pages of 2 MiB out of a pool (`MAP_HUGETLB`).
+    /// Pages of 2 MiB out of a pool, as of a file (`MAP_HUGETLB`).
     Hugetlb,
+    /// The same of 1 GiB.
+    Gigantic,
+}
+
+impl Kind {
+    /// Whether it is as a file: pages are there before anybody writes, and no fork shares them.
+    pub const fn is_file(self) -> bool {
+        matches!(self, Self::Hugetlb | Self::Gigantic)
+    }
+
+    /// How many frames at a time can be given back or protected.
+    pub const fn unit(self) -> u64 {
+        match self {
+            Self::Small | Self::Transparent => 1,
+            Self::Hugetlb => 0x200,
+            Self::Gigantic => 0x4_0000,
+        }
+    }
 }
 
 /// A range of host memory.
@@ -31,6 +49,8 @@ pub struct Area {
 const FIRST: u64 = 0x2000_0000_0000;
 /// Areas are so far apart that none of them shares a table of page tables with another.
 const APART: u64 = 1 << 30;
+/// In memory of 1 GiB, so many frames of each 2 MiB are used.
+pub(super) const USED: u64 = 0x20;
 
 impl Area {
     /// The place of one of several areas.
@@ -44,6 +64,11 @@ impl Area {
 
     const fn bytes(&self) -> u64 {
         self.pages.raw() * PAGE_SIZE
+    }
+
+    /// Whether guests reach a frame: not all of a huge number of them.
+    pub const fn is_used(&self, frame: u64) -> bool {
+        !matches!(self.kind, Kind::Gigantic) || frame % 0x200 < USED
     }
 
     /// Whether a range lies inside.
@@ -69,7 +94,7 @@ impl Areas {
         for area in areas {
             map(area)?;
             mapped.areas.push(*area);
-            for page in 0..area.pages.raw() {
+            for page in (0..area.pages.raw()).filter(|page| area.is_used(*page)) {
                 mapped.write(Hva::new(area.start.raw() + page * PAGE_SIZE), &[HALT]);
             }
         }
@@ -107,6 +132,27 @@ impl Areas {
         let len = self.part(hva, bytes)?;
         // SAFETY: the range lies in a mapping of this value, which nobody borrows; what it holds may change.
         done(unsafe { libc::madvise(hva.raw() as *mut libc::c_void, len, advice) })
+    }
+
+    /// `madvise` on all areas of a kind but the first.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn advise_kind(&mut self, kind: Kind, advice: i32) -> io::Result<()> {
+        let areas: Vec<Area> = self.areas.iter().skip(1).copied().collect();
+        let mut areas = areas.into_iter().filter(|area| area.kind == kind);
+        areas.try_for_each(|area| self.advise(area.start, area.bytes(), advice))
+    }
+
+    /// Writes what is there to every page of the first area.
+    pub(super) fn touch_first(&mut self) {
+        let first = self.areas.first().copied();
+        for page in 0..first.map_or(0, |area| area.pages.raw()) {
+            let start = first.map_or(0, |area| area.start.raw());
+            let address = (start + page * PAGE_SIZE) as *mut u8;
+            // SAFETY: as in `write`.
+            unsafe { std::ptr::write_volatile(address, std::ptr::read_volatile(address)) };
+        }
     }
 
     /// `mprotect` on a range of one area.
@@ -147,11 +193,12 @@ const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
 fn map(area: &Area) -> io::Result<()> {
     let len = usize::try_from(area.bytes()).map_err(io::Error::other)?;
-    let huge = match area.kind {
-        Kind::Hugetlb => libc::MAP_HUGETLB,
-        Kind::Small | Kind::Transparent => 0,
+    let pages = match area.kind {
+        Kind::Small | Kind::Transparent => libc::MAP_PRIVATE,
+        Kind::Hugetlb => libc::MAP_SHARED | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
+        Kind::Gigantic => libc::MAP_SHARED | libc::MAP_HUGETLB | libc::MAP_HUGE_1GB,
     };
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | huge;
+    let flags = pages | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     let place = area.start.raw() as *mut libc::c_void;
     // SAFETY: a mapping that is in the way makes the call fail.
     let address = unsafe { libc::mmap(place, len, READ_WRITE, flags, -1, 0) };
@@ -161,7 +208,7 @@ fn map(area: &Area) -> io::Result<()> {
     let advice = match area.kind {
         Kind::Small => libc::MADV_NOHUGEPAGE,
         Kind::Transparent => libc::MADV_HUGEPAGE,
-        Kind::Hugetlb => return Ok(()),
+        Kind::Hugetlb | Kind::Gigantic => return Ok(()),
     };
     // SAFETY: the range was mapped just now.
     done(unsafe { libc::madvise(place, len, advice) })

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use super::sort::Sort;
 use super::{Abilities, Areas, DriveError, Driver, Program, Trace, TraceError};
-use crate::replay::{Machine, Verdict, predict};
+use crate::replay::{Machine, Planted, Verdict, predict, predict_wrongly};
 use crate::traces::{Op, ParseError, Recording};
 
 /// What to compare.
@@ -19,6 +20,8 @@ pub struct Config {
     pub operations: usize,
     /// How often a program that differs is tried with less in it.
     pub tries: usize,
+    /// No program begins after so long, however few events there were.
+    pub within: Option<Duration>,
     /// What the kernel can be asked for.
     pub abilities: Abilities,
 }
@@ -31,6 +34,7 @@ impl Config {
             events,
             operations: 60,
             tries: 120,
+            within: None,
             abilities,
         }
     }
@@ -89,6 +93,8 @@ pub enum LiveError {
 #[derive(Debug)]
 pub struct Live {
     machine: Machine,
+    /// The rule that is made wrong.
+    planted: Option<Planted>,
     trace: Option<Trace>,
 }
 
@@ -101,6 +107,8 @@ struct Ran {
     /// How many events and results agreed.
     events: usize,
     difference: Option<String>,
+    /// Of which sort it is; `None` where the whole cannot be predicted.
+    sort: Option<Sort>,
 }
 
 impl Live {
@@ -112,7 +120,20 @@ impl Live {
         quiet();
         let trace = Trace::start().map_err(TraceError::from)?;
         let trace = Some(trace);
-        Ok(Self { machine, trace })
+        Ok(Self {
+            machine,
+            planted: None,
+            trace,
+        })
+    }
+
+    /// With one rule of the model made wrong.
+    #[must_use]
+    pub fn with_planted(self, planted: Planted) -> Self {
+        Self {
+            planted: Some(planted),
+            ..self
+        }
     }
 
     /// Runs random programs until enough is compared, or one differs.
@@ -133,7 +154,8 @@ impl Live {
             elapsed: Duration::ZERO,
             finding: None,
         };
-        while outcome.events < config.events && outcome.finding.is_none() {
+        let in_time = || config.within.is_none_or(|within| begin.elapsed() < within);
+        while outcome.events < config.events && outcome.finding.is_none() && in_time() {
             let seed = config.seed.wrapping_add(outcome.programs);
             let program = Program::random(seed, config.operations, config.abilities);
             let ran = self.run(&program)?;
@@ -169,14 +191,21 @@ impl Live {
         let recording = trace.take();
         self.trace = Some(trace);
         let recording = recording?;
-        let verdict = predict(&Recording::parse(&recording)?, &self.machine);
-        let (events, difference) = match verdict {
-            Verdict::Agrees { compared, .. } => (compared, None),
+        let parsed = Recording::parse(&recording)?;
+        let verdict = match self.planted {
+            Some(planted) => predict_wrongly(&parsed, &self.machine, planted),
+            None => predict(&parsed, &self.machine),
+        };
+        let (events, difference, sort) = match verdict {
+            Verdict::Agrees { compared, .. } => (compared, None, None),
             Verdict::Differs {
                 compared,
                 difference,
-            } => (compared, Some(difference.to_string())),
-            Verdict::NotModelled(missing) => (0, Some(missing.to_string())),
+            } => {
+                let sort = Sort::of(&difference);
+                (compared, Some(difference.to_string()), Some(sort))
+            }
+            Verdict::NotModelled(missing) => (0, Some(missing.to_string()), None),
         };
         Ok(Ran {
             recording,
@@ -184,10 +213,11 @@ impl Live {
             left_out,
             events,
             difference,
+            sort,
         })
     }
 
-    /// Leaves out what is not needed for a difference: half of the operations, then quarters, and so on.
+    /// Leaves out what is not needed for a difference of the same sort: half of the operations, then quarters, and so on.
     fn shrink(
         &mut self,
         config: &Config,
@@ -222,7 +252,7 @@ impl Live {
                 shorter.ops.splice(from..from, kept);
                 tries += 1;
                 match self.run(&shorter) {
-                    Ok(ran) if ran.difference.is_some() => {
+                    Ok(ran) if ran.difference.is_some() && ran.sort == least.sort => {
                         (best, least) = (shorter, ran);
                     }
                     // Nothing can be made of what is left.
@@ -248,6 +278,7 @@ pub(crate) fn quiet() {
     const HUGE: &str = "/sys/kernel/mm/transparent_hugepage";
     for (file, value) in [
         ("khugepaged/defrag", "0"),
+        ("khugepaged/scan_sleep_millisecs", "100000000"),
         ("use_zero_page", "0"),
         ("enabled", "madvise"),
     ] {

@@ -1,26 +1,26 @@
 //! Operations, one after the other.
-#![expect(unsafe_code, reason = "slots give the kernel host addresses")]
+
+mod fault_filler;
+mod host;
+mod vcpu;
+mod vm;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
-use kvm_bindings::{
-    kvm_enable_cap, kvm_memory_attributes, kvm_pre_fault_memory, kvm_userspace_memory_region,
-    kvm_userspace_memory_region2,
-};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use slat_memslot::{
-    AsId, Errno, Gfn, Hva, PAGE_SHIFT, PAGE_SIZE, PageSize, Pages, SlotId, SlotKey, cap,
-};
+use kvm_ioctls::Kvm;
+use slat_memslot::{AsId, Errno, Gfn, Hva, Level, PAGE_SHIFT, PAGE_SIZE, PageSize, Pages};
 use thiserror::Error;
 
-use super::areas::Areas;
+use self::fault_filler::FaultFiller;
+use self::host::Child;
+use self::vm::Machine;
+use super::areas::{Areas, Kind};
 use super::guest;
 use super::pagemap::{Page, Pagemap};
-use crate::kvm::{create_gmem, errno, ioctl, make_flat};
-use crate::traces::{GuestAct, Leaves, Note, Op, Ret, SetRegion, Sregs};
+use crate::traces::{Leaves, Note, Op, Ret, SetRegion};
 
 /// Where a driver writes what it does.
 pub trait Journal {
@@ -76,32 +76,6 @@ pub enum DriveError {
     },
 }
 
-/// A slot, as far as the driver has to know it.
-#[derive(Clone, Copy, Debug)]
-struct Slot {
-    gfn: Gfn,
-    pages: Pages,
-    hva: Hva,
-}
-
-impl Slot {
-    fn hva_of(&self, gfn: Gfn) -> Option<Hva> {
-        let offset = gfn.raw().wrapping_sub(self.gfn.raw());
-        (offset < self.pages.raw()).then(|| Hva::new(self.hva.raw() + (offset << PAGE_SHIFT)))
-    }
-}
-
-/// A VM and everything in it. Dropped in this order: what is in it first.
-#[derive(Debug)]
-struct Machine {
-    vcpus: BTreeMap<u32, VcpuFd>,
-    gmem: Vec<OwnedFd>,
-    slots: BTreeMap<(AsId, u16), Slot>,
-    /// The address space that the guest is in.
-    as_id: AsId,
-    vm: VmFd,
-}
-
 /// Makes operations on `/dev/kvm`, and tells of them.
 ///
 /// The first area holds the guest's instructions: the slot that has frame 0 has to begin there.
@@ -112,6 +86,10 @@ pub struct Driver<J> {
     areas: Areas,
     pagemap: Pagemap,
     machine: Option<Machine>,
+    /// Those that share the memory.
+    children: Vec<Child>,
+    /// Who fills missing pages, if somebody does.
+    filler: Option<FaultFiller>,
     /// By host address, the page that was told last.
     told: BTreeMap<u64, Page>,
     /// The address space that backing notes speak of.
@@ -121,9 +99,6 @@ pub struct Driver<J> {
 }
 
 type Done = Result<(), DriveError>;
-
-/// The second version of the call takes a descriptor; without a file there is none.
-const NO_FILE: i32 = -1;
 
 impl<J: Journal> Driver<J> {
     /// A driver with no VM yet.
@@ -142,6 +117,8 @@ impl<J: Journal> Driver<J> {
             areas,
             pagemap: Pagemap::open().map_err(|error| io_error("/proc/self/pagemap", error))?,
             machine: None,
+            children: Vec::new(),
+            filler: None,
             told: BTreeMap::new(),
             notes_of: AsId::NORMAL,
             protected: None,
@@ -168,33 +145,29 @@ impl<J: Journal> Driver<J> {
     /// # Errors
     /// It cannot be made at all, or not be told.
     pub fn run(&mut self, op: &Op<'_>) -> Done {
-        if let Op::Madvise { .. } | Op::Mprotect { .. } = op {
-            return self.host_call(op);
-        }
         self.look_for(op)?;
-        match op {
-            Op::SetRegion(region) => {
-                self.statistics()?;
-                self.huge_pages(region)?;
-            }
-            Op::CloseVm => self.statistics()?,
-            _ => {}
+        if !matches!(op, Op::Guest { .. }) {
+            self.statistics()?;
         }
-        self.say(&format!("OP {op}"))?;
+        if let Op::SetRegion(region) = op {
+            self.huge_pages(region)?;
+        }
         match op {
-            Op::CreateVm { vm_type } => self.create_vm(*vm_type),
-            Op::CloseVm => {
-                self.machine = None;
-                self.told.clear();
-                Ok(())
+            Op::Madvise { .. } | Op::Mprotect { .. } | Op::Userfault { .. } => self.host_call(op),
+            Op::Fork | Op::ChildEnds | Op::HostWork(_) => self.host_work(op),
+            Op::MarkFramesIdle { .. } | Op::ReadFramesIdle { .. } => self.page_idle(op),
+            Op::ModuleParameter { name, value } => {
+                self.say(&format!("OP {op}"))?;
+                self.machine.iter_mut().for_each(Machine::roots_go);
+                set_parameter(name, value)
             }
-            Op::ModuleParameter { name, value } => set_parameter(name, value),
             Op::Guest { vcpu, act } => self.guest(op, *vcpu, act),
             Op::CreateVcpu { .. }
             | Op::CloseVcpu { .. }
             | Op::SetCpuid { .. }
             | Op::SetSregs { .. }
             | Op::SetSmm(_)
+            | Op::HarvestRing { .. }
             | Op::PreFault { .. } => self.vcpu_call(op),
             _ => self.vm_call(op),
         }
@@ -204,7 +177,7 @@ impl<J: Journal> Driver<J> {
     fn look_for(&self, op: &Op<'_>) -> Done {
         let vcpu = match op {
             Op::CreateVm { .. } | Op::ModuleParameter { .. } => return Ok(()),
-            Op::CloseVcpu { id } => Some(*id),
+            Op::CloseVcpu { id } | Op::HarvestRing { vcpu: id } => Some(*id),
             Op::SetCpuid { vcpu, .. } | Op::PreFault { vcpu, .. } | Op::Guest { vcpu, .. } => {
                 Some(*vcpu)
             }
@@ -213,8 +186,13 @@ impl<J: Journal> Driver<J> {
             _ => None,
         };
         let machine = self.machine.as_ref().ok_or_else(|| missing(op, "VM"))?;
-        match vcpu {
-            Some(id) if !machine.vcpus.contains_key(&id) => Err(missing(op, "vCPU")),
+        let Some(id) = vcpu else { return Ok(()) };
+        match op {
+            _ if !machine.vcpus.contains_key(&id) => Err(missing(op, "vCPU")),
+            // Some kernels never come back from pre-faulting through an obsolete root.
+            Op::PreFault { .. } if machine.stale.contains(&id) => {
+                Err(missing(op, "vCPU whose root is there"))
+            }
             _ => Ok(()),
         }
     }
@@ -254,12 +232,8 @@ impl<J: Journal> Driver<J> {
             at += 1;
             let slots = machine.slots.iter().filter(|((of, _), _)| *of == as_id);
             let hva = slots.filter_map(|(_, slot)| slot.hva_of(gfn)).next();
-            let Some(hva) = hva.filter(|hva| self.areas.holding(*hva, PAGE_SIZE).is_some()) else {
-                continue;
-            };
-            let page = self.pagemap.page(hva);
-            let page = page.map_err(|error| io_error("/proc/self/pagemap", error))?;
-            if let Some(page) = page {
+            let Some(hva) = hva else { continue };
+            if let Some(page) = self.page(hva)? {
                 found.push((gfn, hva, page));
             }
         }
@@ -277,6 +251,22 @@ impl<J: Journal> Driver<J> {
             })?;
         }
         Ok(())
+    }
+
+    /// The page at an address, if it lies in the areas and has one.
+    fn page(&self, hva: Hva) -> Result<Option<Page>, DriveError> {
+        let Some(area) = self.areas.holding(hva, PAGE_SIZE) else {
+            return Ok(None);
+        };
+        let page = self.pagemap.page(hva);
+        let page = page.map_err(|error| io_error("/proc/self/pagemap", error))?;
+        Ok(page.map(|page| match area.kind {
+            Kind::Gigantic => Page {
+                level: Level::L3,
+                ..page
+            },
+            _ => page,
+        }))
     }
 
     /// Tells how many leaves there are, where debugfs shows it.
@@ -313,310 +303,22 @@ impl<J: Journal> Driver<J> {
         };
         let huge = PageSize::Size2M.pages().raw();
         let inside = (slot.hva.raw() >> PAGE_SHIFT) % huge;
-        let begins = (0..slot.pages.raw() + inside).step_by(0x200);
+        let gigantic = self
+            .areas
+            .holding(slot.hva, PAGE_SIZE)
+            .is_some_and(|area| area.kind == Kind::Gigantic);
+        let step = if gigantic { 0x4_0000 } else { 0x200 };
+        let begins = (0..slot.pages.raw() + inside).step_by(step);
         for begin in begins {
             let gfn = Gfn::new(slot.gfn.raw() + begin.saturating_sub(inside));
             self.backing_in(region.as_id, gfn, 1)?;
         }
         Ok(())
     }
-
-    // --- VMs ---------------------------------------------------------------------------------------------------------
-
-    fn create_vm(&mut self, vm_type: u64) -> Done {
-        let made = self.kvm.create_vm_with_type(vm_type);
-        let result = made.map_err(errno).map(|vm| {
-            let descriptor = i64::from(vm.as_raw_fd());
-            self.machine = Some(Machine {
-                vcpus: BTreeMap::new(),
-                gmem: Vec::new(),
-                slots: BTreeMap::new(),
-                as_id: AsId::NORMAL,
-                vm,
-            });
-            descriptor
-        });
-        self.notes_of = AsId::NORMAL;
-        self.told.clear();
-        self.ret(result)
-    }
-
-    fn vm_call(&mut self, op: &Op<'_>) -> Done {
-        let machine = self.machine.as_mut().ok_or_else(|| missing(op, "VM"))?;
-        let result = match op {
-            Op::EnableCap { cap, arg, .. } => enable_cap(&machine.vm, cap, *arg),
-            Op::SetRegion(region) => machine.set_region(region),
-            Op::CreateGmem { size } => machine.create_gmem(*size),
-            Op::CloseGmem => {
-                machine.gmem.pop();
-                return Ok(());
-            }
-            Op::PunchHole { offset, len } => machine.punch_hole(*offset, *len),
-            Op::SetAttributes {
-                gfn,
-                pages,
-                attributes,
-            } => {
-                let request = kvm_memory_attributes {
-                    address: gfn.raw() << PAGE_SHIFT,
-                    size: pages.raw() << PAGE_SHIFT,
-                    attributes: *attributes,
-                    flags: 0,
-                };
-                let set = machine.vm.set_memory_attributes(request);
-                set.map(|()| 0).map_err(errno)
-            }
-            Op::GetDirtyLog { slot } => return self.get_dirty_log(*slot),
-            Op::ClearDirtyLog { slot, first, pages } => {
-                machine.clear_dirty_log(*slot, *first, *pages)
-            }
-            Op::Smi => match machine.vcpus.values().next() {
-                Some(vcpu) => vcpu.smi().map(|()| 0).map_err(errno),
-                None => return Err(missing(op, "vCPU")),
-            },
-            _ => return Err(DriveError::Unknown { op: op.to_string() }),
-        };
-        self.ret(result)
-    }
-
-    fn get_dirty_log(&mut self, slot: u16) -> Done {
-        let Some(machine) = &self.machine else {
-            return Ok(());
-        };
-        let pages = machine.pages_of(slot);
-        let mut words = vec![0; words_for(pages)];
-        let id = u32::from(slot);
-        let result = ioctl::get_dirty_log(machine.vm.as_raw_fd(), id, Some(&mut words));
-        self.ret(result.map(i64::from))?;
-        if result.is_err() {
-            return Ok(());
-        }
-        let bits = (0..pages).filter(|page| {
-            let word = usize::try_from(page / 64).ok().and_then(|at| words.get(at));
-            word.is_some_and(|word| word >> (page % 64) & 1 != 0)
-        });
-        let dirty: Vec<u64> = bits.collect();
-        self.note(&Note::Dirty {
-            count: dirty.len() as u64,
-            first: dirty.into_iter().take(MOST_DIRTY).collect(),
-        })
-    }
-
-    // --- vCPUs -------------------------------------------------------------------------------------------------------
-
-    fn vcpu_call(&mut self, op: &Op<'_>) -> Done {
-        let machine = self.machine.as_mut().ok_or_else(|| missing(op, "VM"))?;
-        let vcpu = |id: &u32| machine.vcpus.get(id).ok_or_else(|| missing(op, "vCPU"));
-        let result = match op {
-            Op::CreateVcpu { id } => {
-                let made = machine.vm.create_vcpu(u64::from(*id)).map_err(errno);
-                made.map(|vcpu| {
-                    let descriptor = i64::from(vcpu.as_raw_fd());
-                    machine.vcpus.insert(*id, vcpu);
-                    descriptor
-                })
-            }
-            Op::CloseVcpu { id } => {
-                machine.vcpus.remove(id);
-                return Ok(());
-            }
-            Op::SetCpuid {
-                vcpu: id,
-                max_phys_addr,
-            } => guest::set_cpuid(&self.kvm, vcpu(id)?, *max_phys_addr).map(|()| 0),
-            Op::SetSregs {
-                vcpu: id,
-                sregs: Sregs::Flat,
-            } => make_flat(vcpu(&id.unwrap_or(0))?).map(|()| 0),
-            Op::SetSmm(inside) => {
-                let result = guest::set_smm(vcpu(&0)?, *inside).map(|()| 0);
-                let space = u8::from(*inside && result.is_ok());
-                machine.as_id = AsId::new(space).unwrap_or(AsId::NORMAL);
-                result
-            }
-            Op::PreFault {
-                vcpu: id,
-                gfn,
-                pages,
-                flags,
-            } => {
-                let mut range = kvm_pre_fault_memory {
-                    gpa: gfn.raw() << PAGE_SHIFT,
-                    size: pages.raw() << PAGE_SHIFT,
-                    flags: flags.unwrap_or(0),
-                    ..Default::default()
-                };
-                let done = ioctl::pre_fault(vcpu(id)?.as_raw_fd(), &mut range);
-                let left = Note::PreFaultLeft {
-                    gfn: Gfn::new(range.gpa >> PAGE_SHIFT),
-                    pages: Pages::new(range.size >> PAGE_SHIFT),
-                };
-                self.ret(done.map(i64::from))?;
-                self.note(&left)?;
-                return self.backing(*gfn, pages.raw().min(MOST_TOLD));
-            }
-            _ => return Err(DriveError::Unknown { op: op.to_string() }),
-        };
-        self.ret(result)
-    }
-
-    fn guest(&mut self, op: &Op<'_>, id: u32, act: &GuestAct<'_>) -> Done {
-        let start =
-            guest::Start::of(act).ok_or_else(|| DriveError::Unknown { op: op.to_string() })?;
-        let machine = self.machine.as_mut().ok_or_else(|| missing(op, "VM"))?;
-        let vcpu = machine.vcpus.get_mut(&id);
-        let vcpu = vcpu.ok_or_else(|| missing(op, "vCPU"))?;
-        let journal = &mut self.journal;
-        let ran = guest::run(vcpu, &start, |note| journal.say(&format!("NOTE {note}")));
-        match ran {
-            Ok(told) => told.map_err(|error| io_error("the journal", error))?,
-            Err(errno) => return self.ret(Err(errno)),
-        }
-        let (first, pages) = start.reaches();
-        self.backing(Gfn::new(1), 1)?;
-        self.backing(first.gfn(), pages.min(MOST_TOLD))
-    }
-
-    // --- The host ----------------------------------------------------------------------------------------------------
-
-    /// A call on host memory; told only where there is any.
-    fn host_call(&mut self, op: &Op<'_>) -> Done {
-        let (gfn, pages) = match op {
-            Op::Madvise { gfn, pages, .. } => (*gfn, *pages),
-            Op::Mprotect { range, .. } => {
-                self.protected = range.or(self.protected);
-                self.protected.ok_or_else(|| missing(op, "range"))?
-            }
-            _ => return Err(DriveError::Unknown { op: op.to_string() }),
-        };
-        let hva = self.host_address(op, gfn)?;
-        let bytes = pages.raw() << PAGE_SHIFT;
-        if self.areas.holding(hva, bytes).is_none() {
-            return Err(missing(op, "area that holds the range"));
-        }
-        self.say(&format!("OP {op}"))?;
-        let result = match op {
-            Op::Mprotect { writable, .. } => self.areas.protect(hva, bytes, *writable),
-            Op::Madvise {
-                advice: "COLLAPSE", ..
-            } => self.areas.advise(hva, bytes, libc::MADV_COLLAPSE),
-            _ => self.areas.advise(hva, bytes, libc::MADV_DONTNEED),
-        };
-        // The page may be another one from now on.
-        self.told.clear();
-        let failed = |error: io::Error| Errno::new(error.raw_os_error().unwrap_or(0));
-        self.ret(result.map(|()| 0).map_err(failed))
-    }
-
-    fn host_address(&self, op: &Op<'_>, gfn: Gfn) -> Result<Hva, DriveError> {
-        let slots = self.machine.iter().flat_map(|machine| &machine.slots);
-        let mut normal = slots.filter(|((as_id, _), _)| *as_id == AsId::NORMAL);
-        let hva = normal.find_map(|(_, slot)| slot.hva_of(gfn));
-        hva.ok_or_else(|| missing(op, "slot with this frame"))
-    }
 }
 
-/// As many dirty pages are named.
-const MOST_DIRTY: usize = 40;
 /// As many pages are told of after an operation.
 const MOST_TOLD: u64 = 1 << 12;
-
-impl Machine {
-    fn pages_of(&self, slot: u16) -> u64 {
-        let slot = self.slots.get(&(AsId::NORMAL, slot));
-        slot.map_or(0, |slot| slot.pages.raw())
-    }
-
-    fn set_region(&mut self, region: &SetRegion) -> Result<i64, Errno> {
-        let hva = region.hva.unwrap_or(Hva::new(0));
-        let key = SlotKey {
-            as_id: region.as_id,
-            id: SlotId::new(region.slot),
-        };
-        let slot = key.raw();
-        let (guest_phys_addr, memory_size) = (
-            region.gfn.raw() << PAGE_SHIFT,
-            region.pages.raw() << PAGE_SHIFT,
-        );
-        let set = match region.gmem_offset {
-            None => {
-                let request = kvm_userspace_memory_region {
-                    slot,
-                    flags: region.flags,
-                    guest_phys_addr,
-                    memory_size,
-                    userspace_addr: hva.raw(),
-                };
-                // SAFETY: the guest runs only while `Areas` are mapped; an address outside of them is never mapped by
-                // this process while a VM of the driver lives, since areas are far from everything else.
-                unsafe { self.vm.set_user_memory_region(request) }
-            }
-            Some(guest_memfd_offset) => {
-                let file = self.gmem.last().map(AsRawFd::as_raw_fd);
-                let request = kvm_userspace_memory_region2 {
-                    slot,
-                    flags: region.flags,
-                    guest_phys_addr,
-                    memory_size,
-                    userspace_addr: hva.raw(),
-                    guest_memfd_offset,
-                    guest_memfd: u32::from_ne_bytes(file.unwrap_or(NO_FILE).to_ne_bytes()),
-                    ..Default::default()
-                };
-                // SAFETY: as above.
-                unsafe { self.vm.set_user_memory_region2(request) }
-            }
-        };
-        set.map_err(errno)?;
-        let key = (region.as_id, region.slot);
-        if region.pages.raw() == 0 {
-            self.slots.remove(&key);
-        } else {
-            let (gfn, pages) = (region.gfn, region.pages);
-            self.slots.insert(key, Slot { gfn, pages, hva });
-        }
-        Ok(0)
-    }
-
-    fn create_gmem(&mut self, size: u64) -> Result<i64, Errno> {
-        let file = create_gmem(&self.vm, size, 0, 0)?;
-        let descriptor = i64::from(file.as_raw_fd());
-        self.gmem.push(file);
-        Ok(descriptor)
-    }
-
-    fn punch_hole(&mut self, offset: u64, len: u64) -> Result<i64, Errno> {
-        let mode = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE;
-        let file = self.gmem.last().ok_or(Errno::EBADF)?;
-        let signed = |value: u64| i64::try_from(value).map_err(|_| Errno::EINVAL);
-        let (offset, len) = (signed(offset)?, signed(len)?);
-        // SAFETY: the call takes no pointers.
-        ioctl::result(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) })
-            .map(i64::from)
-    }
-
-    fn clear_dirty_log(&self, slot: u16, first: u64, pages: Pages) -> Result<i64, Errno> {
-        let count = u32::try_from(pages.raw()).map_err(|_| Errno::EINVAL)?;
-        // The kernel reads no more than the slot has.
-        let words = vec![u64::MAX; words_for(pages.raw().min(self.pages_of(slot) + 64))];
-        let vm = self.vm.as_raw_fd();
-        ioctl::clear_dirty_log(vm, u32::from(slot), first, count, Some(&words)).map(i64::from)
-    }
-}
-
-fn words_for(pages: u64) -> usize {
-    usize::try_from(pages.div_ceil(64)).unwrap_or(1).max(1)
-}
-
-fn enable_cap(vm: &VmFd, name: &str, arg: u64) -> Result<i64, Errno> {
-    let known = cap::ALL.iter().find(|(_, known)| *known == name);
-    let request = kvm_enable_cap {
-        cap: known.map_or(u32::MAX, |(cap, _)| *cap),
-        args: [arg, 0, 0, 0],
-        ..Default::default()
-    };
-    vm.enable_cap(&request).map(|()| 0).map_err(errno)
-}
 
 fn set_parameter(name: &str, value: &str) -> Done {
     let path = format!("/sys/module/kvm/parameters/{name}");

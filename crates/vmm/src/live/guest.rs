@@ -2,7 +2,7 @@
 
 use kvm_bindings::{KVM_VCPUEVENT_VALID_SMM, kvm_regs};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
-use slat_memslot::{Errno, Gpa};
+use slat_memslot::{Errno, Gfn, Gpa, PAGE_SHIFT};
 
 use crate::kvm::errno;
 use crate::traces::{Exit, GuestAct, Note};
@@ -24,7 +24,23 @@ pub(super) const CODE: &[(u64, &[u8])] = &[
             0xc6, 0x03, 0xf4, 0x81, 0xc3, 0x00, 0x10, 0x00, 0x00, 0x49, 0x75, 0xf4, 0xf4,
         ],
     ),
+    // The handler of SMIs, in 16-bit mode: hlt
+    (HANDLER, &[0xf4]),
+    // mov al, [ebx]; hlt
+    (HANDLER + 1, &[0x67, 0x8a, 0x03, 0xf4]),
+    // mov byte [ebx], 0xf4; hlt
+    (HANDLER + 0x10, &[0x67, 0xc6, 0x03, 0xf4, 0xf4]),
+    // rsm
+    (HANDLER + 0x20, &[0x0f, 0xaa]),
 ];
+
+/// Where vCPUs enter SMM, as long as nobody moves SMBASE.
+pub(super) const HANDLER: u64 = 0x3_8000;
+/// The same as an offset of the code segment in SMM.
+const IN_SMM: u64 = HANDLER - 0x3_0000;
+/// The pages of both.
+pub(super) const CODE_PAGE: Gfn = Gfn::new(1);
+pub(super) const HANDLER_PAGE: Gfn = Gfn::new(HANDLER >> PAGE_SHIFT);
 
 /// How often a guest may leave for userspace before it halts.
 const MOST_EXITS: u32 = 4096;
@@ -67,6 +83,11 @@ impl Start {
             GuestAct::Write(gpa) => (0x1020, gpa.raw(), 0),
             GuestAct::Execute(gpa) => (0x1030, gpa.raw(), 0),
             GuestAct::WritePages { pages, from } => (0x1050, from.raw(), *pages),
+            // What an SMI interrupts is a halt.
+            GuestAct::EnterSmm { .. } => (0x1012, 0, 0),
+            GuestAct::SmmRead(gpa) => (IN_SMM + 1, gpa.raw(), 0),
+            GuestAct::SmmWrite(gpa) => (IN_SMM + 0x10, gpa.raw(), 0),
+            GuestAct::LeaveSmm => (IN_SMM + 0x20, 0, 0),
             _ => return None,
         };
         Some(Self { rip, rbx, rcx })
@@ -75,9 +96,11 @@ impl Start {
     /// The first address that it reaches besides its instructions, and how many pages follow each other there.
     pub(super) fn reaches(&self) -> (Gpa, u64) {
         match self.rip {
+            _ if self.rbx == 0 => (Gpa::new(0x1000), 1),
             0x1010 | 0x1020 | 0x1030 => (Gpa::new(self.rbx), 1),
             0x1050 => (Gpa::new(self.rbx), self.rcx),
-            at => (Gpa::new(at), 1),
+            at if at < 0x2000 => (Gpa::new(at), 1),
+            _ => (Gpa::new(self.rbx), 1),
         }
     }
 }

@@ -3,13 +3,13 @@
 use std::fs;
 
 use kvm_ioctls::Kvm;
-use slat_memslot::{Profile, VmType};
+use slat_memslot::Profile;
 use slat_mmu::host::Host;
 use slat_mmu::roots::TdpMmu;
 use slat_mmu::spte::NxHugePages;
 use slat_mmu::tdp::Passes;
 
-use super::random::Abilities;
+use super::abilities::Abilities;
 use crate::kvm::probe;
 use crate::replay::Machine;
 
@@ -53,16 +53,8 @@ pub fn here() -> Result<Machine, String> {
 }
 
 /// What this kernel can be asked for.
-///
-/// # Errors
-/// KVM cannot be used.
 pub fn abilities(machine: &Machine) -> Abilities {
-    let profile = &machine.profile;
-    Abilities {
-        private_memory: profile.supports(VmType::SwProtected),
-        smm: profile.address_spaces(VmType::Default) > 1,
-        pre_fault: profile.pre_fault.get(),
-    }
+    Abilities::of(machine)
 }
 
 fn intel(bits: u8) -> Host {

@@ -8,6 +8,7 @@
 //!
 //! A recording made so is predicted like any other ([`crate::replay`]).
 
+mod abilities;
 mod areas;
 mod compare;
 mod driver;
@@ -15,12 +16,14 @@ mod guest;
 mod machine;
 mod pagemap;
 mod random;
+mod sort;
 mod trace;
 
+pub use abilities::{Abilities, HostAbilities};
 pub use areas::{Area, Areas, Kind};
 pub(crate) use compare::quiet;
 pub use compare::{Config, Finding, Live, LiveError, Outcome};
 pub use driver::{DriveError, Driver, Journal};
 pub use machine::{abilities, here};
-pub use random::{Abilities, Program};
+pub use random::Program;
 pub use trace::{Trace, TraceError};

@@ -1,4 +1,4 @@
-//! Which pages the host has behind addresses of this process (`/proc/self/pagemap`).
+//! Which pages the host has behind addresses of this process (`/proc/self/pagemap`, `/proc/kpageflags`).
 #![expect(unsafe_code, reason = "an ioctl takes pointers")]
 
 use std::fs::File;
@@ -21,25 +21,35 @@ pub(super) struct Page {
 #[derive(Debug)]
 pub(super) struct Pagemap {
     file: File,
+    flags: File,
 }
 
 /// The bits of an entry.
 const PRESENT: u64 = 1 << 63;
 const PFN: u64 = (1 << 55) - 1;
+/// `PM_MMAP_EXCLUSIVE`.
+const EXCLUSIVE: u64 = 1 << 56;
+/// `KPF_COMPOUND_HEAD`, `KPF_COMPOUND_TAIL`.
+const HEAD: u64 = 1 << 15;
+const TAIL: u64 = 1 << 16;
+
+fn word(file: &File, index: u64) -> io::Result<u64> {
+    let mut word = [0; 8];
+    file.read_exact_at(&mut word, index * 8)?;
+    Ok(u64::from_le_bytes(word))
+}
 
 impl Pagemap {
     /// Needs the right to see frames: without it they all read as 0.
     pub(super) fn open() -> io::Result<Self> {
         let file = File::open("/proc/self/pagemap")?;
-        Ok(Self { file })
+        let flags = File::open("/proc/kpageflags")?;
+        Ok(Self { file, flags })
     }
 
     /// The page at an address, if there is one.
     pub(super) fn page(&self, hva: Hva) -> io::Result<Option<Page>> {
-        let mut entry = [0; 8];
-        self.file
-            .read_exact_at(&mut entry, (hva.raw() >> PAGE_SHIFT) * 8)?;
-        let entry = u64::from_le_bytes(entry);
+        let entry = word(&self.file, hva.raw() >> PAGE_SHIFT)?;
         if entry & PRESENT == 0 {
             return Ok(None);
         }
@@ -52,6 +62,19 @@ impl Pagemap {
             pfn: entry & PFN,
             level,
         }))
+    }
+
+    /// The page at an address if it can be told whether it alone is used: it belongs to nobody else, and is no part of a
+    /// larger page unless it is the one that stands for it.
+    pub(super) fn page_alone(&self, hva: Hva) -> io::Result<Option<Page>> {
+        let entry = word(&self.file, hva.raw() >> PAGE_SHIFT)?;
+        let Some(page) = self.page(hva)?.filter(|_| entry & EXCLUSIVE != 0) else {
+            return Ok(None);
+        };
+        let flags = word(&self.flags, page.pfn)?;
+        let is_head = flags & HEAD != 0 && page.level == Level::L2;
+        let is_small = flags & (HEAD | TAIL) == 0;
+        Ok(Some(page).filter(|_| is_head || is_small))
     }
 
     /// Whether the address is mapped by an entry of level 2 (`PAGEMAP_SCAN`, since Linux 6.7).

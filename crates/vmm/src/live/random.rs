@@ -1,21 +1,15 @@
 //! Random programs: operations that a [`Driver`](super::Driver) makes, worth comparing.
 
-use slat_memslot::{AsId, Gfn, Gpa, Hva, PAGE_SHIFT, Pages, Quirks, SlotFlags, VmType};
+mod memory;
+mod slots;
 
-use super::areas::{Area, Kind};
+use slat_memslot::{AsId, Gfn, Gpa, PAGE_SHIFT, Pages, Quirks, VmType};
+
+use super::abilities::Abilities;
+use super::areas::{Area, Kind, USED};
+use super::guest::HANDLER;
 use crate::differential::Dice;
 use crate::traces::{GuestAct, Op, SetRegion, Sregs};
-
-/// What a kernel can be asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Abilities {
-    /// `KVM_X86_SW_PROTECTED_VM`.
-    pub private_memory: bool,
-    /// Address space 1 and SMM.
-    pub smm: bool,
-    /// `KVM_PRE_FAULT_MEMORY`.
-    pub pre_fault: bool,
-}
 
 /// A program with the memory that it needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,16 +28,23 @@ struct Slot {
 
 /// The areas: instructions, small pages, huge pages.
 const AREAS: [Area; 3] = [
-    Area::at(0, Pages::new(0x10), Kind::Small),
+    Area::at(0, Pages::new(0x40), Kind::Small),
     Area::at(1, Pages::new(0x400), Kind::Small),
     Area::at(2, Pages::new(0xa00), Kind::Transparent),
 ];
+/// Those of a pool, in programs that use it. They are some address space away from the others and each other: what the host
+/// says about one of them it may say about all of its GiB.
+const HUGETLB: Area = Area::at(4, Pages::new(0x800), Kind::Hugetlb);
+const GIGANTIC: Area = Area::at(6, Pages::new(GIB), Kind::Gigantic);
 
 /// Frames that slots lie in.
 const FIRST_FRAME: u64 = 0x400;
 const END_FRAME: u64 = 0x1c00;
 /// Frames of a huge page.
 const HUGE: u64 = 0x200;
+/// Frames of 1 GiB, and the first frame where slots of that size are.
+const GIB: u64 = 0x4_0000;
+const FIRST_GIB: u64 = GIB;
 const PRIVATE: u64 = 1 << 3;
 
 impl Program {
@@ -56,7 +57,7 @@ impl Program {
         }
         writer.end();
         Self {
-            areas: AREAS.to_vec(),
+            areas: writer.areas,
             ops: writer.ops,
         }
     }
@@ -66,10 +67,18 @@ impl Program {
 struct Writer {
     dice: Dice,
     abilities: Abilities,
+    areas: Vec<Area>,
     ops: Vec<Op<'static>>,
     private: bool,
     smm: bool,
+    /// Whether the vCPU enters SMM as a real one does: by an SMI.
+    smi: bool,
     in_smm: bool,
+    /// Whether dirty pages are logged in rings.
+    rings: bool,
+    /// Whether the program forks, and whether it has a child.
+    forks: bool,
+    has_child: bool,
     vcpus: u32,
     slots: Vec<Slot>,
     /// vCPUs whose roots may be obsolete: some kernels never come back from pre-faulting then.
@@ -82,11 +91,25 @@ impl Writer {
     fn new(seed: u64, abilities: Abilities) -> Self {
         let mut dice = Dice::new(seed);
         let private = abilities.private_memory && dice.percent(30);
+        let rings = abilities.rings && dice.percent(25);
+        let mut areas = AREAS.to_vec();
+        if abilities.host.huge_pages >= HUGETLB.pages.raw() / HUGE && dice.percent(30) {
+            areas.push(HUGETLB);
+        }
+        if abilities.host.gigantic_pages > 0 && dice.percent(10) {
+            areas.push(GIGANTIC);
+        }
         Self {
             abilities,
+            areas,
             private,
-            smm: abilities.smm && !private && dice.percent(25),
+            smm: abilities.smm && !private && dice.percent(30),
+            // A full ring would leave the SMI pending.
+            smi: !rings && dice.percent(50),
             in_smm: false,
+            rings,
+            forks: dice.percent(30),
+            has_child: false,
             vcpus: 1 + u32::from(dice.percent(30)),
             discards: dice.percent(50),
             ops: Vec::new(),
@@ -103,7 +126,8 @@ impl Writer {
     // --- Begin and end -----------------------------------------------------------------------------------------------
 
     fn begin(&mut self) {
-        self.parameter("eager_page_split", 70);
+        let eager = if self.is_gigantic() { 0 } else { 70 };
+        self.parameter("eager_page_split", eager);
         self.parameter("nx_huge_pages", 15);
         let vm_type = if self.private {
             VmType::SwProtected
@@ -124,6 +148,14 @@ impl Writer {
             let arg = self.dice.pick(&[1, 3]);
             self.push(Op::EnableCap {
                 cap: "MANUAL_DIRTY_LOG_PROTECT2",
+                bits: None,
+                arg,
+            });
+        }
+        if self.rings {
+            let arg = self.dice.pick(&[0x1000, 0x1000, 0x1_0000]);
+            self.push(Op::EnableCap {
+                cap: "DIRTY_LOG_RING",
                 bits: None,
                 arg,
             });
@@ -150,6 +182,14 @@ impl Writer {
         for _ in 0..2 {
             self.create_slot();
         }
+        if self.is_gigantic() {
+            self.create_gigantic_slot();
+        }
+    }
+
+    /// Splitting 1 GiB ahead of time makes half a million events: programs that have so much leave it to writes.
+    fn is_gigantic(&self) -> bool {
+        self.areas.contains(&GIGANTIC)
     }
 
     fn end(&mut self) {
@@ -171,24 +211,27 @@ impl Writer {
 
     fn operation(&mut self) {
         match self.dice.below(100) {
-            0..48 => self.guest(),
-            48..54 => self.create_slot(),
-            54..59 => self.delete_slot(),
-            59..62 => self.move_slot(),
-            62..71 => self.switch_log(),
-            71..77 => self.read_log(),
-            77..82 => self.clear_log(),
-            82..88 => self.host_memory(),
-            88..94 => self.pre_fault(),
-            94..96 => self.switch_smm(),
-            96 => self.change_parameter(),
+            0..44 => self.guest(),
+            44..50 => self.create_slot(),
+            50..54 => self.delete_slot(),
+            54..57 => self.move_slot(),
+            57..65 => self.switch_log(),
+            65..71 => self.read_log(),
+            71..76 => self.clear_log(),
+            76..82 => self.host_memory(),
+            82..86 => self.host_work(),
+            86..92 => self.pre_fault(),
+            92..95 => self.switch_smm(),
+            95 => self.change_parameter(),
             _ if self.private => self.private_memory(),
             _ => self.guest(),
         }
     }
 
     fn change_parameter(&mut self) {
-        if self.dice.percent(70) {
+        if self.is_gigantic() {
+            self.guest();
+        } else if self.dice.percent(70) {
             self.parameter("eager_page_split", 50);
         } else {
             self.parameter("nx_huge_pages", 50);
@@ -211,6 +254,11 @@ impl Writer {
         }
         let slot = self.dice.pick(&self.slots).region;
         let pages = slot.pages.raw().max(1);
+        if pages > END_FRAME {
+            let huge = self.dice.pick(&[1, 2, 3, 0x40, pages / HUGE]);
+            let offset = self.dice.below(huge) * HUGE + self.dice.small(USED);
+            return Gfn::new(slot.gfn.raw() + offset);
+        }
         // Often the same few frames.
         let offset = match self.dice.below(4) {
             0 => self.dice.below(pages),
@@ -233,6 +281,8 @@ impl Writer {
         let gpa = Gpa::new(gfn.raw() << PAGE_SHIFT);
         let may_execute = !self.discards && !self.private && !self.in_smm && self.in_slot(gfn);
         let act = match self.dice.below(100) {
+            0..45 if self.in_smm && self.smi => GuestAct::SmmRead(gpa),
+            _ if self.in_smm && self.smi => GuestAct::SmmWrite(gpa),
             0..40 => GuestAct::Read(gpa),
             40..82 => GuestAct::Write(gpa),
             82..90 if may_execute => GuestAct::Execute(gpa),
@@ -253,7 +303,10 @@ impl Writer {
         let vcpu = self.vcpu();
         if self.obsolete.contains(&vcpu) {
             self.obsolete.retain(|id| *id != vcpu);
-            let act = GuestAct::Halt { at: None };
+            let act = match self.in_smm && self.smi {
+                true => GuestAct::SmmRead(Gpa::new(HANDLER)),
+                false => GuestAct::Halt { at: None },
+            };
             self.push(Op::Guest { vcpu, act });
         }
         let (gfn, pages) = (self.frame(), 1 + self.dice.small(HUGE));
@@ -267,167 +320,20 @@ impl Writer {
     }
 
     fn switch_smm(&mut self) {
-        if self.smm {
-            self.in_smm = !self.in_smm;
-            self.push(Op::SetSmm(self.in_smm));
-        } else {
-            self.guest();
+        if !self.smm {
+            return self.guest();
         }
-    }
-
-    // --- Slots -------------------------------------------------------------------------------------------------------
-
-    fn create_slot(&mut self) {
-        let as_id = AsId::new(u8::from(self.smm && self.dice.percent(25)));
-        let huge = self.dice.percent(50);
-        let aligned = self.dice.percent(70);
-        let area = if huge { AREAS[2] } else { AREAS[1] };
-        let pages = if huge {
-            self.dice.pick(&[HUGE, 2 * HUGE, 3 * HUGE, HUGE + 0x80])
-        } else {
-            1 + self.dice.below(HUGE)
-        };
-        let room = (area.pages.raw() - pages) / 0x10;
-        let (mut offset, mut gfn) = (
-            self.dice.below(room + 1) * 0x10,
-            FIRST_FRAME + self.dice.below((END_FRAME - FIRST_FRAME - pages) / 0x10) * 0x10,
-        );
-        if aligned {
-            (offset, gfn) = (offset & !(HUGE - 1), gfn & !(HUGE - 1));
-        } else if self.dice.percent(50) {
-            // Not at the begin of a huge page, but as far behind it as in the host.
-            gfn = gfn & !(HUGE - 1) | offset & (HUGE - 1);
+        self.in_smm = !self.in_smm;
+        let guest = |act| Op::Guest { vcpu: 0, act };
+        match (self.smi, self.in_smm) {
+            (false, inside) => self.push(Op::SetSmm(inside)),
+            (true, true) => {
+                self.push(Op::Smi);
+                let handler = Gpa::new(HANDLER);
+                self.push(guest(GuestAct::EnterSmm { handler }));
+            }
+            (true, false) => self.push(guest(GuestAct::LeaveSmm)),
         }
-        let file = self.private && self.dice.percent(60);
-        let mut flags = SlotFlags::empty();
-        flags.set(SlotFlags::LOG_DIRTY_PAGES, self.dice.percent(15));
-        flags.set(SlotFlags::READONLY, self.dice.percent(8));
-        flags.set(SlotFlags::GUEST_MEMFD, file);
-        let region = SetRegion {
-            slot: 1 + u16::try_from(self.dice.below(4)).unwrap_or(0),
-            as_id: as_id.unwrap_or(AsId::NORMAL),
-            flags: flags.bits(),
-            gfn: Gfn::new(gfn),
-            pages: Pages::new(pages),
-            gmem_offset: file.then(|| (gfn - FIRST_FRAME) << PAGE_SHIFT),
-            hva: Some(Hva::new(area.start.raw() + (offset << PAGE_SHIFT))),
-        };
-        let same =
-            |slot: &Slot| (slot.region.as_id, slot.region.slot) == (region.as_id, region.slot);
-        if !self.slots.iter().any(same) {
-            self.slots.push(Slot { region });
-        }
-        self.push(Op::SetRegion(region));
-    }
-
-    fn some_slot(&mut self) -> Option<usize> {
-        let count = self.slots.len() as u64;
-        (count > 0).then(|| usize::try_from(self.dice.below(count)).unwrap_or(0))
-    }
-
-    fn roots_may_go(&mut self) {
-        self.obsolete = (0..self.vcpus).collect();
-    }
-
-    fn delete_slot(&mut self) {
-        let Some(at) = self.some_slot() else { return };
-        let slot = self.slots.remove(at);
-        self.roots_may_go();
-        self.push(Op::SetRegion(SetRegion {
-            pages: Pages::new(0),
-            ..slot.region
-        }));
-    }
-
-    fn move_slot(&mut self) {
-        let Some(at) = self.some_slot() else { return };
-        let mut region = self.slots[at].region;
-        let step = self.dice.pick(&[0x10, HUGE, 2 * HUGE]);
-        region.gfn = Gfn::new(region.gfn.raw() + step);
-        self.roots_may_go();
-        // Where it may have been refused, its accesses go to MMIO or another slot.
-        self.slots[at].region = region;
-        self.push(Op::SetRegion(region));
-    }
-
-    fn switch_log(&mut self) {
-        let Some(at) = self.some_slot() else { return };
-        let slot = &mut self.slots[at];
-        slot.region.flags ^= SlotFlags::LOG_DIRTY_PAGES.bits();
-        let region = slot.region;
-        self.push(Op::SetRegion(region));
-    }
-
-    fn read_log(&mut self) {
-        let Some(at) = self.some_slot() else { return };
-        let slot = self.slots[at].region.slot;
-        self.push(Op::GetDirtyLog { slot });
-    }
-
-    fn clear_log(&mut self) {
-        let Some(at) = self.some_slot() else { return };
-        let region = self.slots[at].region;
-        let words = region.pages.raw().div_ceil(64);
-        let first = self.dice.below(words) * 64;
-        let rest = region.pages.raw() - first;
-        let pages = if self.dice.percent(50) {
-            rest
-        } else {
-            rest.min(64 * (1 + self.dice.small(4)))
-        };
-        self.push(Op::ClearDirtyLog {
-            slot: region.slot,
-            first,
-            pages: Pages::new(pages),
-        });
-    }
-
-    // --- Memory ------------------------------------------------------------------------------------------------------
-
-    fn host_memory(&mut self) {
-        let normal: Vec<SetRegion> = self
-            .slots
-            .iter()
-            .map(|slot| slot.region)
-            .filter(|region| region.as_id == AsId::NORMAL)
-            .collect();
-        let Some(last) = normal.len().checked_sub(1) else {
-            return;
-        };
-        let region = normal[usize::try_from(self.dice.below(last as u64 + 1)).unwrap_or(0)];
-        let first = self.dice.below(region.pages.raw());
-        let pages = 1 + self.dice.small(region.pages.raw() - first);
-        let (gfn, pages) = (Gfn::new(region.gfn.raw() + first), Pages::new(pages));
-        if self.discards && self.dice.percent(60) {
-            let advice = "DONTNEED";
-            self.push(Op::Madvise { advice, gfn, pages });
-        } else {
-            let writable = self.dice.percent(60);
-            self.push(Op::Mprotect {
-                writable,
-                range: Some((gfn, pages)),
-            });
-        }
-    }
-
-    fn private_memory(&mut self) {
-        let gfn = self.frame();
-        if self.dice.percent(25) {
-            let offset = gfn.raw().saturating_sub(FIRST_FRAME) << PAGE_SHIFT;
-            let len = (1 + self.dice.small(HUGE)) << PAGE_SHIFT;
-            return self.push(Op::PunchHole { offset, len });
-        }
-        let pages = match self.dice.below(3) {
-            0 => 1 + self.dice.small(8),
-            1 => HUGE,
-            _ => 1 + self.dice.below(2 * HUGE),
-        };
-        let attributes = if self.dice.percent(60) { PRIVATE } else { 0 };
-        self.push(Op::SetAttributes {
-            gfn,
-            pages: Pages::new(pages),
-            attributes,
-        });
     }
 }
 

@@ -65,6 +65,7 @@ pub(super) fn activity(act: &GuestAct<'_>, handler: u64, machine: &Machine) -> A
             ..at(handler)
         },
         GuestAct::SmmRead(gpa) => at(handler.wrapping_add(1)).step(Kind::Read, gpa.raw()),
+        GuestAct::SmmWrite(gpa) => at(handler.wrapping_add(1)).step(Kind::Write, gpa.raw()),
         GuestAct::LeaveSmm => Activity {
             mode_then: Some(VcpuMode::Normal),
             steps_then: at(stub::READ).steps,

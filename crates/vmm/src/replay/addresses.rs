@@ -56,6 +56,11 @@ impl Addresses {
         }
     }
 
+    /// Whether the recording says them, and with them everything else that the program can see.
+    pub(super) fn are_said(&self) -> bool {
+        self.said
+    }
+
     /// Reads a recording ahead.
     pub(super) fn learn(chunks: &[&[Item<'_>]]) -> Self {
         let mut addresses = Self::default();
@@ -206,10 +211,10 @@ fn named_address(op: &Op<'_>, chunk: &[Item<'_>], before: &[&[Item<'_>]]) -> Opt
     }
 }
 
-/// What happens before the guest stops; what follows is the recorded program's own.
+/// What happens before the guest stops for good; what follows is the recorded program's own.
 pub(super) fn until_exit<'c, 'a>(chunk: &'c [Item<'a>]) -> &'c [Item<'a>] {
     let is_exit = |item: &Item<'_>| matches!(item.what, What::Note(Note::Exit(_)));
-    let exit = chunk.iter().position(is_exit).unwrap_or(chunk.len());
+    let exit = chunk.iter().rposition(is_exit).unwrap_or(chunk.len());
     chunk.split_at(exit).0
 }
 

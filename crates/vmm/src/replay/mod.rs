@@ -30,10 +30,12 @@ mod addresses;
 mod inputs;
 mod machine;
 mod missing;
+mod planted;
 mod run;
 
 pub use machine::Machine;
 pub use missing::NotModelled;
+pub use planted::Planted;
 
 use slat_mmu::host::SecondStage;
 use slat_mmu::roots::TdpMmu;
@@ -67,13 +69,24 @@ pub enum Verdict {
 
 /// Predicts a recording that was made on a machine.
 pub fn predict(recording: &Recording<'_>, machine: &Machine) -> Verdict {
+    predict_by(recording, machine, None)
+}
+
+/// The same with one rule made wrong.
+pub fn predict_wrongly(recording: &Recording<'_>, machine: &Machine, planted: Planted) -> Verdict {
+    predict_by(recording, machine, Some(planted))
+}
+
+fn predict_by(recording: &Recording<'_>, machine: &Machine, planted: Option<Planted>) -> Verdict {
     if let Some(missing) = missing::first(recording) {
         return Verdict::NotModelled(missing);
     }
     match (machine.tdp_mmu, machine.host.second_stage) {
-        (TdpMmu::On, SecondStage::Ept) => run::run::<TdpVm<Ept>>(recording, machine),
-        (TdpMmu::On, SecondStage::Npt) => run::run::<TdpVm<Npt>>(recording, machine),
-        (TdpMmu::Off, SecondStage::Ept) => run::run::<ShadowVm<Ept>>(recording, machine),
-        (_, SecondStage::Npt | SecondStage::Off) => run::run::<ShadowVm<Npt>>(recording, machine),
+        (TdpMmu::On, SecondStage::Ept) => run::run::<TdpVm<Ept>>(recording, machine, planted),
+        (TdpMmu::On, SecondStage::Npt) => run::run::<TdpVm<Npt>>(recording, machine, planted),
+        (TdpMmu::Off, SecondStage::Ept) => run::run::<ShadowVm<Ept>>(recording, machine, planted),
+        (_, SecondStage::Npt | SecondStage::Off) => {
+            run::run::<ShadowVm<Npt>>(recording, machine, planted)
+        }
     }
 }

@@ -1,17 +1,18 @@
 //! The operations of a recording, done one after the other.
 
-use slat_memslot::{Errno, Gfn, GmemId, Gpa, Pages, Region, RegionVersion, Slot, VmType, cap};
+mod host;
+
+use slat_memslot::{Errno, Gfn, GmemId, Gpa, Pages, Region, RegionVersion, VmType, cap};
 use slat_mmu::role::VcpuMode;
 use slat_mmu::spte::{Codec, NxHugePages};
 
 use super::activity::activity;
 use super::addresses::{Addresses, key_of, unmapped, until_exit};
-use super::{Machine, Verdict, inputs};
+use super::{Machine, Planted, Verdict, inputs};
 use crate::paged_vm::{ControlBits, PagedVm};
-use crate::tdp_vm::{EagerSplit, HvaRange, Paging, Supplied};
+use crate::tdp_vm::{EagerSplit, HvaRange, Paging};
 use crate::traces::{
-    self, Comparer, GuestAct, Item, Note, Op, Predicted, Recording, Ret, SetRegion, Sregs, Traced,
-    What,
+    self, Comparer, GuestAct, Item, Op, Predicted, Recording, Ret, SetRegion, Sregs, What,
 };
 
 /// Where the recorded program puts its guest's page tables.
@@ -20,6 +21,8 @@ const GUEST_TABLES: Gpa = Gpa::new(0x4000);
 /// A recording being predicted.
 struct Run<'m, V: PagedVm> {
     machine: &'m Machine,
+    /// The rule that is made wrong.
+    planted: Option<Planted>,
     addresses: Addresses,
     vm: Option<V>,
     eager_split: EagerSplit,
@@ -41,10 +44,15 @@ struct Run<'m, V: PagedVm> {
 }
 
 /// Predicts a recording.
-pub(super) fn run<V: PagedVm>(recording: &Recording<'_>, machine: &Machine) -> Verdict {
+pub(super) fn run<V: PagedVm>(
+    recording: &Recording<'_>,
+    machine: &Machine,
+    planted: Option<Planted>,
+) -> Verdict {
     let chunks = chunks(&recording.items);
     let mut run = Run::<V> {
         machine,
+        planted,
         addresses: if inputs::are_complete(recording) {
             Addresses::as_said()
         } else {
@@ -122,6 +130,9 @@ impl<V: PagedVm> Run<'_, V> {
         };
         if let Some(vm) = &mut self.vm {
             inputs::supply(vm.host_mut(), chunk);
+            if self.addresses.are_said() {
+                self.sizes(chunk);
+            }
         }
         self.operation(op, chunk, recording);
         self.notes(chunk);
@@ -138,7 +149,15 @@ impl<V: PagedVm> Run<'_, V> {
             Op::ModuleParameter { name, value } => self.parameter(name, value),
             _ => {}
         }
-        let memory_call = matches!(op, Op::Madvise { .. } | Op::Mprotect { .. } | Op::Fork);
+        let memory_call = matches!(
+            op,
+            Op::Madvise { .. }
+                | Op::Mprotect { .. }
+                | Op::Fork
+                | Op::ChildEnds
+                | Op::HostWork(_)
+                | Op::Userfault { .. }
+        );
         if memory_call {
             self.host_call(op, chunk);
         } else if let Op::Guest { vcpu, act } = op {
@@ -178,7 +197,11 @@ impl<V: PagedVm> Run<'_, V> {
     }
 
     fn answer(&mut self, value: i64) {
-        let answer = Predicted::Returned(Ok(Some(value)));
+        self.outcome(Ok(Some(value)));
+    }
+
+    fn outcome(&mut self, outcome: Result<Option<i64>, Errno>) {
+        let answer = Predicted::Returned(outcome);
         match &mut self.vm {
             Some(vm) => vm.tell(answer),
             None => self.outside.push(answer),
@@ -195,6 +218,10 @@ impl<V: PagedVm> Run<'_, V> {
             _ => {
                 let machine = self.machine;
                 let Some(vm) = &mut self.vm else { return };
+                if self.planted == Some(Planted::RingsWatchNothing) && *op == Op::ResetRings {
+                    vm.forget_rings();
+                    return;
+                }
                 vcpu_call(vm, op, machine);
                 vm_call(vm, op, returned(chunk));
             }
@@ -206,6 +233,9 @@ impl<V: PagedVm> Run<'_, V> {
         let Some(vm) = &mut self.vm else { return };
         match (op, self.file) {
             (Op::CreateGmem { size }, _) => self.file = vm.create_gmem(*size),
+            (Op::PunchHole { .. }, Some(_)) if self.planted == Some(Planted::HolesZapNothing) => {
+                vm.tell(Predicted::Returned(Ok(Some(0))));
+            }
             (Op::PunchHole { offset, len }, Some(file)) => vm.punch_hole(file, *offset, *len),
             (Op::CloseGmem, Some(file)) => {
                 // Closing a descriptor that is open cannot fail.
@@ -236,96 +266,6 @@ impl<V: PagedVm> Run<'_, V> {
         self.last_slot = Some(key);
     }
 
-    /// The host addresses of frames, where a slot holds them.
-    fn addresses_of(&self, gfn: Gfn, pages: Pages) -> Option<HvaRange> {
-        let space = self.vm.as_ref()?.memory().space(slat_memslot::AsId::NORMAL);
-        let start = space.by_gfn(gfn)?.hva_of(gfn)?.raw();
-        Some(start..start.saturating_add(pages.raw() << 12))
-    }
-
-    /// A call on the host's memory, with the notifications before it returns.
-    fn host_call(&mut self, op: &Op<'_>, chunk: &[Item<'_>]) {
-        let is_ret = |item: &Item<'_>| matches!(item.what, What::Ret(_));
-        let ret = chunk.iter().position(is_ret).unwrap_or(chunk.len());
-        let (before, after) = chunk.split_at(ret);
-        self.change_memory(op);
-        for range in unmapped(before) {
-            self.unmap(&range, matches!(op, Op::Fork));
-        }
-        self.answer(0);
-        self.unmap_all(after);
-    }
-
-    fn change_memory(&mut self, op: &Op<'_>) {
-        let range = match op {
-            Op::Madvise { gfn, pages, .. } => self.addresses_of(*gfn, *pages),
-            Op::Mprotect { range, .. } => {
-                self.protected = range.or(self.protected);
-                self.protected
-                    .and_then(|(gfn, pages)| self.addresses_of(gfn, pages))
-            }
-            _ => None,
-        };
-        let (Some(vm), Some(range)) = (&mut self.vm, range) else {
-            return;
-        };
-        match op {
-            Op::Madvise { advice, .. } => match *advice {
-                "DONTNEED" | "REMOVE" | "FREE" => vm.host_mut().discard(range),
-                "COLLAPSE" => vm.host_mut().replace(range),
-                _ => {}
-            },
-            Op::Mprotect { writable: true, .. } => vm.host_mut().unprotect(&range),
-            Op::Mprotect { .. } => vm.host_mut().protect(range),
-            _ => {}
-        }
-    }
-
-    fn unmap(&mut self, range: &HvaRange, shared: bool) {
-        let ranges = self.addresses.to_model(range);
-        let Some(vm) = &mut self.vm else { return };
-        for range in ranges {
-            if shared {
-                vm.host_mut().share(range.clone());
-            }
-            vm.unmap_hva(range);
-        }
-    }
-
-    fn unmap_all(&mut self, items: &[Item<'_>]) {
-        for range in unmapped(items) {
-            self.unmap(&range, false);
-        }
-    }
-
-    /// Pages are marked as idle, or looked at.
-    fn age(&mut self, op: &Op<'_>, chunk: &[Item<'_>]) {
-        let mut young = false;
-        for item in chunk {
-            let What::Event(Traced::AgeHva { start, end }) = item.what else {
-                continue;
-            };
-            for range in self.addresses.to_model(&(start..end)) {
-                let vm = self.vm.as_mut();
-                young |= vm.is_some_and(|vm| vm.age_hva(range));
-            }
-        }
-        match op {
-            Op::MarkIdle { .. } => {
-                self.idle = true;
-                self.answer(8);
-            }
-            Op::ReadIdle => {
-                self.idle &= !young;
-                self.answer(8);
-                if let Some(vm) = &mut self.vm {
-                    vm.tell(Predicted::Idle(self.idle));
-                }
-            }
-            _ => {}
-        }
-    }
-
     fn guest(&mut self, vcpu: u32, act: &GuestAct<'_>, chunk: &[Item<'_>]) {
         if let GuestAct::EnterSmm { handler } = act {
             self.handler = handler.raw();
@@ -334,7 +274,12 @@ impl<V: PagedVm> Run<'_, V> {
         let copies: Vec<HvaRange> = unmapped(in_guest)
             .flat_map(|range| self.addresses.to_model(&range))
             .collect();
-        let activity = activity(act, self.handler, self.machine);
+        let mut activity = activity(act, self.handler, self.machine);
+        match self.planted {
+            Some(Planted::SmiKeepsRoot) => activity.mode_first = None,
+            Some(Planted::RsmKeepsRoot) => activity.mode_then = None,
+            _ => {}
+        }
         let Some(vm) = &mut self.vm else { return };
         vm.host_mut().expect_copies(copies);
         vm.run_guest(vcpu, &activity);
@@ -343,54 +288,6 @@ impl<V: PagedVm> Run<'_, V> {
         }
         let (_, after) = chunk.split_at(in_guest.len());
         self.unmap_all(after);
-    }
-
-    /// What the recorded program found out about its memory.
-    fn notes(&mut self, chunk: &[Item<'_>]) {
-        for item in chunk {
-            match &item.what {
-                What::Note(Note::BackingOf(as_id)) => self.notes_of = *as_id,
-                What::Note(Note::Backing { gfn, pfn, level }) => {
-                    let size = level.and_then(inputs::size_of);
-                    self.backing(Supplied {
-                        gfn: *gfn,
-                        pfn: *pfn,
-                        size,
-                    });
-                }
-                What::Note(Note::Leaves(_)) => self.leaves(),
-                What::Note(Note::Remark("backing never touched by the host")) => self.untouched(),
-                _ => {}
-            }
-        }
-    }
-
-    /// The VM's statistics were read.
-    fn leaves(&mut self) {
-        let Some(vm) = &mut self.vm else { return };
-        let leaves = vm.leaves();
-        vm.tell(Predicted::Leaves(leaves));
-    }
-
-    fn backing(&mut self, page: Supplied) {
-        let Some(vm) = &mut self.vm else { return };
-        let slot = vm.memory().space(self.notes_of).by_gfn(page.gfn);
-        let hva = slot.and_then(|slot| slot.hva_of(page.gfn));
-        if let Some(hva) = hva {
-            vm.host_mut().know_page(hva.raw(), page);
-        }
-    }
-
-    /// The memory of the last slot was never written to.
-    fn untouched(&mut self) {
-        let (Some(vm), Some(key)) = (&mut self.vm, self.last_slot) else {
-            return;
-        };
-        let bytes = |slot: &Slot| slot.pages().raw() << 12;
-        let slot = vm.memory().space(key.as_id).by_id(key.id);
-        if let Some((start, bytes)) = slot.map(|slot| (slot.hva().raw(), bytes(slot))) {
-            vm.host_mut().set_untouched(start..start + bytes);
-        }
     }
 }
 
@@ -432,6 +329,8 @@ fn vm_call(vm: &mut impl PagedVm, op: &Op<'_>, returned: Option<Ret>) {
         Op::ClearDirtyLog { slot, first, pages } => {
             vm.clear_dirty_log(u32::from(*slot), *first, *pages);
         }
+        Op::ResetRings => vm.reset_rings(),
+        Op::HarvestRing { vcpu } => vm.harvest_ring(*vcpu),
         Op::CloseVm => vm.close(),
         _ => {}
     }

@@ -277,7 +277,7 @@ impl<F: Format> ShadowVm<F> {
         if let Some((slot, gfn)) = handled.mark_dirty {
             let _ = self.memory.mark_dirty(id, slot.as_id, gfn);
         }
-        if let Some(moved) = self.host.take_moved() {
+        while let Some(moved) = self.host.take_moved() {
             self.unmap_hva(moved);
         }
         self.spread_requests();

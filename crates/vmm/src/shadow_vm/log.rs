@@ -49,6 +49,34 @@ impl<F: Format> ShadowVm<F> {
         Ok(())
     }
 
+    /// Takes the entries out of a vCPU's dirty ring, and marks them as harvested.
+    pub fn harvest_ring(&mut self, vcpu: u32) {
+        let index = self.vcpus.keys().position(|id| *id == vcpu);
+        let index = index.and_then(|index| u32::try_from(index).ok());
+        let index = index.unwrap_or(u32::MAX);
+        let taken = self.memory.harvest_dirty_ring(index).unwrap_or_default();
+        for note in Predicted::rings(&taken) {
+            self.tell(note);
+        }
+    }
+
+    /// `KVM_RESET_DIRTY_RINGS` by a kernel that forgets what it is for.
+    pub(crate) fn forget_rings(&mut self) {
+        let freed = self.memory.free_dirty_rings();
+        let count = freed.map(|freed| i64::try_from(freed.count).unwrap_or(i64::MAX));
+        self.answer(count.map_err(|refusal| refusal.errno()));
+    }
+
+    /// `KVM_RESET_DIRTY_RINGS`: what was harvested is watched anew.
+    pub fn reset_rings(&mut self) {
+        let freed = self.memory.free_dirty_rings();
+        for (key, window) in freed.iter().flat_map(|freed| freed.rearm.clone()) {
+            self.enable_log(key, window.offset, window.mask);
+        }
+        let count = freed.map(|freed| i64::try_from(freed.count).unwrap_or(i64::MAX));
+        self.answer(count.map_err(|refusal| refusal.errno()));
+    }
+
     fn watch_anew(&mut self, key: SlotKey, words: &[u64]) {
         for (at, mask) in (0..).zip(words) {
             if *mask != 0 {

@@ -319,7 +319,7 @@ impl<F: Format> ShadowVm<F> {
                 HardwareAccess::NotAllowed => Present::Yes,
             };
             let fault = access.fault((kind, present), gpa, FaultPlace::Final);
-            if let Some(moved) = self.host.take_moved() {
+            while let Some(moved) = self.host.take_moved() {
                 self.unmap_hva(moved);
             }
             self.spread_requests();

@@ -416,7 +416,7 @@ impl<F: Format> TdpVm<F> {
         if let Some((slot, gfn)) = handled.mark_dirty {
             let _ = self.memory.mark_dirty(index, slot.as_id, gfn);
         }
-        if let Some(moved) = self.host.take_moved() {
+        while let Some(moved) = self.host.take_moved() {
             self.unmap_hva(moved);
         }
         handled.outcome

@@ -62,12 +62,14 @@ pub struct HostMemory {
     huge: Vec<(PageSize, Gfn, u64)>,
     /// Ranges that will be unmapped when somebody writes there.
     copies: VecDeque<HvaRange>,
-    /// One that must be unmapped now.
-    moved: Option<HvaRange>,
+    /// Those that must be unmapped now.
+    moved: VecDeque<HvaRange>,
     /// Frames that are no memory.
     devices: Vec<Range<u64>>,
     /// Nothing is mapped there.
     absent: Vec<HvaRange>,
+    /// No zero page ever stands for what was never written to.
+    filled: Vec<HvaRange>,
     /// How many pages were made up, since nobody had told which they are.
     made_up: u64,
 }
@@ -153,11 +155,12 @@ impl HostMemory {
     /// The page at an address is known.
     pub fn know_page(&mut self, hva: u64, page: impl Into<Supplied>) {
         let (frame, page) = (hva >> PAGE_SHIFT, page.into());
-        if self.find(frame).map(|(first, at)| at.pfn + (frame - first)) != Some(page.pfn) {
-            self.forget(hva..hva + 1);
-            let writable = !Self::is_in(&self.protected, hva) && !Self::is_in(&self.shared, hva);
-            self.insert(frame, page, writable);
+        if self.find(frame).map(|(first, at)| at.pfn + (frame - first)) == Some(page.pfn) {
+            return self.resize(hva, page);
         }
+        self.forget(hva..hva + 1);
+        let writable = !Self::is_in(&self.protected, hva) && !Self::is_in(&self.shared, hva);
+        self.insert(frame, page, writable);
     }
 
     /// Memory that nobody has written to yet.
@@ -168,7 +171,34 @@ impl HostMemory {
 
     /// Memory is given back (`MADV_DONTNEED`).
     pub fn discard(&mut self, range: HvaRange) {
+        subtract(&mut self.shared, &range);
         self.set_untouched(range);
+    }
+
+    /// The memory has pages before anybody reads them: files, or what a program fills (`userfaultfd`).
+    pub fn set_filled(&mut self, range: HvaRange) {
+        self.filled.push(range);
+    }
+
+    /// Which pages are in a range is not known any more: they may have moved. Who shares them, and who may write to them, is
+    /// as before.
+    pub fn forget_pages(&mut self, range: HvaRange) {
+        self.forget(range);
+    }
+
+    /// The page that is known at an address is mapped in this size now.
+    pub fn resize(&mut self, hva: u64, page: impl Into<Supplied>) {
+        let (frame, page) = (hva >> PAGE_SHIFT, page.into());
+        let Some((first, at)) = self.find(frame) else {
+            return;
+        };
+        if at.pfn + (frame - first) != page.pfn || page.size.is_none_or(|size| size == at.size) {
+            return;
+        }
+        self.make_small(first, at);
+        if page.size > Some(PageSize::Size4K) {
+            self.insert(frame, page, at.writable);
+        }
     }
 
     /// Other pages take the place of those that were there.
@@ -198,7 +228,19 @@ impl HostMemory {
         subtract(&mut self.protected, range);
         for part in changed.into_iter().filter(|part| !part.is_empty()) {
             self.cut(&part);
-            self.mark(&part, true);
+            self.restore(&part);
+        }
+    }
+
+    /// Pages of a range may be written to again, but for those that are somebody else's as well.
+    fn restore(&mut self, range: &HvaRange) {
+        let frames = range.start >> PAGE_SHIFT..range.end.div_ceil(1 << PAGE_SHIFT);
+        let mut pages: Vec<_> = self.mappings.range(frames).map(|at| *at.0).collect();
+        pages.retain(|first| self.may_write(first << PAGE_SHIFT));
+        for first in pages {
+            self.mappings
+                .entry(first)
+                .and_modify(|at| at.writable = true);
         }
     }
 
@@ -222,11 +264,49 @@ impl HostMemory {
         found.map_or(PageSize::Size4K, |(_, mapping)| mapping.size)
     }
 
-    /// The range that a fault has replaced, if it has.
+    /// The next range that a fault has split or replaced, if it has.
     pub(crate) fn take_moved(&mut self) -> Option<HvaRange> {
-        let moved = self.moved.take()?;
-        self.replace(moved.clone());
+        let moved = self.moved.pop_front()?;
+        if self.moved.iter().any(|next| covers(&moved, next)) {
+            self.split(&moved);
+        } else {
+            self.replace(moved.clone());
+        }
         Some(moved)
+    }
+
+    /// What is huge in a range is mapped small from now on.
+    fn split(&mut self, range: &HvaRange) {
+        let frames = range.start >> PAGE_SHIFT..range.end >> PAGE_SHIFT;
+        let huge = |(_, at): &(&u64, &Mapping)| at.size > PageSize::Size4K;
+        let huge = self.mappings.range(frames).filter(huge);
+        let huge: Vec<_> = huge.map(|(first, at)| (*first, *at)).collect();
+        for (first, mapping) in huge {
+            self.make_small(first, mapping);
+        }
+    }
+
+    /// Whether a page that nobody has written to since it was made, shared or protected may be written to. Where nothing is
+    /// yet, a fork has shared nothing.
+    fn may_write(&self, hva: u64) -> bool {
+        if Self::is_in(&self.protected, hva) {
+            false
+        } else if Self::is_in(&self.untouched, hva) {
+            Self::is_in(&self.filled, hva)
+        } else {
+            !Self::is_in(&self.shared, hva)
+        }
+    }
+
+    /// Somebody has written to a page: it is nobody else's.
+    fn written(&mut self, frame: u64) {
+        let Some((first, at)) = self.find(frame) else {
+            return;
+        };
+        let end = first + at.size.pages().raw();
+        let range = first << PAGE_SHIFT..end << PAGE_SHIFT;
+        subtract(&mut self.untouched, &range);
+        subtract(&mut self.shared, &range);
     }
 
     fn mark(&mut self, range: &HvaRange, writable: bool) {
@@ -267,7 +347,7 @@ impl HostMemory {
     }
 
     /// A huge page at whose inside a range begins or ends is mapped small from now on.
-    fn cut(&mut self, range: &HvaRange) {
+    pub fn cut(&mut self, range: &HvaRange) {
         for frame in [range.start >> PAGE_SHIFT, range.end >> PAGE_SHIFT] {
             if let Some((first, mapping)) = self.find(frame).filter(|(first, _)| *first != frame) {
                 self.make_small(first, mapping);
@@ -319,23 +399,22 @@ impl HostMemory {
     /// The mapping behind a host address, as `get_user_pages` makes or finds it.
     fn fault_in(&mut self, hva: u64, gfn: Gfn, write: bool) -> Result<Mapping, HostPage> {
         let frame = hva >> PAGE_SHIFT;
-        let protected = Self::is_in(&self.protected, hva);
-        if Self::is_in(&self.absent, hva) || (write && protected) {
+        if Self::is_in(&self.absent, hva) || (write && Self::is_in(&self.protected, hva)) {
             return Err(HostPage::Bad);
         }
         let known = self.find(frame);
         let shared = Self::is_in(&self.shared, hva);
         let read_only = known.map_or(shared, |(_, mapping)| !mapping.writable);
         if write && read_only {
-            let copy = self.copies.iter().position(|range| range.contains(&hva));
-            if let Some(copy) = copy {
-                self.moved = self.copies.remove(copy);
+            self.copy(hva);
+            if !self.moved.is_empty() {
                 return Err(HostPage::Moved);
             }
         }
         if let Some((first, mapping)) = known {
             if write && read_only {
                 // Nobody else has the page any more.
+                self.written(frame);
                 self.mappings
                     .entry(first)
                     .and_modify(|at| at.writable = true);
@@ -354,13 +433,27 @@ impl HostMemory {
             subtract(&mut self.untouched, &(first << PAGE_SHIFT..end));
         }
         // A page that was never written to reads as the zero page.
-        let untouched = Self::is_in(&self.untouched, hva);
-        let writable = write || !(untouched || shared || protected);
+        let writable = write || self.may_write(hva);
         let mapping = self.insert(frame, page, writable);
+        if writable {
+            self.written(frame);
+        }
         Ok(Mapping {
             pfn: page.pfn,
             ..mapping
         })
+    }
+
+    /// Somebody writes to a page that is copied then: a huge page is split first, and the page copied, in one go.
+    fn copy(&mut self, hva: u64) {
+        let mut within = 0..u64::MAX;
+        let is_next = |range: &HvaRange, within: &HvaRange| {
+            range.contains(&hva) && range != within && covers(within, range)
+        };
+        while let Some(next) = self.copies.iter().position(|range| is_next(range, &within)) {
+            within = self.copies.remove(next).unwrap_or_default();
+            self.moved.push_back(within.clone());
+        }
     }
 
     /// The page behind an address, if the host maps it writable now, without waiting for anything.
@@ -395,6 +488,10 @@ impl HostMemory {
 }
 
 /// Takes a range away from others.
+fn covers(outer: &HvaRange, inner: &HvaRange) -> bool {
+    outer.start <= inner.start && inner.end <= outer.end
+}
+
 fn subtract(ranges: &mut Vec<HvaRange>, gone: &HvaRange) {
     let left = ranges.drain(..).flat_map(|range| {
         let below = range.start..range.end.min(gone.start);

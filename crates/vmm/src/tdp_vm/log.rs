@@ -9,6 +9,7 @@ use slat_mmu::tdp::ByWhat;
 
 use super::TdpVm;
 use super::call::to_clear;
+use crate::traces::Predicted;
 
 impl<F: Format> TdpVm<F> {
     /// `KVM_GET_DIRTY_LOG`: what is read is watched anew, unless that is done by hand.
@@ -72,6 +73,29 @@ impl<F: Format> TdpVm<F> {
         for window in windows {
             self.enable_log(key, window.offset, window.mask);
         }
+    }
+
+    /// Takes the entries out of a vCPU's dirty ring, and marks them as harvested.
+    pub fn harvest_ring(&mut self, vcpu: u32) {
+        let index = self.vcpus.get(&vcpu).map_or(u32::MAX, |vcpu| vcpu.index);
+        let taken = self.memory.harvest_dirty_ring(index).unwrap_or_default();
+        self.out.events.extend(Predicted::rings(&taken));
+    }
+
+    /// `KVM_RESET_DIRTY_RINGS`: what was harvested is watched anew.
+    pub fn reset_rings(&mut self) {
+        let _ = self.call(&Call::ResetDirtyRings);
+    }
+
+    /// `KVM_RESET_DIRTY_RINGS` by a kernel that forgets what it is for.
+    pub(crate) fn forget_rings(&mut self) {
+        let result = self.memory.reset_dirty_rings();
+        let count = match result {
+            Ok(Outcome::Value(count)) => Ok(i64::try_from(count).unwrap_or(i64::MAX)),
+            Ok(_) => Ok(0),
+            Err(refusal) => Err(refusal.errno()),
+        };
+        self.answer(count);
     }
 
     /// `KVM_RESET_DIRTY_RINGS`: the pages of harvested entries are watched anew (`dirty_ring.c:kvm_dirty_ring_reset`).

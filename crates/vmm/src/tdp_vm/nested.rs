@@ -170,7 +170,7 @@ impl<F: Format> TdpVm<F> {
                 HardwareAccess::NotAllowed => Present::Yes,
             };
             let fault = access.fault((kind, present), gpa, place);
-            if let Some(moved) = self.host.take_moved() {
+            while let Some(moved) = self.host.take_moved() {
                 self.unmap_hva(moved);
             }
             match fault {

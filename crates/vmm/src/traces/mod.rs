@@ -51,8 +51,11 @@ pub use compare::{
 };
 pub use event::{MmioAccess, Traced, TracedAccess, TracedPage};
 pub use note::{Exit, Leaves, Note, Ret};
-pub use op::{GuestAct, Op, SetRegion, Sregs};
+pub use op::{GuestAct, HostWork, Op, SetRegion, Sregs};
 pub use probe::Probe;
+
+/// As many pages stand in one note: the kernel's trace takes no longer lines.
+pub(crate) const MOST_IN_A_NOTE: usize = 40;
 
 /// A recording.
 #[derive(Clone, Debug, PartialEq, Eq)]

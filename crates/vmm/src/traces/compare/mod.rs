@@ -284,6 +284,9 @@ fn noted(predicted: &Predicted, recorded: &Note<'_>) -> Compared {
             let begin = pages.get(..first.len()).unwrap_or(pages);
             same("dirty page", &begin, &first.as_slice())
         }
+        (Predicted::Ring(predicted), Note::Ring(recorded)) => {
+            same("entries of the ring", predicted, recorded)
+        }
         (
             Predicted::PreFaultLeft { gfn, pages },
             Note::PreFaultLeft {

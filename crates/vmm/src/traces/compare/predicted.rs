@@ -107,6 +107,8 @@ pub enum Predicted {
     RunFailed { errno: Errno },
     /// [`Note::Dirty`]: all dirty pages of the slot, of which the recording has the first ones.
     Dirty(Vec<u64>),
+    /// [`Note::Ring`].
+    Ring(Vec<(u32, u64)>),
     /// [`Note::PreFaultLeft`].
     PreFaultLeft { gfn: Gfn, pages: Pages },
     /// [`Note::Idle`].
@@ -184,6 +186,17 @@ impl Predicted {
         })
     }
 
+    /// Notes of what is taken out of a ring: so many entries in each, and one at least.
+    pub(crate) fn rings(entries: &[(u32, u64)]) -> Vec<Self> {
+        match entries {
+            [] => vec![Self::Ring(Vec::new())],
+            some => {
+                let parts = some.chunks(crate::traces::MOST_IN_A_NOTE);
+                parts.map(|part| Self::Ring(part.to_vec())).collect()
+            }
+        }
+    }
+
     /// Its kind.
     pub const fn kind(&self) -> Kind {
         match self {
@@ -201,6 +214,7 @@ impl Predicted {
             Self::Returned(_) => Kind::Returned,
             Self::Exit(_) | Self::RunFailed { .. } | Self::ToldToL1(_) => Kind::Exit,
             Self::Dirty(_) => Kind::Dirty,
+            Self::Ring(_) => Kind::Ring,
             Self::PreFaultLeft { .. } => Kind::PreFaultLeft,
             Self::Idle(_) => Kind::Idle,
             Self::Leaves(_) => Kind::Leaves,
@@ -336,6 +350,12 @@ impl fmt::Display for Predicted {
                     .take(40)
                     .try_for_each(|page| write!(f, " {page:x}"))
             }
+            Self::Ring(entries) => {
+                write!(f, "NOTE ring")?;
+                entries
+                    .iter()
+                    .try_for_each(|(slot, page)| write!(f, " {slot:x}:{page:x}"))
+            }
             Self::PreFaultLeft { gfn, pages } => {
                 write!(f, "NOTE pre_fault left gfn={gfn:x} npages={pages:x}")
             }
@@ -378,6 +398,8 @@ pub enum Kind {
     Exit,
     /// Dirty pages.
     Dirty,
+    /// Entries of dirty rings.
+    Ring,
     /// Progress of pre-faults.
     PreFaultLeft,
     /// Idle pages.
@@ -388,7 +410,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::SpteChanged,
         Self::PageAllocated,
         Self::PageZapped,
@@ -403,6 +425,7 @@ impl Kind {
         Self::Returned,
         Self::Exit,
         Self::Dirty,
+        Self::Ring,
         Self::PreFaultLeft,
         Self::Idle,
         Self::Leaves,
@@ -441,6 +464,7 @@ impl Kind {
         Some(match note {
             Note::Exit(_) | Note::RunFailed { .. } => Self::Exit,
             Note::Dirty { .. } => Self::Dirty,
+            Note::Ring(_) => Self::Ring,
             Note::PreFaultLeft { .. } => Self::PreFaultLeft,
             Note::Idle(_) => Self::Idle,
             Note::Leaves(_) => Self::Leaves,

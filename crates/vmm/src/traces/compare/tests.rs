@@ -537,6 +537,9 @@ fn wrong(one: &Predicted) -> Vec<Predicted> {
                         wrong.push(Predicted::Dirty(pages.iter().map(|page| page ^ 1).collect()));
                     }
                 }
+                Predicted::Ring(entries) => {
+                    wrong.push(Predicted::Ring([entries.as_slice(), &[(0, 0)]].concat()));
+                }
                 // No recording has one.
                 Predicted::ToldToL1(_) => {}
                 Predicted::Idle(idle) => wrong.push(Predicted::Idle(!idle)),

@@ -2,7 +2,7 @@
 
 mod write;
 
-use slat_memslot::{AsId, Errno, Gfn, Gpa, Level, Pages};
+use slat_memslot::{AsId, Errno, Gfn, Gpa, Hva, Level, Pages};
 use winnow::combinator::{alt, eof, opt, preceded, repeat, seq, terminated};
 use winnow::prelude::*;
 use winnow::token::{rest as anything, take_till};
@@ -91,6 +91,22 @@ pub enum Note<'a> {
         /// The first ones (40 at most), as pages of the slot.
         first: Vec<u64>,
     },
+    /// What was in a dirty ring: the slots in raw numbers, with the address space in the upper half, and the pages in them.
+    Ring(Vec<(u32, u64)>),
+    /// Host memory whose pages are there before anybody reads them: no zero page stands for them.
+    Filled {
+        /// Where it begins.
+        hva: Hva,
+        /// Its size.
+        pages: Pages,
+    },
+    /// The host has made one huge page of what was small, or nothing.
+    Collapsed {
+        /// The address.
+        hva: Hva,
+        /// The first page.
+        pfn: u64,
+    },
     /// What `KVM_PRE_FAULT_MEMORY` left to do.
     PreFaultLeft {
         /// The next frame.
@@ -173,6 +189,17 @@ pub(super) fn note<'a>(input: &mut Input<'a>) -> ModalResult<Note<'a>> {
         "exit" => preceded("exit ", exit).map(Note::Exit).parse_next(input),
         "backing" if second.starts_with("gfn=") => backing(input),
         "dirty" => dirty(input),
+        "ring" => preceded("ring", ring).map(Note::Ring).parse_next(input),
+        "filled" => seq!(Note::Filled {
+            _: "filled hva=", hva: hex.map(Hva::new),
+            _: " npages=", pages: pages,
+        })
+        .parse_next(input),
+        "collapsed" => seq!(Note::Collapsed {
+            _: "collapsed hva=", hva: hex.map(Hva::new),
+            _: " pfn=", pfn: hex,
+        })
+        .parse_next(input),
         "pre_fault" => pre_fault_left(input),
         "pages" => leaves.map(Note::Leaves).parse_next(input),
         "idle" => preceded("idle=", bit).map(Note::Idle).parse_next(input),
@@ -222,6 +249,16 @@ fn dirty<'a>(input: &mut Input<'a>) -> ModalResult<Note<'a>> {
         _: opt(' '),
     })
     .parse_next(input)
+}
+
+/// ` 1:0 1:7f`.
+fn ring(input: &mut Input<'_>) -> ModalResult<Vec<(u32, u64)>> {
+    let entry = |input: &mut Input<'_>| {
+        let slot = preceded(' ', hex32).parse_next(input)?;
+        let page = preceded(':', hex).parse_next(input)?;
+        Ok((slot, page))
+    };
+    repeat(0.., entry).parse_next(input)
 }
 
 fn pre_fault_left<'a>(input: &mut Input<'a>) -> ModalResult<Note<'a>> {

@@ -29,6 +29,16 @@ impl Display for Note<'_> {
                 write!(f, "dirty count={count} first=")?;
                 first.iter().try_for_each(|page| write!(f, " {page:x}"))
             }
+            Self::Ring(entries) => {
+                write!(f, "ring")?;
+                entries
+                    .iter()
+                    .try_for_each(|(slot, page)| write!(f, " {slot:x}:{page:x}"))
+            }
+            Self::Filled { hva, pages } => {
+                write!(f, "filled hva={:x} npages={:x}", hva.raw(), pages.raw())
+            }
+            Self::Collapsed { hva, pfn } => write!(f, "collapsed hva={:x} pfn={pfn:x}", hva.raw()),
             Self::PreFaultLeft { gfn, pages } => {
                 write!(
                     f,

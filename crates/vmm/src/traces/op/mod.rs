@@ -1,6 +1,7 @@
 //! Operations: what the program that was recorded asked for, or let its guest do.
 
 use slat_memslot::{AsId, Gfn, Gpa, Hva, Pages};
+
 mod parse;
 mod write;
 
@@ -85,6 +86,8 @@ pub enum GuestAct<'a> {
     },
     /// In SMM it reads.
     SmmRead(Gpa),
+    /// In SMM it writes.
+    SmmWrite(Gpa),
     /// It leaves SMM, for where it was before.
     LeaveSmm,
     /// It starts a nested guest, which reads.
@@ -104,6 +107,34 @@ pub enum GuestAct<'a> {
     OrInto(Gpa),
     /// Anything else.
     Other(&'a str),
+}
+
+/// What the host's memory management does by itself, when it is told to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HostWork {
+    /// `khugepaged` goes over all memory once: small pages become huge ones.
+    Collapse,
+    /// `ksmd` goes over all memory: pages with the same bytes become one (KSM).
+    Merge,
+    /// What was merged becomes pages of its own again (`/sys/kernel/mm/ksm/run` is 2).
+    Unmerge,
+    /// Memory is compacted: pages move (`/proc/sys/vm/compact_memory`).
+    Compact,
+}
+
+impl HostWork {
+    /// All of it.
+    pub const ALL: [Self; 4] = [Self::Collapse, Self::Merge, Self::Unmerge, Self::Compact];
+
+    /// Its name in recordings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Collapse => "khugepaged",
+            Self::Merge => "ksm",
+            Self::Unmerge => "ksm unmerge",
+            Self::Compact => "compaction",
+        }
+    }
 }
 
 /// One operation.
@@ -236,6 +267,17 @@ pub enum Op<'a> {
     },
     /// The program forks: private memory becomes copy-on-write.
     Fork,
+    /// The child ends.
+    ChildEnds,
+    /// The host's memory management works.
+    HostWork(HostWork),
+    /// Missing pages of the host's memory behind frames are filled by the program from now on (`userfaultfd`).
+    Userfault {
+        /// The first frame.
+        gfn: Gfn,
+        /// How many.
+        pages: Pages,
+    },
     /// `/sys/kernel/mm/page_idle`: a page is marked as idle.
     MarkIdle {
         /// The page.
@@ -243,6 +285,27 @@ pub enum Op<'a> {
     },
     /// `/sys/kernel/mm/page_idle`: is the page still idle?
     ReadIdle,
+    /// `/sys/kernel/mm/page_idle`: the pages behind frames are marked as idle.
+    MarkFramesIdle {
+        /// The first frame.
+        gfn: Gfn,
+        /// How many.
+        pages: Pages,
+    },
+    /// `/sys/kernel/mm/page_idle`: are the pages behind frames still idle?
+    ReadFramesIdle {
+        /// The first frame.
+        gfn: Gfn,
+        /// How many.
+        pages: Pages,
+    },
+    /// The entries of a vCPU's dirty ring are taken out and marked as harvested.
+    HarvestRing {
+        /// The vCPU.
+        vcpu: u32,
+    },
+    /// `KVM_RESET_DIRTY_RINGS`.
+    ResetRings,
     /// The guest runs.
     Guest {
         /// The vCPU.

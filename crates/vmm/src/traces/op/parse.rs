@@ -6,7 +6,7 @@ use winnow::error::ContextError;
 use winnow::prelude::*;
 use winnow::token::{rest as anything, take_till, take_until};
 
-use super::{GuestAct, Op, SetRegion, Sregs};
+use super::{GuestAct, HostWork, Op, SetRegion, Sregs};
 use crate::traces::lex::{
     Input, as_id, bit, dec, gfn, gpa, hex, hex32, name, number, pages, remark, vcpu,
 };
@@ -43,6 +43,14 @@ pub(in crate::traces) fn op<'a>(input: &mut Input<'a>) -> ModalResult<Op<'a>> {
         "madvise" => madvise(input),
         "mprotect" => mprotect(input),
         "page_idle" => page_idle(input),
+        "userfaultfd" => userfault(input),
+        "host" => host_work(input),
+        "dirty" => {
+            seq!(Op::HarvestRing { _: "dirty ring: harvest ", vcpu: vcpu }).parse_next(input)
+        }
+        "KVM_RESET_DIRTY_RINGS" => "KVM_RESET_DIRTY_RINGS"
+            .value(Op::ResetRings)
+            .parse_next(input),
         "guest" => guest(input),
         _ => unsaid(input),
     }
@@ -226,8 +234,28 @@ fn mprotect<'a>(input: &mut Input<'a>) -> ModalResult<Op<'a>> {
 
 fn page_idle<'a>(input: &mut Input<'a>) -> ModalResult<Op<'a>> {
     let mark = ("mark pfn=", hex, " idle").map(|(_, pfn, _)| Op::MarkIdle { pfn });
+    let mark_frames = preceded("mark", range);
+    let mark_frames = mark_frames.map(|(gfn, pages)| Op::MarkFramesIdle { gfn, pages });
+    let read_frames = preceded("read", range);
+    let read_frames = read_frames.map(|(gfn, pages)| Op::ReadFramesIdle { gfn, pages });
     let read = "read".value(Op::ReadIdle);
-    preceded("page_idle: ", alt((mark, read))).parse_next(input)
+    let any = alt((mark_frames, mark, read_frames, read));
+    preceded("page_idle: ", any).parse_next(input)
+}
+
+fn userfault<'a>(input: &mut Input<'a>) -> ModalResult<Op<'a>> {
+    let frames = preceded("userfaultfd: missing", range);
+    frames
+        .map(|(gfn, pages)| Op::Userfault { gfn, pages })
+        .parse_next(input)
+}
+
+fn host_work<'a>(input: &mut Input<'a>) -> ModalResult<Op<'a>> {
+    let work = preceded("host: ", anything).verify_map(|name| {
+        let mut all = HostWork::ALL.into_iter();
+        all.find(|work| work.name() == name)
+    });
+    work.map(Op::HostWork).parse_next(input)
 }
 
 fn guest<'a>(input: &mut Input<'a>) -> ModalResult<Op<'a>> {
@@ -260,11 +288,15 @@ fn halt<'a>(input: &mut Input<'a>) -> ModalResult<GuestAct<'a>> {
 fn rarer<'a>(input: &mut Input<'a>) -> ModalResult<GuestAct<'a>> {
     let enter = ("runs: enters SMM at ", gpa, ", HLT");
     let smm_read = ("in SMM: READ gpa=", gpa, " then HLT");
+    let smm_write = ("in SMM: WRITE gpa=", gpa, " then HLT");
     let cpuid = "L2 CPUID: exit to L1, L1 HLT";
     let or_into = ("L1 OR [", gpa, "],0", remark);
     alt((
         enter.map(|(_, handler, _)| GuestAct::EnterSmm { handler }),
-        smm_read.map(|(_, gpa, _)| GuestAct::SmmRead(gpa)),
+        alt((
+            smm_read.map(|(_, gpa, _)| GuestAct::SmmRead(gpa)),
+            smm_write.map(|(_, gpa, _)| GuestAct::SmmWrite(gpa)),
+        )),
         "RSM, back to the stub".value(GuestAct::LeaveSmm),
         write_pages,
         launch_svm,
@@ -325,6 +357,7 @@ fn unsaid<'a>(input: &mut Input<'a>) -> ModalResult<Op<'a>> {
     let touch = "L1 touches a page of EPT12 that KVM shadows".value(Op::TouchShadowed);
     alt((
         terminated(("fork", remark).value(Op::Fork), eof),
+        terminated("the child ends".value(Op::ChildEnds), eof),
         terminated(touch, eof),
         anything.map(Op::Other),
     ))

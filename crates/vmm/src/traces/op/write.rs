@@ -19,8 +19,13 @@ impl Display for Op<'_> {
             Self::Madvise { .. }
             | Self::Mprotect { .. }
             | Self::Fork
+            | Self::ChildEnds
+            | Self::HostWork(_)
+            | Self::Userfault { .. }
             | Self::MarkIdle { .. }
             | Self::ReadIdle
+            | Self::MarkFramesIdle { .. }
+            | Self::ReadFramesIdle { .. }
             | Self::ModuleParameter { .. } => self.host(f),
             Self::Guest { vcpu, act } => write!(f, "guest vcpu={vcpu}{act}"),
             Self::TouchShadowed => write!(f, "L1 touches a page of EPT12 that KVM shadows"),
@@ -113,6 +118,8 @@ impl Op<'_> {
                 "KVM_CLEAR_DIRTY_LOG slot={slot} first={first:x} num={:x} bitmap=all-ones",
                 pages.raw()
             ),
+            Self::HarvestRing { vcpu } => write!(f, "dirty ring: harvest vcpu={vcpu}"),
+            Self::ResetRings => write!(f, "KVM_RESET_DIRTY_RINGS"),
             _ => Ok(()),
         }
     }
@@ -136,6 +143,20 @@ impl Op<'_> {
                 })
             }
             Self::Fork => write!(f, "fork"),
+            Self::ChildEnds => write!(f, "the child ends"),
+            Self::HostWork(work) => write!(f, "host: {}", work.name()),
+            Self::Userfault { gfn, pages } => {
+                let (gfn, pages) = (gfn.raw(), pages.raw());
+                write!(f, "userfaultfd: missing gfn={gfn:x} npages={pages:x}")
+            }
+            Self::MarkFramesIdle { gfn, pages } => {
+                let (gfn, pages) = (gfn.raw(), pages.raw());
+                write!(f, "page_idle: mark gfn={gfn:x} npages={pages:x}")
+            }
+            Self::ReadFramesIdle { gfn, pages } => {
+                let (gfn, pages) = (gfn.raw(), pages.raw());
+                write!(f, "page_idle: read gfn={gfn:x} npages={pages:x}")
+            }
             Self::MarkIdle { pfn } => write!(f, "page_idle: mark pfn={pfn:x} idle"),
             Self::ReadIdle => write!(f, "page_idle: read"),
             Self::ModuleParameter { name, value } => write!(f, "module parameter {name}={value}"),
@@ -208,6 +229,7 @@ impl Display for GuestAct<'_> {
                 write!(f, " runs: enters SMM at {:#x}, HLT", handler.raw())
             }
             Self::SmmRead(gpa) => write!(f, " in SMM: READ gpa={:#x} then HLT", gpa.raw()),
+            Self::SmmWrite(gpa) => write!(f, " in SMM: WRITE gpa={:#x} then HLT", gpa.raw()),
             Self::LeaveSmm => write!(f, ": RSM, back to the stub"),
             Self::Launch {
                 vmx: false,
