@@ -105,8 +105,8 @@ const WRONG: &[(&str, Wrong)] = &[
     ("no pre-fault", |m| m.profile.pre_fault.set(false)),
 ];
 
-/// A minute is what each may take.
-const MINUTE: Duration = Duration::from_secs(60);
+/// A minute is what each may take, and three on a machine that is busy with other things.
+const LIMIT: Duration = Duration::from_secs(180);
 
 fn wrong_rules_are_found(machine: &Machine) {
     let found = WRONG.iter().filter(|(what, wrong)| {
@@ -150,12 +150,12 @@ fn can_show(planted: Planted, can: &Abilities) -> bool {
     }
 }
 
-/// Whether a run finds what is wrong within a minute.
+/// Whether a run finds what is wrong in time.
 fn is_found(what: &str, mut live: Live, machine: &Machine) -> bool {
     let begin = Instant::now();
     let config = Config {
         tries: 0,
-        within: Some(MINUTE),
+        within: Some(LIMIT),
         ..Config::new(number("SLAT_SEED", 1), 2_000_000, abilities(machine))
     };
     let outcome: Outcome = live.compare(&config, |_| {}).expect("programs that run");

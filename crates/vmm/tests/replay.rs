@@ -1,13 +1,15 @@
 //! Recordings of kernels with either MMU, predicted from their operations.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::collections::BTreeSet;
+
 use slat_memslot::{Level, LogOff, PageSize, SlotZap, Vendor};
 use slat_mmu::host::{Host, Layout};
 use slat_mmu::roots::TdpMmu;
 use slat_mmu::spte::NxHugePages;
 use slat_mmu::tdp::Passes;
 use slat_vmm::replay::{Machine, Verdict, predict};
-use slat_vmm::traces::{self, Builtin, Recording, What};
+use slat_vmm::traces::{self, Builtin, Item, Note, Op, Recording, Traced, What};
 
 /// Scenarios that are not predicted, and why. One that is predicted must go from this list.
 const NOT_YET: &[(&str, &str)] = &[(
@@ -64,6 +66,47 @@ fn every_recording_is_predicted() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(scenarios > 200 && events > 100_000);
 }
+
+/// Recordings of the newer kind say where slots are, and which page of which size is behind a frame.
+#[test]
+fn complete_recordings_tell_of_every_page() {
+    let complete = recordings().filter(|(_, one)| one.machine.ends_with("-complete"));
+    let (mut scenarios, mut asked) = (0, 0);
+    for (_, one) in complete {
+        let at = format!("{}/{}", one.machine, one.scenario);
+        let recording = Recording::parse(one.text()).unwrap();
+        let mut told = BTreeSet::new();
+        for item in &recording.items {
+            match &item.what {
+                What::Op(Op::SetRegion(region)) => assert!(region.hva.is_some(), "{at}"),
+                What::Note(Note::Backing { pfn, level, .. }) => {
+                    assert!(level.is_some(), "{at}, line {}", item.line);
+                    told.insert(*pfn);
+                }
+                _ => {}
+            }
+        }
+        // The pages of guest_memfds nobody sees but the kernel.
+        let has_file = |item: &Item<'_>| matches!(item.what, What::Op(Op::CreateGmem { .. }));
+        if recording.items.iter().any(has_file) {
+            continue;
+        }
+        for item in &recording.items {
+            let What::Event(Traced::SpteRequested { pfn, .. }) = item.what else {
+                continue;
+            };
+            let is_told = pfn == NO_SLOT || told.contains(&pfn);
+            assert!(is_told, "{at}, line {}: {}", item.line, item.text);
+            asked += 1;
+        }
+        scenarios += 1;
+    }
+    println!("{scenarios} recordings tell of all {asked} pages that are asked for");
+    assert!(scenarios > 40 && asked > 1000);
+}
+
+/// What stands for the page where no slot is (`KVM_PFN_NOSLOT`).
+const NO_SLOT: u64 = 1 << 63;
 
 /// One rule of a kernel or a machine, made wrong.
 type Wrong = fn(&mut Machine);

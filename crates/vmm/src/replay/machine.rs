@@ -28,11 +28,13 @@ const PHYS_BITS: u8 = 40;
 
 impl Machine {
     /// The machines that can be predicted.
-    pub const NAMES: [&'static str; 12] = [
+    pub const NAMES: [&'static str; 14] = [
         "npt-l4",
+        "npt-l4-complete",
         "npt-l4-legacy-mmu",
         "npt-l4-shadow-npt-off",
         "npt-l5",
+        "npt-l5-complete",
         "ept-l4",
         "ept-l4-noad",
         "ept-l4-nopml",
@@ -49,9 +51,9 @@ impl Machine {
     /// Not in practice: the profile is known.
     pub fn named(name: &str) -> Option<Self> {
         let host = match name {
-            "npt-l4" | "npt-l4-legacy-mmu" => Host::npt(PHYS_BITS),
+            "npt-l4" | "npt-l4-complete" | "npt-l4-legacy-mmu" => Host::npt(PHYS_BITS),
             "npt-l4-shadow-npt-off" | "ept-l4-shadow-ept-off" => Host::shadow(PHYS_BITS),
-            "npt-l5" => Host::npt(PHYS_BITS).with_five_levels(),
+            "npt-l5" | "npt-l5-complete" => Host::npt(PHYS_BITS).with_five_levels(),
             "ept-l4" | "ept-l4-legacy-mmu" => Host::ept(PHYS_BITS),
             "ept-l4-noad" => Host::ept(PHYS_BITS).without_ad(),
             "ept-l4-nopml" => Host::ept(PHYS_BITS).without_pml(),

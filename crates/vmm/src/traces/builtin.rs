@@ -32,9 +32,11 @@ impl Machine {
     /// All of them.
     pub const ALL: &[Self] = machines![
         "npt-l4",
+        "npt-l4-complete",
         "npt-l4-legacy-mmu",
         "npt-l4-shadow-npt-off",
         "npt-l5",
+        "npt-l5-complete",
         "ept-l4",
         "ept-l4-l1tf",
         "ept-l4-legacy-mmu",
