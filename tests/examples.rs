@@ -24,6 +24,9 @@ mod explain_region;
 #[path = "../examples/guest_memfd.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod guest_memfd;
+#[path = "../examples/memory_manager.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod memory_manager;
 #[path = "../examples/migration_races.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod migration_races;
@@ -142,6 +145,29 @@ fn guest_memfd_runs_on_the_model_and_beside_the_kernel() {
         guest_memfd::run,
         &["create a file"],
         &["foreseen: Gmem", "kvm_gmem_bind", "file None"],
+    );
+}
+
+#[test]
+fn memory_manager_catches_the_bugs_of_others() {
+    on_each_machine(
+        memory_manager::run,
+        &[
+            "plugged slots",
+            "would overlap slot 1",
+            "the naive book has 3 slots, slat's 2",
+            "EINVAL (",
+            "plugged elsewhere, as slot 2",
+            "after 1000 times the id is Some(3)",
+            "zip would look at 128 of 256 words",
+            "has 128 words where the slot's pages need 256",
+            "to be sent: 16383",
+        ],
+        &[
+            "foreseen: EINVAL (log-with-gmem)",
+            "private: 0x200000+0x200000 is private",
+            "shared, 2M: shared, ",
+        ],
     );
 }
 

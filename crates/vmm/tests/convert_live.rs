@@ -74,6 +74,7 @@ fn programs_repeat() {
         pre_fault: true,
         rings: false,
         host: HostAbilities::default(),
+        shared_roots: true,
     };
     let one = program(7, OPERATIONS, abilities);
     assert_eq!(one, program(7, OPERATIONS, abilities));

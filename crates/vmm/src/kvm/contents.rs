@@ -150,12 +150,12 @@ impl Vcpu {
             },
         };
         let regs = kvm_regs { rflags: 2, ..regs };
-        self.fd().set_regs(&regs).map_err(refused)?;
+        self.fd_mut().set_regs(&regs).map_err(refused)?;
         self.go_on(act)
     }
 
     fn go_on(&mut self, act: &GuestContents) -> CallResult {
-        let access = match self.fd().run() {
+        let access = match self.fd_mut().run() {
             Ok(VcpuExit::Hlt) => return self.halted(act),
             Ok(VcpuExit::Hypercall(exit)) => {
                 let [gpa, pages, attributes, ..] = exit.args;
@@ -185,15 +185,15 @@ impl Vcpu {
 
     /// Lets KVM complete a string instruction that exited: with nothing left to do, since it would go on with what lies behind.
     fn give_up_string(&mut self) -> Result<(), CallError> {
-        let regs = self.fd().get_regs().map_err(refused)?;
+        let regs = self.fd_mut().get_regs().map_err(refused)?;
         let done = kvm_regs { rcx: 0, ..regs };
-        self.fd().set_regs(&done).map_err(refused)?;
+        self.fd_mut().set_regs(&done).map_err(refused)?;
         self.finish_mmio();
         Ok(())
     }
 
     fn halted(&mut self, act: &GuestContents) -> CallResult {
-        let regs = self.fd().get_regs().map_err(refused)?;
+        let regs = self.fd_mut().get_regs().map_err(refused)?;
         Ok(match act {
             GuestContents::Fill { .. } => Outcome::Done,
             GuestContents::Check { .. } => Outcome::Value(u64::from(regs.rflags & ZERO != 0)),

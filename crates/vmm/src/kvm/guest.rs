@@ -15,7 +15,7 @@ use super::ring::Ring;
 use crate::{CallError, CallResult};
 
 /// `hlt`.
-const HALT: u8 = 0xf4;
+pub(super) const HALT: u8 = 0xf4;
 /// Where every vCPU has its local APIC at first.
 const APIC_PAGE: u64 = 0xfee0_0000;
 /// `KVM_EXIT_DIRTY_RING_FULL`.
@@ -68,7 +68,11 @@ impl Vcpu {
         self.fd.as_raw_fd()
     }
 
-    pub(super) fn fd(&mut self) -> &mut VcpuFd {
+    pub(super) fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    pub(super) fn fd_mut(&mut self) -> &mut VcpuFd {
         &mut self.fd
     }
 

@@ -11,6 +11,7 @@ mod probe;
 mod region;
 mod ring;
 mod stats;
+mod touch;
 mod translate;
 mod vm;
 
@@ -24,6 +25,7 @@ pub use probe::probe;
 pub(crate) use probe::vendor;
 pub(crate) use ring::Ring;
 pub(crate) use stats::Stats;
+pub(crate) use touch::TouchLayout;
 pub use translate::Translator;
 pub(crate) use translate::gigabyte_pages;
 pub use vm::Vm;

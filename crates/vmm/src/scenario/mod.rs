@@ -45,6 +45,7 @@ mod write;
 use crate::convert::ConvertOp;
 pub use crate::parse_error::ParseError;
 pub use expect::Expect;
+pub(crate) use lex::number as bytes;
 pub use names::{Area, DEFAULT_VM, HOST_AREAS, Names};
 pub use parse::parse;
 pub use record::{Recorder, write};

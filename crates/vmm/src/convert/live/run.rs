@@ -1,5 +1,6 @@
 //! A program made and predicted.
 
+use crate::capture::Whose;
 use crate::convert::live::Conversions;
 use crate::live::{Areas, DriveError, Driver, LiveError, Trace, TraceError, quiet};
 use crate::replay::{Machine, Verdict, predict};
@@ -28,7 +29,7 @@ impl Comparison {
     /// Its events cannot be captured.
     pub fn new(machine: Machine) -> Result<Self, LiveError> {
         quiet();
-        let trace = Some(Trace::start().map_err(TraceError::from)?);
+        let trace = Some(Trace::start(Whose::Everybodys).map_err(TraceError::from)?);
         Ok(Self { machine, trace })
     }
 
@@ -42,7 +43,7 @@ impl Comparison {
     ) -> Result<Result<(usize, usize), Difference>, LiveError> {
         let trace = match self.trace.take() {
             Some(trace) => trace,
-            None => Trace::start().map_err(TraceError::from)?,
+            None => Trace::start(Whose::Everybodys).map_err(TraceError::from)?,
         };
         let areas = Areas::map(&program.program.areas).map_err(LiveError::Memory)?;
         let mut driver = Driver::new(areas, trace)?;
