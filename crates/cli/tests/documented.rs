@@ -90,6 +90,10 @@ const PLANS: [(&str, Plan); 27] = [
     ),
     ("strace ", Plan::Elsewhere("another tool, and a VMM")),
     (
+        "valgrind ",
+        Plan::Elsewhere("a tool that is installed apart"),
+    ),
+    (
         "slat record",
         Plan::Elsewhere("a VMM that is installed apart"),
     ),
