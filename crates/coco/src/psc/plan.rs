@@ -147,36 +147,43 @@ impl PscPlan {
 
     /// Reads the entries, and finds where ranges begin if all of them are whole pages, private or shared, with nothing
     /// reserved; whether they are.
+    ///
+    /// What goes on with the entry before it is as good as that one, but for where the range ends.
     #[inline]
     fn read_entries(&mut self, buffer: &impl PscBuffer) -> bool {
         const ADDRESS: u64 = (PscEntry::END_GFN - 1) << 12;
-        const BEHIND_4K: u64 = 0xfff;
-        const BEHIND_2M: u64 = 0x1f_ffff;
+        const FIRST_OPERATION: u64 = 1 << 52;
+        const LARGE: u64 = 1 << 56;
+        /// What an entry may have beside its size, once the first of the two operations counts as 0.
+        const KNOWN: u64 = ADDRESS | FIRST_OPERATION | LARGE;
         // The very last frame has none behind it, and is for a closer look.
         let limit = (self.settings.end_gfn.raw() << 12).min(ADDRESS | 0xfff);
-        let (mut follows, mut bits, mut odd) = (0, 0_u64, false);
-        for index in self.at..self.stop {
-            let word = buffer.load_u64(offset_of(index));
-            self.words[place(index)] = word;
-            let kind = word >> 52;
-            let behind = match kind & 0x10 {
-                0 => BEHIND_4K,
-                _ => BEHIND_2M,
-            };
-            odd |= (kind & !0x10).wrapping_sub(1) > 1
-                || word & behind != 0
-                || (word & ADDRESS) + behind >= limit;
-            bits |= u64::from(word != follows) << (index % 64);
-            follows = word.wrapping_add(behind + 1);
-            if index % 64 == 63 {
-                self.starts[place(index) / 64] = bits;
-                bits = 0;
+        // Nothing goes on with what is before the first: its range would end far beyond any limit.
+        let (mut follows, mut step, mut kind) = (u64::MAX, 1_u64 << 60, 0);
+        // In the first any bit is wrong, in the second the sign.
+        let (mut odd, mut beyond) = (0, 0);
+        let mut index = self.at;
+        while index < self.stop {
+            let (block, end) = (place(index) / 64, self.stop.min((index | 63) + 1));
+            let mut bits = 0_u64;
+            for index in index..end {
+                let word = buffer.load_u64(offset_of(index));
+                self.words[place(index)] = word;
+                if word != follows {
+                    beyond |= limit.wrapping_sub(follows.wrapping_sub(kind));
+                    // The frames inside a large page, as a mask: nothing for a small one.
+                    let inside = ((word & LARGE) >> 56).wrapping_neg() & (0x1ff << 12);
+                    odd |= word.wrapping_sub(FIRST_OPERATION) & !KNOWN | word & inside;
+                    (step, kind) = (inside + 0x1000, word & !ADDRESS);
+                    bits |= 1 << (index % 64);
+                }
+                follows = word.wrapping_add(step);
             }
+            self.starts[block] = bits;
+            index = end;
         }
-        self.starts[place(self.stop) / 64] = bits;
-        // Whatever came before it.
-        self.set_start(self.at);
-        !odd
+        beyond |= limit.wrapping_sub(follows.wrapping_sub(kind));
+        odd | beyond >> 63 == 0
     }
 
     #[inline]

@@ -18,21 +18,30 @@ fn entries() -> impl Strategy<Value = Vec<u64>> {
     let size = prop_oneof![4 => Just(0u64), 2 => Just(1)];
     let operation = prop_oneof![8 => Just(1u64), 4 => Just(2), 1 => 0..16u64];
     let page = prop_oneof![8 => Just(0u64), 1 => 0..2u64, 1 => 0..0x400u64];
-    let gfn =
-        prop_oneof![4 => 1020..1040u64, 2 => (0..4u64).prop_map(|n| n * 512), 1 => 0..1u64 << 40];
+    let gfn = prop_oneof![
+        8 => 1020..1040u64,
+        4 => (0..4u64).prop_map(|n| n * 512),
+        1 => (1..5u64).prop_map(|n| (1 << 40) - n),
+        1 => (1..5u64).prop_map(|n| (1 << 40) - n * 512),
+        2 => 0..1u64 << 40,
+    ];
     let reserved = prop_oneof![30 => Just(0u64), 1 => 1..128u64];
     let one = (size, operation, page, gfn, reserved).prop_map(|(size, op, page, gfn, reserved)| {
         page | gfn << 12 | op << 52 | size << 56 | reserved << 57
     });
-    // Runs: some entries follow the one before.
-    let many = prop::collection::vec((one, any::<bool>()), 1..253);
+    let one = prop_oneof![200 => one, 1 => any::<u64>(), 1 => Just(u64::MAX)];
+    // Runs: some entries follow the one before, a few of them beyond the last frame and into the operation.
+    let many = prop::collection::vec((one, 0..8u8), 1..253);
     many.prop_map(|raw| {
         let mut words: Vec<u64> = Vec::new();
         for (mut word, follows) in raw {
-            if let Some(last) = words.last().filter(|_| follows) {
-                let last = PscEntry::from_word(*last);
-                let gfn = (last.gfn.raw() + last.size.pages()) & 0xff_ffff_ffff;
-                word = PscEntry::new(Gfn::new(gfn), last.operation, last.size).to_word();
+            if let Some(last) = words.last().filter(|_| follows < 5) {
+                let entry = PscEntry::from_word(*last);
+                let gfn = (entry.gfn.raw() + entry.size.pages()) & 0xff_ffff_ffff;
+                word = match follows {
+                    0 => last.wrapping_add(entry.size.pages() << 12),
+                    _ => PscEntry::new(Gfn::new(gfn), entry.operation, entry.size).to_word(),
+                };
             }
             words.push(word);
         }
