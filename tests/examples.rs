@@ -6,6 +6,9 @@
 
 use std::error::Error;
 
+#[path = "../examples/convert.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod convert;
 #[path = "../examples/dirty_log.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod dirty_log;
@@ -21,6 +24,9 @@ mod explain_region;
 #[path = "../examples/guest_memfd.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod guest_memfd;
+#[path = "../examples/memory_manager.rs"]
+#[expect(dead_code, reason = "its `main` is not called here")]
+mod memory_manager;
 #[path = "../examples/migration_races.rs"]
 #[expect(dead_code, reason = "its `main` is not called here")]
 mod migration_races;
@@ -139,6 +145,29 @@ fn guest_memfd_runs_on_the_model_and_beside_the_kernel() {
         guest_memfd::run,
         &["create a file"],
         &["foreseen: Gmem", "kvm_gmem_bind", "file None"],
+    );
+}
+
+#[test]
+fn memory_manager_catches_the_bugs_of_others() {
+    on_each_machine(
+        memory_manager::run,
+        &[
+            "plugged slots",
+            "would overlap slot 1",
+            "the naive book has 3 slots, slat's 2",
+            "EINVAL (",
+            "plugged elsewhere, as slot 2",
+            "after 1000 times the id is Some(3)",
+            "zip would look at 128 of 256 words",
+            "has 128 words where the slot's pages need 256",
+            "to be sent: 16383",
+        ],
+        &[
+            "foreseen: EINVAL (log-with-gmem)",
+            "private: 0x200000+0x200000 is private",
+            "shared, 2M: shared, ",
+        ],
     );
 }
 
@@ -403,6 +432,33 @@ fn migration_races_finds_all_three() {
             &[&format!("{name}, all rules kept: no page is lost")],
         );
     }
+}
+
+#[test]
+fn convert_answers_each_exit() {
+    on_each_machine(
+        convert::run,
+        &[" VM\n"],
+        &[
+            "# 2 MiB shall be private",
+            "make [0x400, 0x600) private",
+            "discard the shared side of [0x400, 0x600)",
+            "becomes private: what was there is gone",
+            "the guest hears: Done",
+            "# what was there is gone\nValue(1)",
+            "# and asks for what it has\nthe guest hears: Done\nValue(0)",
+            "# the range ends in a hole\nrefused: [0x600, 0x700) cannot be private: no slot holds them\nValue(4294967274)",
+            "# a hole that is shared already\nthe guest hears: Done",
+            "# attributes that mean nothing\nrefused: attributes 0x30",
+            "make [0x400, 0x600) shared",
+            "discard the private side of [0x400, 0x600), at 0x200000 of file 0",
+            "# step 1 fails",
+            "the guest hears: TryAgain\nleft over: 0",
+            "# step 2 fails",
+            "the guest hears: Done\nleft over: 1",
+            "[0x800, 0x810) private, slot 2, file 0 from 0x400000",
+        ],
+    );
 }
 
 #[test]

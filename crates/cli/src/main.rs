@@ -18,6 +18,7 @@ mod replay;
 mod run;
 mod table;
 mod walk;
+mod zap;
 
 use std::process::ExitCode;
 
@@ -51,6 +52,8 @@ enum Job {
     Run(run::Args),
     /// Walk a guest's page tables in a dump of its memory, reference by reference, and explain a fault.
     Walk(Box<walk::Args>),
+    /// Measure what it costs to delete, move or re-flag a slot under each policy, on the model and on the local /dev/kvm.
+    Zap(Box<zap::Args>),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Job::Replay(args) => replay::run(&args),
         Job::Run(args) => run::run(&args),
         Job::Walk(args) => walk::run(&args),
+        Job::Zap(args) => zap::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("slat: {error}");

@@ -6,7 +6,12 @@
 
 use crate::{DirtyPages, GmemId, Hva, SlotFlags, SlotKey};
 
+mod contents;
+mod sev;
 mod tdx;
+
+pub use contents::{ContentsCall, GuestContents};
+pub use sev::{SevCall, SevCommand, SevHost, SevQuestion, SevSide};
 
 pub use tdx::{
     MapGpaAnswer, TdOp, TdSide, TdxCall, TdxCommand, TdxConversion, TdxCount, TdxEntry, TdxFinding,
@@ -347,6 +352,10 @@ pub enum Call {
     Guest(GuestAccess),
     /// Something that only a VM of type TDX knows.
     Tdx(TdxCall),
+    /// Something that is done with what memory holds.
+    Contents(ContentsCall),
+    /// Something that only a VM of type SEV or SEV-ES knows.
+    Sev(SevCall),
 }
 
 /// What a guest's instruction does with memory.
@@ -499,6 +508,17 @@ pub enum Outcome {
     Access(Access),
     /// Something that only a TD gives.
     Tdx(TdxOutcome),
+    /// What is read by another key than it was written with, or by none.
+    Noise,
+    /// `KVM_EXIT_HYPERCALL` with `KVM_HC_MAP_GPA_RANGE`: a guest that is no TD asks for a conversion.
+    MapGpaRange {
+        /// `args[0]`: the first address.
+        gpa: u64,
+        /// `args[1]`: how many pages of 4 KiB.
+        pages: u64,
+        /// `args[2]`: attributes, as the guest gave them.
+        attributes: u64,
+    },
 }
 
 impl Outcome {

@@ -30,6 +30,7 @@ mod addr;
 mod attributes;
 mod call;
 pub mod cap;
+mod contents;
 mod dirty;
 mod errno;
 mod flags;
@@ -55,13 +56,15 @@ mod vm_type;
 pub use addr::{Gfn, GfnRange, Gpa, Gva, Hpa, Hva, PAGE_SHIFT, PAGE_SIZE, Pages};
 pub use attributes::{AttributeMap, AttributeRanges};
 pub use call::{
-    Access, AccessKind, Buffer, Call, ClearBits, FileCall, FileRef, GuestAccess, MapCall, MapId,
-    OtherFile, Outcome, Region, RegionVersion,
+    Access, AccessKind, Buffer, Call, ClearBits, ContentsCall, FileCall, FileRef, GuestAccess,
+    GuestContents, MapCall, MapId, OtherFile, Outcome, Region, RegionVersion, SevCall, SevCommand,
+    SevHost, SevQuestion, SevSide,
 };
 pub use call::{
     MapGpaAnswer, TdOp, TdSide, TdxCall, TdxCommand, TdxConversion, TdxCount, TdxEntry, TdxFinding,
     TdxHost, TdxOutcome, TdxQuestion, TdxSlotZap, WaitingEvent,
 };
+pub use contents::{Contents, Place};
 pub use dirty::{
     ClearMask, DirtyBacklog, DirtyBitmap, DirtyEpoch, DirtyPages, DirtyRing, DirtySource,
     DirtyWindow, FreedRings, InitialBits, MergeError, Rearm, RingEntry, RingFill, RingReset,

@@ -2,8 +2,10 @@
 
 use crate::snp_vm::{EncryptOp, SnpAnswer, SnpOp};
 use crate::{Areas, Divergence};
+use slat_coco::migration::StatusList;
 use slat_memslot::{
-    Buffer, Call, ClearBits, DirtyPages, Errno, GmemId, Outcome, Profile, Reason, Refusal, Region,
+    Buffer, Call, ClearBits, DirtyPages, Errno, GmemId, Memory, Outcome, Profile, Reason, Refusal,
+    Region,
 };
 
 /// Why a call did not succeed.
@@ -22,6 +24,18 @@ pub enum CallError {
     Tdx {
         /// The cause.
         why: crate::tdx_vm::TdxError,
+    },
+    /// KVM's SEV code, the firmware, or the model in their place, refused.
+    #[error("{} ({why})", why.errno())]
+    Sev {
+        /// The cause.
+        why: slat_coco::sev::SevError,
+    },
+    /// A conversion cannot be planned; nothing happened, and the guest hears `EINVAL`.
+    #[error("EINVAL ({why})")]
+    NotConverted {
+        /// The cause.
+        why: slat_coco::convert::PlanError,
     },
     /// This machine cannot make the call at all; nothing happened.
     #[error("not tried: {why}")]
@@ -49,6 +63,8 @@ impl CallError {
         match self {
             Self::Refused { errno, .. } => Some(*errno),
             Self::Tdx { why } => Some(why.errno()),
+            Self::Sev { why } => Some(why.errno()),
+            Self::NotConverted { .. } => Some(Errno::EINVAL),
             Self::NotTried { .. } => None,
         }
     }
@@ -58,6 +74,8 @@ impl CallError {
         match self {
             Self::Refused { reason, .. } => reason.as_ref().map(Reason::code),
             Self::Tdx { why } => Some(why.code()),
+            Self::Sev { why } => Some(why.rule.code()),
+            Self::NotConverted { why } => Some(why.code()),
             Self::NotTried { .. } => None,
         }
     }
@@ -113,6 +131,16 @@ pub trait MemoryVm {
     /// # Errors
     /// The call is refused, or cannot be made here.
     fn call(&mut self, call: &Call) -> CallResult;
+
+    /// What the VM's userspace has set up, where the machine keeps it: conversions are planned from it ([`crate::convert`]).
+    fn known_memory(&self) -> Option<&Memory> {
+        None
+    }
+
+    /// The list in which the VMM of a SEV guest keeps what the guest announced, where the machine has one.
+    fn status_list(&mut self) -> Option<&mut StatusList> {
+        None
+    }
 
     /// What the last call showed to differ between two machines side by side; `None` for a single machine.
     fn take_divergence(&mut self) -> Option<Divergence> {

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use slat_memslot::{Call, Profile};
+use slat_memslot::{Call, Memory, Profile};
 
 use crate::{Areas, CallError, CallResult, Machine, MemoryVm};
 
@@ -149,6 +149,10 @@ impl<K: MemoryVm, M: MemoryVm> MemoryVm for Checked<K, M> {
             (Err(_), Err(explained)) => Err(explained),
             (kernel, _) => kernel,
         }
+    }
+
+    fn known_memory(&self) -> Option<&Memory> {
+        self.model.known_memory().or(self.kernel.known_memory())
     }
 
     fn take_divergence(&mut self) -> Option<Divergence> {

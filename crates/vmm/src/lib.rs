@@ -7,7 +7,7 @@
 //! [`tables`] runs scripts of operations on page tables, [`tdp_vm`] is a whole VM with them ([`snp_vm`] what it has as an SNP
 //! guest), [`tdx_vm`] a TD, [`shadow_vm`] one with shadow pages ([`paged_vm`] is the front of both), and [`replay`] holds them
 //! against what the MMUs did. [`walks`] holds walks of guest
-//! page tables against `KVM_TRANSLATE`.
+//! page tables against `KVM_TRANSLATE`. [`zap`] measures what the deletion of a slot costs.
 
 mod api;
 mod areas;
@@ -15,6 +15,7 @@ mod capability;
 #[cfg(target_os = "linux")]
 pub mod capture;
 mod checked;
+pub mod convert;
 pub mod differential;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
@@ -33,6 +34,7 @@ pub mod recordings;
 pub mod replay;
 mod run;
 pub mod scenario;
+pub mod sev_vm;
 pub mod shadow_vm;
 pub mod snp_vm;
 pub mod strace;
@@ -41,6 +43,7 @@ pub mod tdp_vm;
 pub mod tdx_vm;
 pub mod traces;
 pub mod walks;
+pub mod zap;
 
 pub use api::{CallError, CallResult, Machine, MemoryVm};
 pub use areas::Areas;

@@ -38,17 +38,21 @@
 //! assert_eq!(leaf, Some((0x200, PageSize::Size2M.level(), 0x4_0000_0000)));
 //! ```
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use slat_coco::migration::StatusList;
 use slat_coco::snp::SnpViolation;
 use slat_memslot::{
-    Call, ChangeKind, Memory, Outcome, Pages, Profile, Refusal, Vendor, VmError, VmType,
+    Access, AsId, Call, ChangeKind, ContentsCall, Gpa, GuestAccess, Memory, Outcome, Pages,
+    Profile, Refusal, SevCall, Vendor, VmError, VmType,
 };
 use slat_mmu::ShadowPageLimit;
 use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::spte::Npt;
 
 use crate::scenario::{Scenario, StepKind};
+use crate::sev_vm::{SevGuest, Wire};
 use crate::snp_vm::{EncryptOp, Snp, SnpAnswer, SnpOp};
 use crate::tdp_vm::{AnyTdpVm, HostMemory, TdpVm};
 use crate::tdx_vm::{TdxSettings, TdxVm};
@@ -62,6 +66,7 @@ pub struct Machine {
     host: Option<Host>,
     areas: Areas,
     tdx: TdxSettings,
+    wire: Wire,
 }
 
 impl Machine {
@@ -72,6 +77,7 @@ impl Machine {
             host: None,
             areas: Areas::SYMBOLIC,
             tdx: TdxSettings::default(),
+            wire: Wire::default(),
         }
     }
 
@@ -125,13 +131,31 @@ impl Machine {
         }
     }
 
-    /// A machine that has what a scenario's VMs need: an NPT host with SEV-SNP if some are SNP guests, else none.
+    /// A machine whose host has SEV and SEV-ES as well: VMs of these types can be made.
+    #[must_use]
+    pub fn with_sev(self) -> Self {
+        let mut profile = Arc::unwrap_or_clone(self.profile);
+        let types = profile.vm_types.get() | VmType::Sev.mask() | VmType::SevEs.mask();
+        set(&mut profile.vm_types, types);
+        Self {
+            profile: Arc::new(profile),
+            ..self
+        }
+    }
+
+    /// A machine that has what a scenario's VMs need: an NPT host with SEV-SNP if some are SNP guests, SEV if some are SEV guests, else
+    /// none.
     pub fn for_scenario(profile: impl Into<Arc<Profile>>, scenario: &Scenario) -> Self {
         let snp = scenario.steps.iter().any(|step| {
             let snp = VmType::Snp.raw();
             matches!(step.kind, StepKind::Vm { vm_type: Some(raw), .. } if raw == snp)
         });
+        let sev = scenario.steps.iter().any(|step| {
+            let types = [VmType::Sev.raw(), VmType::SevEs.raw()];
+            matches!(step.kind, StepKind::Vm { vm_type: Some(raw), .. } if types.contains(&raw))
+        });
         match snp {
+            _ if sev => Self::with_host(profile, Host::npt(48)).with_sev(),
             true => Self::with_host(profile, Host::npt(48)).with_snp(),
             false => Self::new(profile),
         }
@@ -183,7 +207,9 @@ impl crate::Machine for Machine {
         Ok(Vm {
             slots,
             shadow_pages: ShadowPageLimit::new(),
+            sev: SevGuest::of(vm_type, &self.wire),
             watched: false,
+            asking: BTreeSet::new(),
         })
     }
 }
@@ -203,6 +229,10 @@ pub struct Vm {
     shadow_pages: ShadowPageLimit,
     /// Somebody takes what happens.
     watched: bool,
+    /// What a SEV guest has beside.
+    sev: Option<Box<SevGuest>>,
+    /// vCPUs that wait for what their hypercalls return.
+    asking: BTreeSet<u32>,
 }
 
 impl Vm {
@@ -241,7 +271,9 @@ impl Vm {
         let mut copy = Self {
             slots: Slots::Alone(Box::new(self.memory().clone())),
             shadow_pages: self.shadow_pages,
+            sev: self.sev.clone(),
             watched: false,
+            asking: self.asking.clone(),
         };
         copy.call(call)
     }
@@ -316,6 +348,67 @@ impl Vm {
         }
     }
 
+    /// Whether a vCPU can do what it is told: one that has asked for a conversion first hears what became of it.
+    fn check_asking(&self, call: &Call) -> Result<(), CallError> {
+        let why = match call {
+            Call::Guest(GuestAccess { vcpu, .. })
+            | Call::Contents(ContentsCall::Guest { vcpu, .. })
+                if self.asking.contains(vcpu) =>
+            {
+                "the vCPU waits for what its hypercall returns"
+            }
+            Call::Contents(ContentsCall::ReturnHypercall { vcpu, .. })
+                if !self.asking.contains(vcpu) =>
+            {
+                "the vCPU has asked for nothing"
+            }
+            Call::Contents(_) if self.td().is_some() => "what a TD holds is another matter",
+            _ => return Ok(()),
+        };
+        Err(CallError::NotTried { why })
+    }
+
+    fn note_asking(&mut self, call: &Call, outcome: &Outcome) {
+        match (call, outcome) {
+            (Call::Contents(ContentsCall::Guest { vcpu, .. }), Outcome::MapGpaRange { .. }) => {
+                self.asking.insert(*vcpu);
+            }
+            (Call::Contents(ContentsCall::ReturnHypercall { vcpu, .. }), _) => {
+                self.asking.remove(vcpu);
+            }
+            _ => {}
+        }
+    }
+
+    /// A call about a SEV guest. Its accesses go through slots and tables first.
+    fn call_sev(&mut self, call: &SevCall) -> CallResult {
+        if self.sev.is_none() {
+            return Err(Refusal::from(VmError::NotSev {}).into());
+        }
+        self.memory().check_gate().map_err(Refusal::from)?;
+        let (vcpu, access) = match *call {
+            SevCall::Read { vcpu, gpa, .. } => (vcpu, GuestAccess::read(gpa)),
+            SevCall::Write { vcpu, gpa, .. } => (vcpu, GuestAccess::write(gpa)),
+            _ => {
+                return self
+                    .sev
+                    .as_mut()
+                    .map_or(Ok(Outcome::Done), |sev| sev.call(call));
+            }
+        };
+        let access = access.by_vcpu(vcpu).by_code_at(SevCall::CODE);
+        let reached = self.call_slots(&Call::Guest(access))?.0;
+        let gpa = Gpa::new(access.gpa);
+        let hva = self
+            .memory()
+            .hva_of(AsId::NORMAL, gpa)
+            .map(|(_, hva)| hva.raw());
+        match (reached, hva, &mut self.sev) {
+            (Outcome::Access(Access::Done), Some(hva), Some(sev)) => sev.access(call, hva),
+            (other, ..) => Ok(other),
+        }
+    }
+
     /// Makes a call as far as slots and page tables go. Says how it changed slots, if it did.
     fn call_slots(&mut self, call: &Call) -> Result<(Outcome, Option<ChangeKind>), CallError> {
         match (&mut self.slots, call) {
@@ -345,6 +438,14 @@ const NO_NPT: CallError = CallError::NotTried {
 };
 
 impl MemoryVm for Vm {
+    fn known_memory(&self) -> Option<&Memory> {
+        Some(self.memory())
+    }
+
+    fn status_list(&mut self) -> Option<&mut StatusList> {
+        self.sev.as_mut().map(|sev| sev.list())
+    }
+
     fn memory_encrypt_op(&mut self, op: &EncryptOp) -> CallResult {
         let result = match op {
             EncryptOp::Snp(command) => self.npt()?.memory_encrypt_op(command),
@@ -360,6 +461,10 @@ impl MemoryVm for Vm {
     }
 
     fn call(&mut self, call: &Call) -> CallResult {
+        self.check_asking(call)?;
+        if let Call::Sev(call) = call {
+            return self.call_sev(call);
+        }
         // The tables of the TDP MMU do not count among shadow pages, so that none has to be evicted.
         let in_use = Pages::new(0);
         let (outcome, kind) = self.call_slots(call)?;
@@ -370,6 +475,10 @@ impl MemoryVm for Vm {
         if let Call::SetNrMmuPages { pages } = call {
             let set = self.shadow_pages.set_by_user(*pages, in_use);
             set.map_err(Refusal::from)?;
+        }
+        self.note_asking(call, &outcome);
+        if let (Call::CreateVcpu, Some(sev)) = (call, &mut self.sev) {
+            sev.create_vcpu();
         }
         Ok(outcome)
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use slat_memslot::{Errno, Outcome};
 
+use crate::convert::ConvertOp;
 use crate::scenario::{Expect, Names, Request, Scenario, SnpStep, Step, StepKind, Unbound};
 use crate::snp_vm::{EncryptOp, SnpAnswer};
 use crate::{CallError, CallResult, Machine, MemoryVm};
@@ -181,6 +182,7 @@ impl<'m, M: Machine> Session<'m, M> {
             }
             StepKind::Call(request) => self.call(step, request)?,
             StepKind::Snp(snp) => self.snp(step, snp),
+            StepKind::Convert(convert) => self.convert(step, convert),
         }
         Ok(())
     }
@@ -273,6 +275,22 @@ impl<'m, M: Machine> Session<'m, M> {
         self.push(step, Some(result), verdict);
     }
 
+    fn convert(&mut self, step: &Step, convert: &ConvertOp) {
+        self.enter_vm(step, 0);
+        let Some(Some(vm)) = self.vms.get_mut(self.names.vm()) else {
+            let why = "its VM could not be made".to_owned();
+            return self.push(step, None, Verdict::NotTried { why });
+        };
+        let result = convert.run(vm);
+        let verdict = match vm.take_divergence() {
+            Some(divergence) => Verdict::Diverges {
+                model: divergence.model,
+            },
+            None => judge(step.expect.as_ref(), &result),
+        };
+        self.push(step, Some(result), verdict);
+    }
+
     fn answered(&mut self, step: &Step, answer: SnpAnswer) {
         let verdict = match &step.expect {
             None => Verdict::Unchecked,
@@ -303,6 +321,8 @@ fn judge(expect: Option<&Expect>, result: &CallResult) -> Verdict {
         Ok(outcome) => Ok(outcome.clone()),
         Err(CallError::Refused { errno, .. }) => Err(*errno),
         Err(CallError::Tdx { why }) => Err(why.errno()),
+        Err(CallError::Sev { why }) => Err(why.errno()),
+        Err(CallError::NotConverted { .. }) => Err(Errno::EINVAL),
         Err(CallError::NotTried { why }) => {
             return Verdict::NotTried {
                 why: (*why).to_owned(),

@@ -10,7 +10,7 @@ use slat_vmm::{
 };
 
 /// Reasons that need another host, another kernel, or a VM in a state that no call brings about.
-const ELSEWHERE: [(&str, &str); 22] = [
+const ELSEWHERE: [(&str, &str); 23] = [
     (
         "other-process",
         "needs a second process; see other_process.rs",
@@ -50,6 +50,10 @@ const ELSEWHERE: [(&str, &str); 22] = [
     (
         "not-td",
         "a real kernel is not asked for what only a TD has",
+    ),
+    (
+        "not-sev",
+        "a real kernel is not asked for what only a SEV guest has",
     ),
 ];
 

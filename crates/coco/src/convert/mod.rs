@@ -4,6 +4,15 @@
 //! `KVM_EXIT_MEMORY_FAULT`, in which it has accessed memory as what it is not. Both are decoded to a [`Request`]; everything that has
 //! no meaning is refused, since it comes from a guest that need not be a friend.
 //!
+//! | part | what it is |
+//! |---|---|
+//! | [`Request`] | what an exit asks for |
+//! | [`Plan`] | the steps that this takes, and what the guest loses by it ([`Loss`]) |
+//! | [`Policy`] | what a VMM decides once: whether what is left is discarded, what is done about holes, whether there are devices |
+//! | [`Run`] | a plan being carried out by an [`Executor`], to its end or back |
+//! | [`Outcome`] | what the guest is told |
+//! | [`PrivateMap`] | what is private now |
+//!
 //! ```
 //! use slat_coco::convert::{MapGpaRangeExit, Request};
 //! use slat_coco::migration::Status;
@@ -20,9 +29,21 @@
 //! ```
 
 mod answer;
+mod contents;
 mod decode;
+mod map;
+mod plan;
+mod policy;
+mod run;
+mod step;
 #[cfg(test)]
 mod tests;
 
 pub use answer::{Contract, Outcome, Path, UnknownReturn};
+pub use contents::{Found, Left, Loss};
 pub use decode::{Cause, DecodeError, MapGpaRangeExit, MemoryFaultExit, Request};
+pub use map::{MapPart, PrivateMap};
+pub use plan::Plan;
+pub use policy::{Devices, LeftBehind, NoPrivateSide, PlanError, Policy, Unbacked};
+pub use run::{Ended, LeftOver, Pause, Run};
+pub use step::{Executor, HostPart, Step};

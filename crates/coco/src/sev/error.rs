@@ -88,6 +88,28 @@ impl SevRule {
         }
     }
 
+    /// The stable code of the rule.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::InitializedTwice => "sev-guest-already",
+            Self::VcpusExist => "sev-vcpus-exist",
+            Self::NotAGuest | Self::NotAGuestToReceive => "sev-no-guest",
+            Self::NotSevEs => "sev-not-es",
+            Self::VmsaTwice => "sev-vmsa-twice",
+            Self::EmptyOrWrapping => "sev-empty-or-wrapping",
+            Self::LockLimit => "sev-lock-limit",
+            Self::NoSuchRegion => "sev-no-such-region",
+            Self::CrossesPage => "sev-crosses-page",
+            Self::Firmware(error) => match error {
+                FirmwareError::InvalidGuestState => "firmware-invalid-guest-state",
+                FirmwareError::PolicyFailure => "firmware-policy-failure",
+                FirmwareError::Inactive => "firmware-inactive",
+                FirmwareError::BadMeasurement => "firmware-bad-measurement",
+                FirmwareError::InvalidGuest => "firmware-invalid-guest",
+            },
+        }
+    }
+
     /// What firmware says, where it is asked.
     pub const fn firmware(self) -> Option<FirmwareError> {
         match self {

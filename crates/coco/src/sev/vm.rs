@@ -326,7 +326,17 @@ impl SevVm {
 
     /// The VMM copies a page to another machine as it is. Text under the guest's key here is noise there.
     pub fn copy_plainly(&self, page: u64, to: &mut Self) {
-        to.memory.set(page, self.memory.page(page));
+        to.store(page, self.stored(page));
+    }
+
+    /// What a page holds, as it goes to another machine in the clear.
+    pub fn stored(&self, page: u64) -> [Stored; HALVES] {
+        self.memory.page(page)
+    }
+
+    /// A page that came in the clear.
+    pub fn store(&mut self, page: u64, stored: [Stored; HALVES]) {
+        self.memory.set(page, stored);
     }
 
     /// The state, if there is none too.

@@ -55,6 +55,9 @@ impl Memory {
             FileCall::Blocks => Ok(Outcome::Value(0)),
             FileCall::Fallocate { mode, offset, len } => {
                 check_fallocate(mode, offset, len, size)?;
+                if mode & falloc::PUNCH_HOLE != 0 {
+                    self.discard_file(id, offset, len);
+                }
                 Ok(Outcome::Done)
             }
             FileCall::Mmap {

@@ -57,6 +57,11 @@ impl Memory {
             Call::SetIdentityMapAddr { gpa } => self.set_identity_map_addr(*gpa),
             Call::CreateIrqchip => self.create_irqchip(),
             Call::Guest(access) => self.guest_access(access).map(Outcome::Access),
+            Call::Contents(call) => self.contents_call(call),
+            Call::Sev(_) => {
+                self.check_gate()?;
+                Err(VmError::NotSev {}.into())
+            }
             Call::Tdx(_) => {
                 self.check_gate()?;
                 Err(VmError::NotTd {}.into())

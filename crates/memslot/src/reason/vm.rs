@@ -127,6 +127,9 @@ reasons! {
         /// Only a TD has the call.
         NotTd {} = "not-td", ENOTTY, "vmx/main.c:vt_mem_enc_ioctl", "always",
             "the VM is no TD with memory of its own";
+        /// Only a SEV guest has the call.
+        NotSev {} = "not-sev", ENOTTY, "svm/sev.c:sev_mem_enc_ioctl", "always",
+            "the VM is no SEV guest on a host with SEV";
     }
 }
 

@@ -299,7 +299,8 @@ pub(super) fn repair_vm(call: &Call, reason: &VmError) -> Repair {
             VmError::VmType { .. }
             | VmError::TooManyVcpus { .. }
             | VmError::NoSmm {}
-            | VmError::NotTd {},
+            | VmError::NotTd {}
+            | VmError::NotSev {},
             _,
         ) => NO_OTHER_CALL,
     }

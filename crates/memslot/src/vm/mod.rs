@@ -2,6 +2,7 @@
 
 mod attributes;
 mod capability;
+mod contents;
 mod guest;
 mod layout;
 mod pre_fault;

@@ -1,8 +1,8 @@
 //! Refusals of calls on the VM and its vCPUs.
 
 use slat_memslot::{
-    Attributes, Call, Errno, GuestAccess, Memory, PAGE_SIZE, Profile, SlotFlags, TdxCall, TdxHost,
-    VmType, cap,
+    Attributes, Call, Errno, GuestAccess, Memory, PAGE_SIZE, Profile, SevCall, SevCommand,
+    SlotFlags, TdxCall, TdxHost, VmType, cap,
 };
 
 use super::{
@@ -211,6 +211,13 @@ pub(super) fn vm_calls() -> Vec<Trigger> {
             "no TD",
             default_vm(),
             Call::Tdx(TdxCall::Host(TdxHost::Teardown)),
+        ),
+        trigger(
+            "not-sev",
+            Errno::ENOTTY,
+            "no SEV guest",
+            default_vm(),
+            Call::Sev(SevCall::Command(SevCommand::Init2)),
         ),
         t(
             "too-many-vcpus",

@@ -170,9 +170,13 @@ fn check_cause<K: MemoryVm>(
     match pair.call(&wrong_again, stats)? {
         Ok(_) if !has_one_remedy(&link.reason) => Ok(()),
         Ok(_) => Err(wrong(&wrong_again, link.reason, ReasonError::NotACause)),
-        Err(CallError::Refused { .. } | CallError::Tdx { .. } | CallError::NotTried { .. }) => {
-            Ok(())
-        }
+        Err(
+            CallError::Refused { .. }
+            | CallError::Tdx { .. }
+            | CallError::NotConverted { .. }
+            | CallError::Sev { .. }
+            | CallError::NotTried { .. },
+        ) => Ok(()),
     }
 }
 

@@ -42,6 +42,7 @@ impl Stats {
                 }
                 Some(*errno)
             }
+            Err(CallError::NotConverted { .. } | CallError::Sev { .. }) => None,
             Err(CallError::Tdx { why }) => {
                 *self.by_reason.entry(why.code()).or_default() += 1;
                 Some(why.errno())

@@ -31,6 +31,8 @@ fn plain(answer: &CallResult) -> Option<Result<slat_memslot::Outcome, Errno>> {
         Ok(outcome) => Some(Ok(outcome.clone())),
         Err(CallError::Refused { errno, .. }) => Some(Err(*errno)),
         Err(CallError::Tdx { why }) => Some(Err(why.errno())),
+        Err(CallError::Sev { why }) => Some(Err(why.errno())),
+        Err(CallError::NotConverted { .. }) => Some(Err(Errno::EINVAL)),
         Err(CallError::NotTried { .. }) => None,
     }
 }

@@ -15,11 +15,12 @@ use super::ring::Ring;
 use crate::{CallError, CallResult};
 
 /// `hlt`.
-const HALT: u8 = 0xf4;
+pub(super) const HALT: u8 = 0xf4;
 /// Where every vCPU has its local APIC at first.
 const APIC_PAGE: u64 = 0xfee0_0000;
 /// `KVM_EXIT_DIRTY_RING_FULL`.
-const EXIT_RING_FULL: u32 = 31;
+pub(super) const EXIT_RING_FULL: u32 = 31;
+
 /// `KVM_SET_SREGS`: 32-bit protected mode, flat, no paging.
 pub(crate) fn make_flat(vcpu: &VcpuFd) -> Result<(), Errno> {
     let mut sregs = vcpu.get_sregs().map_err(errno)?;
@@ -58,6 +59,8 @@ pub(super) struct Vcpu {
     fd: VcpuFd,
     flat: bool,
     as_id: AsId,
+    /// It waits for what its hypercall returns.
+    asked: bool,
 }
 
 impl Vcpu {
@@ -65,8 +68,31 @@ impl Vcpu {
         self.fd.as_raw_fd()
     }
 
+    pub(super) fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    pub(super) fn fd_mut(&mut self) -> &mut VcpuFd {
+        &mut self.fd
+    }
+
+    /// Whether it waits for what its hypercall returns.
+    pub(super) fn is_asking(&self) -> bool {
+        self.asked
+    }
+
+    pub(super) fn set_asking(&mut self, asked: bool) {
+        self.asked = asked;
+    }
+
+    /// What its hypercall returns when it runs on.
+    pub(super) fn set_hypercall_ret(&mut self, ret: u64) {
+        let run = self.fd.get_kvm_run();
+        run.__bindgen_anon_1.hypercall.ret = ret;
+    }
+
     /// Protected mode without paging, all segments flat: guest-physical addresses are what instructions see.
-    fn make_flat(&mut self) -> Result<(), Errno> {
+    pub(super) fn make_flat(&mut self) -> Result<(), Errno> {
         if std::mem::replace(&mut self.flat, true) {
             return Ok(());
         }
@@ -74,7 +100,7 @@ impl Vcpu {
     }
 
     /// Enters or leaves SMM (`KVM_SET_VCPU_EVENTS`).
-    fn enter_space(&mut self, as_id: AsId) -> Result<(), Errno> {
+    pub(super) fn enter_space(&mut self, as_id: AsId) -> Result<(), Errno> {
         if core::mem::replace(&mut self.as_id, as_id) == as_id {
             return Ok(());
         }
@@ -126,7 +152,7 @@ impl Vcpu {
     }
 
     /// Lets KVM complete an access that exited, so that it does not resume later.
-    fn finish_mmio(&mut self) {
+    pub(super) fn finish_mmio(&mut self) {
         self.fd.set_kvm_immediate_exit(1);
         // Gives EINTR at once, which is what was asked for.
         let _interrupted = self.fd.run();
@@ -149,6 +175,7 @@ impl Vm {
             fd,
             flat: false,
             as_id: AsId::NORMAL,
+            asked: false,
         });
         Ok(Outcome::Done)
     }
@@ -182,13 +209,16 @@ impl Vm {
             }
         }
         match self.vcpus.get_mut(vcpu) {
+            Some(vcpu) if vcpu.asked => Err(CallError::NotTried {
+                why: "the vCPU waits for what its hypercall returns",
+            }),
             Some(vcpu) => vcpu.run(access),
             None => Err(CallError::errno(Errno::EBADF)),
         }
     }
 
     /// The slot that holds an address.
-    fn placed_at(&self, as_id: AsId, gpa: u64) -> Option<Placed> {
+    pub(super) fn placed_at(&self, as_id: AsId, gpa: u64) -> Option<Placed> {
         let space = as_id.index();
         let holds = |slot: u32, p: &Placed| {
             usize::try_from(slot >> 16) == Ok(space) && p.gpa <= gpa && gpa - p.gpa < p.size

@@ -4,7 +4,7 @@
 use std::io;
 use std::ptr::NonNull;
 
-use slat_memslot::Hva;
+use slat_memslot::{Errno, Hva, PAGE_SIZE};
 
 use crate::Areas;
 
@@ -98,6 +98,41 @@ impl HostMemory {
     /// Where the areas lie.
     pub fn areas(&self) -> &Areas {
         &self.areas
+    }
+
+    /// A range of whole pages in the writable area, as an address and a length.
+    fn part(&self, at: Hva, size: u64) -> Option<(u64, usize)> {
+        let offset = at.raw().checked_sub(self.areas.writable.raw())?;
+        let inside = offset <= GIB && size <= GIB - offset && (offset | size) % PAGE_SIZE == 0;
+        let size = usize::try_from(size).ok().filter(|_| inside)?;
+        Some((at.raw(), size))
+    }
+
+    /// Fills a range of the writable area; `None` when it does not lie inside it.
+    pub(super) fn fill(&self, at: Hva, size: u64, byte: u8) -> Option<()> {
+        let (address, size) = self.part(at, size)?;
+        // SAFETY: the range lies in a writable mapping that lives as long as `self` and is never borrowed; the one thread that
+        // drives guests is here.
+        unsafe { std::ptr::write_bytes(address as *mut u8, byte, size) };
+        Some(())
+    }
+
+    /// Whether a range of the writable area holds one byte everywhere; `None` when it does not lie inside it.
+    pub(super) fn holds(&self, at: Hva, size: u64, byte: u8) -> Option<bool> {
+        let (address, size) = self.part(at, size)?;
+        // SAFETY: the range lies in a readable mapping that lives as long as `self`; nobody writes there while this borrow
+        // lasts, since the one thread that drives guests is here.
+        let bytes = unsafe { std::slice::from_raw_parts(address as *const u8, size) };
+        Some(bytes.iter().all(|found| *found == byte))
+    }
+
+    /// `MADV_DONTNEED` on a range of the writable area; `None` when it does not lie inside it.
+    pub(super) fn discard(&self, at: Hva, size: u64) -> Option<Result<(), Errno>> {
+        let (address, size) = self.part(at, size)?;
+        let place = address as *mut libc::c_void;
+        // SAFETY: the range is a mapping of this value that nobody borrows; what it holds may change.
+        let done = unsafe { libc::madvise(place, size, libc::MADV_DONTNEED) };
+        Some(super::ioctl::result(done).map(drop))
     }
 
     /// Writes bytes into the writable area; gives `false` when they do not lie inside it.

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use kvm_ioctls::Kvm;
-use slat_memslot::{Errno, Profile};
+use slat_memslot::{Errno, Profile, VmType};
 
 use super::{HostMemory, Vm};
 use crate::{Areas, CallError};
@@ -92,13 +92,14 @@ impl crate::Machine for Machine {
     }
 
     fn create_vm(&mut self, vm_type: u32) -> Result<Vm, CallError> {
+        let known = VmType::from_raw(vm_type).unwrap_or_default();
         let vm = self.kvm.create_vm_with_type(u64::from(vm_type));
         let vm = vm.map_err(|e| CallError::errno(Errno::new(e.errno())))?;
         let mut made = Vm::new(
             self.kvm.clone(),
             vm,
             self.host.clone(),
-            self.profile.clone(),
+            (self.profile.clone(), known),
         );
         made.maps_for_guests = self.maps_for_guests;
         Ok(made)

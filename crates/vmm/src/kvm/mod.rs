@@ -1,5 +1,6 @@
 //! The real `/dev/kvm` as a machine. Linux on x86-64 only.
 
+mod contents;
 mod executor;
 mod file;
 mod guest;
@@ -10,6 +11,7 @@ mod probe;
 mod region;
 mod ring;
 mod stats;
+mod touch;
 mod translate;
 mod vm;
 
@@ -23,6 +25,7 @@ pub use probe::probe;
 pub(crate) use probe::vendor;
 pub(crate) use ring::Ring;
 pub(crate) use stats::Stats;
+pub(crate) use touch::TouchLayout;
 pub use translate::Translator;
 pub(crate) use translate::gigabyte_pages;
 pub use vm::Vm;

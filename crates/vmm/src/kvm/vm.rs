@@ -7,8 +7,8 @@ use std::sync::Arc;
 use kvm_bindings::{kvm_enable_cap, kvm_memory_attributes, kvm_pre_fault_memory};
 use kvm_ioctls::{Kvm, VmFd};
 use slat_memslot::{
-    AttributeMap, Attributes, Buffer, Call, ClearBits, DirtyPages, Errno, GfnRange, Gpa, Outcome,
-    Pages, Profile,
+    AttributeMap, Attributes, Buffer, Call, ClearBits, DirtyPages, Errno, GfnRange, Gpa, Memory,
+    Outcome, Pages, Profile, VmType,
 };
 
 use super::file::FileMapping;
@@ -43,6 +43,8 @@ pub struct Vm {
     pub(super) irqchip: bool,
     /// Guests run although the host maps pages for them.
     pub(super) maps_for_guests: bool,
+    /// What was set successfully, as a whole.
+    known: Memory,
 }
 
 impl Vm {
@@ -50,9 +52,10 @@ impl Vm {
         kvm: Arc<Kvm>,
         vm: VmFd,
         host: Arc<HostMemory>,
-        profile: Arc<Profile>,
+        (profile, vm_type): (Arc<Profile>, VmType),
     ) -> Self {
         Self {
+            known: Memory::new(profile.clone(), vm_type),
             kvm,
             vm,
             host,
@@ -227,7 +230,34 @@ fn word_count(pages: u64) -> usize {
 }
 
 impl MemoryVm for Vm {
+    fn known_memory(&self) -> Option<&Memory> {
+        Some(&self.known)
+    }
+
     fn call(&mut self, call: &Call) -> CallResult {
+        let result = self.make(call);
+        if result.is_ok() && lays_out(call) {
+            // What the kernel took, the model takes; where it does not, conversions are planned from less.
+            let _taken = self.known.call(call);
+        }
+        result
+    }
+}
+
+/// Whether a call changes what conversions are planned from.
+const fn lays_out(call: &Call) -> bool {
+    matches!(
+        call,
+        Call::SetRegion(_)
+            | Call::CreateGmem { .. }
+            | Call::File(..)
+            | Call::Map(..)
+            | Call::SetAttributes { .. }
+    )
+}
+
+impl Vm {
+    fn make(&mut self, call: &Call) -> CallResult {
         let outcome = match call {
             Call::SetRegion(request) => self.set_region(request),
             Call::CreateGmem {
@@ -286,6 +316,12 @@ impl MemoryVm for Vm {
                 made.map(|()| Outcome::Done).map_err(errno)
             }
             Call::Guest(access) => return self.guest_access(access),
+            Call::Contents(call) => return self.contents_call(call),
+            Call::Sev(_) => {
+                return Err(CallError::NotTried {
+                    why: "a SEV guest is modelled only",
+                });
+            }
             Call::Tdx(_) => {
                 return Err(CallError::NotTried {
                     why: "a TD and its guest are modelled only",

@@ -8,7 +8,7 @@ use slat_memslot::{
 use super::args::Args;
 use super::lex::{self, Parsed, bits, bits32, number, number32};
 use super::{ParseError, Request};
-use super::{tdx, words};
+use super::{contents, sev, tdx, words};
 
 type Read = Result<Request, ParseError>;
 
@@ -18,6 +18,8 @@ pub(super) fn read(op: &str, args: &mut Args<'_>) -> Option<Read> {
         .or_else(|| file_call(op, args))
         .or_else(|| map_call(op, args))
         .or_else(|| vm_call(op, args))
+        .or_else(|| contents::read(op, args))
+        .or_else(|| sev::read(op, args))
         .or_else(|| tdx::read(op, args))
 }
 

@@ -6,7 +6,7 @@ use slat_memslot::{Access, Call, Errno, MapCall, Outcome, TdxCall, TdxOutcome};
 
 use super::lex::{self, Parsed};
 use super::write::{hex, slot};
-use super::{snp, tdx, words};
+use super::{contents, sev, snp, tdx, words};
 use crate::snp_vm::SnpAnswer;
 
 /// What stands behind `=>`.
@@ -29,6 +29,17 @@ pub enum Expect {
     },
     /// `done`, `mmio`, `no-memory`, `ring-full` or `memory-fault flags=.. gpa=.. size=..`: what a guest's access came to.
     Access(Access),
+    /// `exit gpa=.. pages=.. attributes=..`: a guest that is no TD asks for a conversion.
+    MapGpaRange {
+        /// The first address.
+        gpa: u64,
+        /// How many pages of 4 KiB.
+        pages: u64,
+        /// Attributes, as the guest gave them.
+        attributes: u64,
+    },
+    /// `noise`: what is read by another key than it was written with, or by none.
+    Noise,
     /// What only a TD gives, such as `accepted`, `hypercall shared gpa=.. pages=..` or `report none`.
     Tdx(TdxOutcome),
     /// What an operation on an SNP guest gives.
@@ -66,7 +77,17 @@ impl Expect {
                 size: *size,
             },
             Ok(Outcome::Access(access)) => Self::Access(*access),
+            Ok(Outcome::Noise) => Self::Noise,
             Ok(Outcome::Tdx(outcome)) => Self::Tdx(outcome.clone()),
+            Ok(Outcome::MapGpaRange {
+                gpa,
+                pages,
+                attributes,
+            }) => Self::MapGpaRange {
+                gpa: *gpa,
+                pages: *pages,
+                attributes: *attributes,
+            },
         }
     }
 
@@ -101,9 +122,15 @@ impl Expect {
             Self::Ring(_) => matches!(call, Call::HarvestDirtyRing { .. }),
             Self::Remaining { .. } => matches!(call, Call::PreFault { .. }),
             Self::Access(Access::MemoryFault { .. }) => {
-                matches!(call, Call::Guest(_) | Call::Tdx(TdxCall::Guest { .. }))
+                let of_guest = matches!(call, Call::Guest(_) | Call::Tdx(TdxCall::Guest { .. }));
+                of_guest || contents::is_of_guest(call) || sev::is_of_guest(call)
             }
-            Self::Access(_) => matches!(call, Call::Guest(_)),
+            Self::Access(_) => {
+                let of_guest = contents::is_of_guest(call) || sev::is_of_guest(call);
+                of_guest || matches!(call, Call::Guest(_))
+            }
+            Self::Noise => sev::reads(call),
+            Self::MapGpaRange { .. } => contents::is_of_guest(call),
             Self::Tdx(outcome) => {
                 matches!(call, Call::Tdx(call) if tdx::fits(outcome, call))
             }
@@ -143,7 +170,16 @@ impl fmt::Display for Expect {
                     hex(*size)
                 )
             }
+            Self::Noise => f.write_str("noise"),
             Self::Access(access) => f.write_str(access_name(*access)),
+            Self::MapGpaRange {
+                gpa,
+                pages,
+                attributes,
+            } => {
+                let (gpa, attributes) = (hex(*gpa), hex(*attributes));
+                write!(f, "exit gpa={gpa} pages={pages} attributes={attributes}")
+            }
             Self::Tdx(outcome) => tdx::write_outcome(outcome, f),
             Self::Snp(answer) => f.write_str(&snp::answer_text(answer)),
             Self::Fails { errno, reason } => match reason {
@@ -185,12 +221,17 @@ pub(super) fn read(words: &[&str]) -> Parsed<Expect> {
     }
     match *words {
         ["ok"] => Ok(Expect::Ok),
+        ["noise"] => Ok(Expect::Noise),
         ["dirty", "none"] => Ok(Expect::Dirty(Vec::new())),
         ["dirty", ranges] => dirty(ranges).map(Expect::Dirty),
         ["ring", "none"] => Ok(Expect::Ring(Vec::new())),
         ["ring", entries] => ring(entries).map(Expect::Ring),
         ["left", first, second] => left(first, second),
         ["memory-fault", ref fields @ ..] => memory_fault(fields),
+        ["exit", ref fields @ ..] => {
+            let exit = contents::read_exit(fields)?;
+            Ok(Expect::of(&Ok(exit)))
+        }
         [word] => single(word),
         [errno, reason] => fails(errno, Some(reason)),
         _ => Err("not a result".to_owned()),

@@ -26,12 +26,15 @@
 
 mod args;
 mod calls;
+mod contents;
+mod convert;
 mod expect;
 pub(crate) mod lex;
 mod names;
 mod parse;
 mod record;
 mod request;
+mod sev;
 mod snp;
 mod tdx;
 #[cfg(test)]
@@ -39,8 +42,10 @@ mod tests;
 mod words;
 mod write;
 
+use crate::convert::ConvertOp;
 pub use crate::parse_error::ParseError;
 pub use expect::Expect;
+pub(crate) use lex::number as bytes;
 pub use names::{Area, DEFAULT_VM, HOST_AREAS, Names};
 pub use parse::parse;
 pub use record::{Recorder, write};
@@ -87,6 +92,8 @@ pub enum StepKind {
     Call(Request),
     /// Something that is done with the current VM as an SNP guest.
     Snp(SnpStep),
+    /// Its VMM converts memory.
+    Convert(ConvertOp),
 }
 
 impl Scenario {

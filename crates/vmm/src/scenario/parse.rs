@@ -9,7 +9,7 @@ use super::lex::{self, Parsed, Token, TokenKind};
 use super::{
     DEFAULT_VM, Expect, HOST_AREAS, ParseError, Request, Scenario, SnpStep, Step, StepKind,
 };
-use super::{calls, expect, snp, words};
+use super::{calls, convert, expect, snp, words};
 
 /// Reads a scenario.
 ///
@@ -77,6 +77,7 @@ impl Parser {
             "profile" => args.word("a name", profile).map(StepKind::Profile),
             "case" => args.title().map(StepKind::Case),
             "vm" => vm(args),
+            "convert" => convert::read(args).map(StepKind::Convert),
             "drop_vm" => args.word("a name", lex::name).map(StepKind::DropVm),
             _ => match calls::read(op.text, args) {
                 Some(request) => request.map(StepKind::Call),
@@ -110,7 +111,7 @@ impl Parser {
                     self.bind(request);
                 }
             }
-            StepKind::Snp(_) => {
+            StepKind::Snp(_) | StepKind::Convert(_) => {
                 let vm = self.vm.as_deref().unwrap_or(DEFAULT_VM);
                 self.vms.insert(vm.to_owned());
             }
@@ -205,7 +206,9 @@ impl ResultWords<'_> {
                 expect,
                 Expect::Ok | Expect::Remaining { .. } | Expect::Fails { .. }
             ),
-            StepKind::Vm { .. } => matches!(expect, Expect::Ok | Expect::Fails { .. }),
+            StepKind::Vm { .. } | StepKind::Convert(_) => {
+                matches!(expect, Expect::Ok | Expect::Fails { .. })
+            }
             StepKind::Profile(_) | StepKind::Case(_) | StepKind::DropVm(_) => false,
         };
         if fits {

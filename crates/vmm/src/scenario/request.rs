@@ -61,6 +61,22 @@ impl Request {
             }
             Call::File(id, _) => request.file = names.file_name(*id).map(str::to_owned),
             Call::Map(id, _) => request.host = names.map_name(*id).map(str::to_owned),
+            Call::Contents(call) => {
+                let address = super::contents::host_address(call);
+                let placed = address.and_then(|at| Some((host?.offset_of(*at)?, at)));
+                if let Some((offset, address)) = placed {
+                    *address = offset;
+                    request.host = host.map(|area| area.name.clone());
+                }
+            }
+            Call::Sev(call) => {
+                let address = super::sev::host_address(call);
+                let placed = address.and_then(|at| Some((host?.offset_of(*at)?, at)));
+                if let Some((offset, address)) = placed {
+                    *address = offset;
+                    request.host = host.map(|area| area.name.clone());
+                }
+            }
             Call::Tdx(call) => {
                 let place = |at: &u64| host.and_then(|area| Some((area, area.offset_of(*at)?)));
                 if let Some(address) = super::tdx::host_address(call) {
@@ -118,6 +134,16 @@ impl Request {
             }
             Call::File(id, _) => *id = self.own_file(names, *id)?,
             Call::Map(id, _) => *id = self.map(names, *id)?,
+            Call::Contents(call) => {
+                if let Some(address) = super::contents::host_address(call) {
+                    *address = self.resolve_address(names, *address)?;
+                }
+            }
+            Call::Sev(call) => {
+                if let Some(address) = super::sev::host_address(call) {
+                    *address = self.resolve_address(names, *address)?;
+                }
+            }
             Call::Tdx(call) => {
                 if let Some(address) = super::tdx::host_address(call) {
                     *address = self.resolve_address(names, *address)?;

@@ -7,6 +7,9 @@ use slat_memslot::{
     Region, RegionVersion,
 };
 
+use super::contents;
+use super::convert;
+use super::sev;
 use super::tdx;
 use super::words::{self, Words};
 use super::{Request, Scenario, SnpStep, Step, StepKind, snp};
@@ -62,6 +65,7 @@ impl fmt::Display for StepKind {
             Self::Call(request) => write!(f, "{request}"),
             Self::Snp(SnpStep::Command(command)) => f.write_str(&snp::write_command(command)),
             Self::Snp(SnpStep::Op(op)) => f.write_str(&snp::write_op(op)),
+            Self::Convert(op) => f.write_str(&convert::line(op)),
         }
     }
 }
@@ -155,6 +159,8 @@ impl fmt::Display for Request {
                 flags,
                 reserved,
             } => self.create_guest_memfd(*size, *flags, *reserved),
+            Call::Contents(call) => contents::line(call, |address| self.address(address)),
+            Call::Sev(call) => sev::line(call, |address| self.address(address)),
             Call::Tdx(call) => tdx::line(call, |address| self.address(address)),
             other => vm_call(other),
         };
@@ -396,6 +402,8 @@ fn vm_op(call: &Call) -> &'static str {
         Call::SetIdentityMapAddr { .. } => "set_identity_map_addr",
         Call::CreateIrqchip => "create_irqchip",
         Call::Guest(access) => guest_op(access.kind),
+        Call::Contents(call) => contents::operation(call),
+        Call::Sev(call) => sev::operation(call),
         Call::Tdx(call) => tdx::operation(call),
         Call::SetRegion(_) => "set_user_memory_region",
         Call::CreateGmem { .. } => "create_guest_memfd",

@@ -118,6 +118,8 @@ impl MemoryIoctl {
             | Call::Map(..)
             | Call::HarvestDirtyRing { .. }
             | Call::Guest(_)
+            | Call::Contents(_)
+            | Call::Sev(_)
             | Call::Tdx(_) => {
                 return None;
             }

@@ -1,6 +1,9 @@
 //! Every call of KVM's memory interface, on a VM with page tables.
 
-use slat_memslot::{Call, ClearBits, DirtyPages, DirtyWindow, MapCall, MapId, Outcome, Refusal};
+use slat_memslot::{
+    Access, Call, ClearBits, ContentsCall, DirtyPages, DirtyWindow, MapCall, MapId, Outcome,
+    Refusal,
+};
 use slat_mmu::spte::Format;
 
 use super::{HvaRange, TdpVm};
@@ -48,10 +51,33 @@ impl<F: Format> TdpVm<F> {
                 flags,
             } => return self.pre_fault_call(*vcpu, *gpa, *size, *flags),
             Call::Guest(access) => return self.guest_access(access),
+            Call::Contents(call) => return self.contents_call(call),
             other => self.memory.call(other),
         };
         self.tell_result(call, &result);
         Ok(result?)
+    }
+
+    /// What a guest and its userspace find in memory; a guest's accesses go through the tables, page by page.
+    fn contents_call(&mut self, call: &ContentsCall) -> CallResult {
+        match call {
+            ContentsCall::Guest { vcpu, code, act } => {
+                for access in act.accesses(*vcpu, *code) {
+                    match self.guest_access(&access)? {
+                        Outcome::Access(Access::Done) => self.memory.pass(act, &access),
+                        other => return Ok(other),
+                    }
+                }
+                Ok(self.memory.after(act))
+            }
+            ContentsCall::Discard { hva, size } => {
+                let range = *hva..hva.saturating_add(*size);
+                self.unmap_hva(range.clone());
+                self.host.discard(range);
+                Ok(self.memory.without_guest(call))
+            }
+            _ => Ok(self.memory.without_guest(call)),
+        }
     }
 
     /// Puts what a system call returned behind what it did.

@@ -171,6 +171,8 @@ impl HostMemory {
 
     /// Memory is given back (`MADV_DONTNEED`).
     pub fn discard(&mut self, range: HvaRange) {
+        // Memory that is given back again and again is noted once.
+        subtract(&mut self.untouched, &range);
         subtract(&mut self.shared, &range);
         self.set_untouched(range);
     }
@@ -252,9 +254,14 @@ impl HostMemory {
 
     /// Pages of a file are gone.
     pub fn drop_file_pages(&mut self, file: GmemId, offset: u64, len: u64) {
-        let pages = offset >> PAGE_SHIFT..offset.saturating_add(len) >> PAGE_SHIFT;
-        self.files
-            .retain(|(id, page), _| *id != file || !pages.contains(page));
+        let (first, end) = (
+            offset >> PAGE_SHIFT,
+            offset.saturating_add(len) >> PAGE_SHIFT,
+        );
+        while let Some((page, _)) = self.files.range((file, first)..(file, end)).next() {
+            let page = *page;
+            self.files.remove(&page);
+        }
     }
 
     /// How large the host maps what is behind a frame (`mmu.c:host_pfn_mapping_level`).

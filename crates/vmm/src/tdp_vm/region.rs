@@ -128,10 +128,9 @@ impl<F: Format> TdpVm<F> {
             LogOff::Zap => Collapse::Zap,
         };
         let (memory, host) = (&self.memory, &self.host);
+        // Slots that are logged have no private side: that a frame is private limits nothing (`kvm_mmu_max_mapping_level`).
         let allows = |gfn: Gfn, size: PageSize| {
-            !memory.is_private(gfn)
-                && memory.allows_huge(key, size, gfn)
-                && host.mapping_size(slot, gfn) >= size
+            memory.allows_huge(key, size, gfn) && host.mapping_size(slot, gfn) >= size
         };
         let mut locked = self.nested.mmu.lock(&mut self.out);
         locked.zap_collapsible(memory, slot, |gfn| host.mapping_size(slot, gfn));

@@ -166,6 +166,14 @@ impl<F: Format> TdpVm<F> {
             .map(|(id, _)| *id)
     }
 
+    /// How many vCPUs have a request that is not served yet.
+    pub(crate) fn waiting(&self, request: Request) -> usize {
+        let vcpus = self.vcpus.values();
+        vcpus
+            .filter(|vcpu| vcpu.mmu.requests().contains(request))
+            .count()
+    }
+
     pub(super) fn request_all(&mut self, request: Request) {
         for vcpu in self.vcpus.values_mut() {
             vcpu.mmu.request(request);

@@ -1,3 +1,4 @@
+mod contents;
 mod property;
 mod tdx;
 

@@ -7,7 +7,7 @@ use slat_memslot::{
 };
 
 use super::super::{Names, StepKind, parse, write};
-use super::{areas, tdx};
+use super::{areas, contents, tdx};
 
 type Answered = (Call, Result<Outcome, Errno>);
 
@@ -195,6 +195,7 @@ fn call() -> impl Strategy<Value = Call> {
         dirty_call(),
         vm_call(),
         tdx::call().prop_map(Call::Tdx),
+        contents::call(),
     ]
 }
 
@@ -221,6 +222,7 @@ fn answer(call: Call) -> impl Strategy<Value = Answered> {
         .prop_map(Outcome::Access)
         .boxed(),
         Call::Tdx(call) => tdx::answer(call),
+        Call::Contents(_) | Call::Sev(_) => contents::answer(&call),
         Call::Map(..) | Call::CheckExtension { .. } => number().prop_map(Outcome::Value).boxed(),
         _ => Just(Outcome::Done).boxed(),
     };
