@@ -150,17 +150,21 @@ impl<F: Format> PagedVm for TdpVm<F> {
     }
 
     fn leaves(&self) -> Leaves {
-        let totals = self.tables().totals();
+        let (totals, of_l2) = (self.tables().totals(), self.shadow_stats());
         Leaves {
-            pages_4k: totals.pages_4k,
-            pages_2m: totals.pages_2m,
-            pages_1g: totals.pages_1g,
+            pages_4k: totals.pages_4k + of_l2.pages_4k,
+            pages_2m: totals.pages_2m + of_l2.pages_2m,
+            pages_1g: totals.pages_1g + of_l2.pages_1g,
         }
     }
 
     /// No root depends on any of them.
     fn set_registers(&mut self, id: u32, _bits: Option<ControlBits<'_>>) {
         Self::set_registers(self, id);
+    }
+
+    fn poke(&mut self, hva: u64, value: u64) {
+        Self::poke(self, hva, value);
     }
 
     fn pre_fault(&mut self, vcpu: u32, gfn: Gfn, pages: Pages, flags: u64) {

@@ -147,6 +147,8 @@ fn can_show(planted: Planted, can: &Abilities) -> bool {
         Planted::HolesZapNothing => can.private_memory,
         Planted::RingsWatchNothing => can.rings,
         Planted::UnmapsNothing | Planted::ForkedIsWritable => true,
+        // Test `live_nested`.
+        Planted::StoresOfL1Unread | Planted::L2KeepsRoot => false,
     }
 }
 

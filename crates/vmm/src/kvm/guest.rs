@@ -30,7 +30,7 @@ pub(crate) fn make_flat(vcpu: &VcpuFd) -> Result<(), Errno> {
 }
 
 /// Makes all segments flat, that of code a long one if wanted.
-pub(super) fn flatten(sregs: &mut kvm_sregs, long: bool) {
+pub(crate) fn flatten(sregs: &mut kvm_sregs, long: bool) {
     let data = kvm_segment {
         limit: u32::MAX,
         type_: 3,

@@ -17,7 +17,7 @@ mod vm;
 
 pub use executor::AccessGuest;
 pub(crate) use file::create as create_gmem;
-pub(crate) use guest::make_flat;
+pub(crate) use guest::{flatten, make_flat};
 pub use host::HostMemory;
 pub(crate) use ioctl::errno;
 pub use machine::{Machine, OpenError};

@@ -18,6 +18,8 @@ pub enum Programs {
     Flat,
     /// Guests with tables of their own, on shadow pages.
     WithTables,
+    /// Guests that run guests of their own, on the TDP MMU.
+    Nested,
 }
 
 /// What to compare.
@@ -63,10 +65,21 @@ impl Config {
         }
     }
 
+    /// The same for guests that run guests of their own.
+    pub fn nested(seed: u64, events: usize, abilities: Abilities) -> Self {
+        Self {
+            programs: Programs::Nested,
+            operations: 200,
+            tries: 300,
+            ..Self::new(seed, events, abilities)
+        }
+    }
+
     fn program(&self, seed: u64) -> Program {
         match self.programs {
             Programs::Flat => Program::random(seed, self.operations, self.abilities),
             Programs::WithTables => Program::with_tables(seed, self.operations, self.abilities),
+            Programs::Nested => Program::nested(seed, self.operations, self.abilities),
         }
     }
 }
@@ -82,7 +95,7 @@ pub struct Outcome {
     pub left_out: usize,
     /// How many events and results were as predicted.
     pub events: usize,
-    /// How many programs with tables differed once and not again: the host's own doings, which have no event here.
+    /// How many programs on shadow pages differed once and not again: the host's own doings, which have no event here.
     pub disturbed: u64,
     /// How many instructions guests executed.
     pub executed: usize,
@@ -201,7 +214,7 @@ impl Live {
             let seed = config.seed.wrapping_add(outcome.programs);
             let program = config.program(seed);
             let mut ran = self.run(&program)?;
-            if ran.difference.is_some() && config.programs == Programs::WithTables {
+            if ran.difference.is_some() && config.programs != Programs::Flat {
                 let again = self.steady(&program)?;
                 outcome.disturbed += u64::from(again.difference.is_none());
                 ran = again;

@@ -2,6 +2,7 @@
 
 mod fault_filler;
 mod host;
+mod nested;
 mod tables;
 mod vcpu;
 mod vm;
@@ -156,13 +157,24 @@ impl<J: Journal> Driver<J> {
         if self.is_counted() {
             return self.run_counted(op);
         }
-        if !matches!(op, Op::Guest { .. }) {
+        if !matches!(op, Op::Guest { .. } | Op::Poke { .. }) {
             self.statistics()?;
         }
         if let Op::SetRegion(region) = op {
             self.huge_pages(region)?;
         }
-        self.operation(op)
+        self.operation(op)?;
+        match op {
+            // L2 reaches frames that only its tables tell.
+            Op::SetRegion(region) if self.runs_l2() => {
+                self.backing_in(region.as_id, region.gfn, region.pages.raw())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn runs_l2(&self) -> bool {
+        self.machine.as_ref().is_some_and(|machine| machine.runs_l2)
     }
 
     fn operation(&mut self, op: &Op<'_>) -> Done {
@@ -184,11 +196,16 @@ impl<J: Journal> Driver<J> {
                 self.machine.iter_mut().for_each(Machine::roots_go);
                 set_parameter(name, value)
             }
+            Op::Guest {
+                vcpu,
+                act: act @ (GuestAct::RunL2 { .. } | GuestAct::StoreOfL1 { .. }),
+            } => self.run_l1(op, *vcpu, act),
             Op::Guest { vcpu, act } => self.guest(op, *vcpu, act),
             Op::CreateVcpu { .. }
             | Op::CloseVcpu { .. }
             | Op::SetCpuid { .. }
             | Op::SetSregs { .. }
+            | Op::SetMsr { .. }
             | Op::SetSmm(_)
             | Op::HarvestRing { .. }
             | Op::PreFault { .. } => self.vcpu_call(op),
@@ -205,7 +222,7 @@ impl<J: Journal> Driver<J> {
                 Some(*vcpu)
             }
             Op::SetSregs { vcpu, .. } => Some(vcpu.unwrap_or(0)),
-            Op::SetSmm(_) | Op::Smi => Some(0),
+            Op::SetMsr { .. } | Op::SetSmm(_) | Op::Smi => Some(0),
             _ => None,
         };
         let machine = self.machine.as_ref().ok_or_else(|| missing(op, "VM"))?;

@@ -109,7 +109,7 @@ impl Start {
 pub(super) fn run<E>(
     vcpu: &mut VcpuFd,
     start: &Start,
-    mut tell: impl FnMut(&Note<'_>) -> Result<(), E>,
+    tell: impl FnMut(&Note<'_>) -> Result<(), E>,
 ) -> Result<Result<(), E>, Errno> {
     let regs = kvm_regs {
         rip: start.rip,
@@ -118,7 +118,16 @@ pub(super) fn run<E>(
         rflags: 2,
         ..Default::default()
     };
-    vcpu.set_regs(&regs).map_err(errno)?;
+    run_from(vcpu, &regs, tell)
+}
+
+/// The same with these registers.
+pub(super) fn run_from<E>(
+    vcpu: &mut VcpuFd,
+    regs: &kvm_regs,
+    mut tell: impl FnMut(&Note<'_>) -> Result<(), E>,
+) -> Result<Result<(), E>, Errno> {
+    vcpu.set_regs(regs).map_err(errno)?;
     for _ in 0..MOST_EXITS {
         let (note, ended) = step(vcpu);
         let told = note.iter().try_for_each(&mut tell);

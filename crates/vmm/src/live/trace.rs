@@ -27,11 +27,12 @@ pub enum TraceError {
 }
 
 /// Events that only guests with tables of their own cause.
-const OF_SHADOWS: [&str; 4] = [
+const OF_SHADOWS: [&str; 5] = [
     "kvmmmu/kvm_mmu_set_accessed_bit",
     "kvmmmu/kvm_mmu_set_dirty_bit",
     "kvmmmu/kvm_mmu_unsync_page",
     "kvmmmu/kvm_mmu_sync_page",
+    "kvm/kvm_nested_vmexit_inject",
 ];
 /// What is no event of recordings.
 const ELSEWHERE: &str = "kvm/kvm_mmio";

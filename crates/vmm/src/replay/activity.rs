@@ -10,25 +10,32 @@ use crate::tdp_vm::{Activity, Ending, SecondStageOfL2};
 use crate::traces::GuestAct;
 
 /// Where the recorded program puts its guest's instructions: they halt, read, write, and jump.
-mod stub {
-    pub(super) const HALT: u64 = 0x1000;
-    pub(super) const READ: u64 = 0x1010;
-    pub(super) const WRITE: u64 = 0x1020;
-    pub(super) const JUMP: u64 = 0x1030;
-    pub(super) const VMRUN: u64 = 0x1040;
-    pub(super) const WRITE_PAGES: u64 = 0x1050;
-    pub(super) const CPUID: u64 = 0x1050;
+pub(crate) mod stub {
+    pub(crate) const HALT: u64 = 0x1000;
+    pub(crate) const READ: u64 = 0x1010;
+    pub(crate) const WRITE: u64 = 0x1020;
+    pub(crate) const JUMP: u64 = 0x1030;
+    pub(crate) const VMRUN: u64 = 0x1040;
+    pub(crate) const WRITE_PAGES: u64 = 0x1050;
+    pub(crate) const CPUID: u64 = 0x1050;
     /// What starts a nested guest with VMX, the values that it writes into the VMCS, and where the nested guest's exits go.
-    pub(super) const VMLAUNCH: u64 = 0x2000;
-    pub(super) const VMCS_VALUES: u64 = 0x3000;
-    pub(super) const VMX_EXIT: u64 = 0x2040;
+    pub(crate) const VMLAUNCH: u64 = 0x2000;
+    pub(crate) const VMCS_VALUES: u64 = 0x3000;
+    pub(crate) const VMX_EXIT: u64 = 0x2040;
+    /// In long mode: VMRUN and a halt behind it, and a write of eight bytes.
+    pub(crate) const L1_VMRUN: u64 = 0x8000;
+    pub(crate) const BEHIND_VMRUN: u64 = L1_VMRUN + 3;
+    pub(crate) const L1_STORE: u64 = 0x8010;
     /// Where L1 has the tables that it gives to a nested guest.
-    pub(super) const L2_TABLES: slat_memslot::Gpa = slat_memslot::Gpa::new(0xb000);
+    pub(crate) const L2_TABLES: slat_memslot::Gpa = slat_memslot::Gpa::new(0xb000);
     /// The rest of the pointer to an EPT: write-back, four levels, no accessed and dirty bits.
-    pub(super) const EPT_POINTER: u64 = 6 | 3 << 3;
+    pub(crate) const EPT_POINTER: u64 = 6 | 3 << 3;
     /// The descriptor of the handler of invalid instructions, which nobody has set up.
-    pub(super) const INVALID_OPCODE: u64 = 6 * 8;
+    pub(crate) const INVALID_OPCODE: u64 = 6 * 8;
 }
+
+/// What a write of L2's leaves: a halt.
+const WRITTEN_BY_L2: u64 = 0xf4;
 
 /// The accesses of what a guest does, instruction fetches among them.
 pub(super) fn activity(act: &GuestAct<'_>, handler: u64, machine: &Machine) -> Activity {
@@ -49,6 +56,26 @@ pub(super) fn activity(act: &GuestAct<'_>, handler: u64, machine: &Machine) -> A
             mode_then: Some(VcpuMode::Normal),
             steps_then: at(stub::VMX_EXIT).steps,
             ..at(stub::CPUID)
+        },
+        GuestAct::RunL2 { tables, kind, gpa } => {
+            let start = match kind {
+                Kind::Read => stub::READ,
+                Kind::Write => stub::WRITE,
+                Kind::Execute => stub::JUMP,
+            };
+            Activity {
+                mode_then: Some(VcpuMode::Guest),
+                l2_tables: tables.map(|cr3| SecondStageOfL2::Npt { cr3 }),
+                steps_then: at(start).step(*kind, gpa.raw()).steps,
+                back_in_l1: true,
+                steps_of_l1: at(stub::BEHIND_VMRUN).steps,
+                written: Some((1, WRITTEN_BY_L2)),
+                ..at(stub::L1_VMRUN)
+            }
+        }
+        GuestAct::StoreOfL1 { gpa, value } => Activity {
+            written: Some((8, *value)),
+            ..at(stub::L1_STORE).step(Kind::Write, gpa.raw())
         },
         GuestAct::OrInto(gpa) => at(stub::WRITE).step(Kind::Write, gpa.raw()),
         GuestAct::Launch { vmx: false, .. } if !machine.is_amd() => Activity {

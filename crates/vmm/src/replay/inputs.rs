@@ -79,7 +79,7 @@ pub(super) fn kinds_of(recording: &Recording<'_>) -> Kinds {
             What::Op(Op::Guest { act, .. }) => act,
             _ => return false,
         };
-        matches!(act, GuestAct::Execution { .. })
+        matches!(act, GuestAct::Execution { .. } | GuestAct::RunL2 { .. })
     };
     match recording.items.iter().any(executes) {
         true => Kinds::ALL,

@@ -33,6 +33,7 @@ mod missing;
 mod planted;
 mod run;
 
+pub(crate) use activity::stub;
 pub use machine::Machine;
 pub use missing::NotModelled;
 pub use planted::Planted;

@@ -25,10 +25,17 @@ pub enum Planted {
     HolesZapNothing,
     /// Freeing a ring's entries does not watch their pages anew (`dirty_ring.c:kvm_reset_dirty_gfn`).
     RingsWatchNothing,
+    /// What L1 writes into the tables of its guest is not read (`paging_tmpl.h:sync_spte`, `mmu.c:kvm_mmu_track_write`).
+    StoresOfL1Unread,
+    /// An L2 without tables of L1's runs on L1's root (`svm/nested.c:nested_svm_load_cr3`).
+    L2KeepsRoot,
 }
 
 impl Planted {
-    /// All of them.
+    /// Those that need an L1 with an L2.
+    pub const NESTED: [Self; 2] = [Self::StoresOfL1Unread, Self::L2KeepsRoot];
+
+    /// All others.
     pub const ALL: [Self; 10] = [
         Self::AgeingForgets,
         Self::UnmapsNothing,

@@ -283,6 +283,10 @@ impl<V: PagedVm> Run<'_, V> {
         match self.planted {
             Some(Planted::SmiKeepsRoot) => activity.mode_first = None,
             Some(Planted::RsmKeepsRoot) => activity.mode_then = None,
+            Some(Planted::StoresOfL1Unread) if matches!(act, GuestAct::StoreOfL1 { .. }) => {
+                activity.written = None;
+            }
+            Some(Planted::L2KeepsRoot) if activity.l2_tables.is_none() => activity.mode_then = None,
             _ => {}
         }
         let Some(vm) = &mut self.vm else { return };

@@ -1,7 +1,9 @@
 //! L2 on tables of L1's: the second MMU of a vCPU (`guest_mmu`), which shadows them.
 
 use slat_memslot::{Errno, Gpa, Gva, Memory};
-use slat_mmu::fault::{Env, Invalidation, Kind, MmioCache, NotTracked, Outcome, Present, Settings};
+use slat_mmu::fault::{
+    Env, Invalidation, Kind, MmioAccess, MmioCache, NotTracked, Outcome, Present, Settings,
+};
 use slat_mmu::host::{ExecuteOnly, SecondStage};
 use slat_mmu::role::{
     CpuRole, NestedEpt, RoleLayout, TdpHost, VcpuMode, VcpuState, nested_ept_root_role,
@@ -32,6 +34,10 @@ use crate::traces::Predicted;
 pub(crate) struct L2 {
     pub(crate) roots: Roots,
     paging: GuestPaging,
+    /// L1 has started it: what is out of step is brought into it before it runs.
+    sync: bool,
+    /// Whether the vCPU is in it: L1 may have started one without tables since.
+    pub(crate) runs: bool,
 }
 
 impl L2 {
@@ -55,6 +61,8 @@ impl L2 {
                 Some(Self {
                     roots: Roots::new(role),
                     paging: GuestPaging::new(&state, cpu),
+                    sync: true,
+                    runs: true,
                 })
             }
             SecondStageOfL2::Ept { pointer } => {
@@ -66,6 +74,8 @@ impl L2 {
                 Some(Self {
                     roots: Roots::new(nested_ept_root_role(ept, RoleLayout::Baseline)),
                     paging: GuestPaging::nested_ept(&root, cpu),
+                    sync: false,
+                    runs: true,
                 })
             }
         }
@@ -81,6 +91,7 @@ impl L2 {
         locked: &mut ShadowLocked<'_, F, impl Observer<F>>,
     ) {
         self.paging = anew.paging;
+        (self.sync, self.runs) = (anew.sync, anew.runs);
         self.roots.mmu.init(anew.roots.mmu.role());
         let pgd = Pgd::new(self.paging.root());
         locked.new_pgd(&mut self.roots, pgd, FlushOnReuse::Off);
@@ -123,7 +134,16 @@ impl<F: Format, O: Observer<F> + Extend<Predicted>, T: TdpBeside<F>> L2Access<'_
         let pointers = pointers_of(&self.l2.paging, &tables);
         let mut locked = self.mmu.lock_beside(&mut *self.out, &mut self.tdp);
         let roots = &mut self.l2.roots;
-        locked.load_shadow(roots, pointers, &guest).is_ok()
+        // `svm/nested.c:nested_svm_transition_tlb_flush`
+        if core::mem::take(&mut self.l2.sync) {
+            locked.sync_roots(roots, &guest);
+        }
+        let loaded = locked.load_shadow(roots, pointers, &guest).is_ok();
+        let dirtied = locked.take_dirtied();
+        for (as_id, gfn) in dirtied {
+            let _ = self.memory.mark_dirty(self.vcpu, as_id, gfn);
+        }
+        loaded
     }
 
     /// What hardware makes of an access: each is one of user mode.
@@ -180,18 +200,26 @@ impl<F: Format, O: Observer<F> + Extend<Predicted>, T: TdpBeside<F>> L2Access<'_
             privilege: Privilege::User,
             present,
         };
+        // L2's addresses are not those that are remembered (`x86.h:vcpu_cache_mmio_info`).
+        let mut met = MmioCache::default();
         let mut env = Env {
             memory: self.memory,
             backing: &mut *self.host,
             invalidation: self.invalidation,
             settings: self.settings,
-            mmio: &mut *self.mmio,
+            mmio: &mut met,
             shadow: NotTracked,
         };
         let (roots, out) = (&mut self.l2.roots, &mut *self.out);
         let of = (&walk, &guest);
         let (mmu, tdp) = (&mut *self.mmu, &mut self.tdp);
         let handled = mmu.shadow_page_fault_beside(roots, &fault, of, &mut env, out, tdp);
+        let generation = self.memory.space(role.as_id()).generation();
+        if let Some(met) = met.at(gpa.gfn(), generation) {
+            let place = met.gfn;
+            self.mmio
+                .remember_at(MmioAccess { place, ..met }, generation);
+        }
         for mark in trail.marks().iter().filter(|mark| mark.written) {
             let _ = self
                 .memory
@@ -266,7 +294,6 @@ impl<F: Format> ShadowVm<F> {
         match (&mut vcpu.l2, l2) {
             (Some(before), Some(anew)) => {
                 before.restart(&anew, &mut self.mmu.lock(&mut self.out));
-                vcpu.mmio.clear();
             }
             (before, anew) => *before = anew,
         }

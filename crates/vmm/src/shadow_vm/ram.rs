@@ -27,7 +27,7 @@ impl Ram {
     }
 
     /// Memory of the host is written to: some low bytes of a value, inside of a word.
-    pub(super) fn write_host(&mut self, at: u64, (len, value): (u8, u64)) {
+    pub(crate) fn write_host(&mut self, at: u64, (len, value): (u8, u64)) {
         let word = self.host.entry(at & !7).or_default().get_mut();
         let shift = (at & 7) * 8;
         let mask = match len {
@@ -58,6 +58,10 @@ impl Ram {
     /// Makes the tables that the recorded programs give to L2: 16 small pages from 0, and a huge one at 4 MiB. Frames are the
     /// same for L1.
     pub(crate) fn make_l2_tables(&mut self, tables: &SecondStageOfL2) {
+        // A program that writes its tables itself writes all of them.
+        if !self.host.is_empty() {
+            return;
+        }
         let (top, memory_type) = match tables {
             SecondStageOfL2::Npt { cr3 } => (cr3.raw(), 0),
             SecondStageOfL2::Ept { pointer } => (pointer & !0xfff, WRITE_BACK),

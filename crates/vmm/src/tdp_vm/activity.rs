@@ -122,6 +122,11 @@ pub struct Activity {
     pub steps_then: Vec<Step>,
     /// What L1 does when it is told of an access of L2's that its tables do not allow. L2 does not go on.
     pub steps_of_l1: Vec<Step>,
+    /// Whether L1 is told when L2 has made its accesses, and then does the same.
+    pub back_in_l1: bool,
+    /// What its writes leave in memory: how many bytes, and their value. Nothing that anybody reads as a table where it is not
+    /// said.
+    pub written: Option<(u8, u64)>,
     /// How it stops.
     pub ending: Ending,
 }

@@ -116,6 +116,7 @@ impl<F: Format> TdpVm<F> {
     }
 
     fn run(&mut self, vcpu: u32, activity: &Activity, userspace: Userspace) -> Result<(), Stop> {
+        self.written = activity.written;
         if let Some(mode) = activity.mode_first {
             self.serve_requests(vcpu);
             self.switch_mode(vcpu, mode);
@@ -142,6 +143,7 @@ impl<F: Format> TdpVm<F> {
         }
         match self.steps(vcpu, &activity.steps_then, userspace) {
             Err(Stop::ToL1(exit)) => self.leave_l2(vcpu, exit, activity, userspace)?,
+            Ok(()) if activity.back_in_l1 => self.run_on_l1(vcpu, activity, userspace)?,
             other => other?,
         }
         self.exit(activity.ending.exit());
@@ -157,6 +159,16 @@ impl<F: Format> TdpVm<F> {
         userspace: Userspace,
     ) -> Result<(), Stop> {
         self.out.events.push(Predicted::ToldToL1(exit));
+        self.run_on_l1(vcpu, activity, userspace)
+    }
+
+    /// L1 goes on behind the instruction that started L2.
+    fn run_on_l1(
+        &mut self,
+        vcpu: u32,
+        activity: &Activity,
+        userspace: Userspace,
+    ) -> Result<(), Stop> {
         self.leave(vcpu);
         self.switch_mode(vcpu, VcpuMode::Normal);
         self.enter(vcpu)?;
@@ -189,6 +201,7 @@ impl<F: Format> TdpVm<F> {
             return Err(Stop::Exit(Came::RingFull));
         }
         self.serve_requests(id);
+        self.free_obsolete_of_l2();
         Ok(())
     }
 
@@ -241,8 +254,14 @@ impl<F: Format> TdpVm<F> {
         } else {
             Kind::Read
         };
+        if step.kind == Kind::Execute {
+            self.instruction = None;
+        }
         for entry in walk {
             self.reach(id, kind, (entry, FaultPlace::Table), userspace)?;
+        }
+        if step.kind == Kind::Execute {
+            self.instruction = Some(target);
         }
         self.reach(id, step.kind, (target, FaultPlace::Final), userspace)
     }
@@ -260,13 +279,13 @@ impl<F: Format> TdpVm<F> {
         };
         match (reached?, kind) {
             (Reached::Memory, _) => return Ok(()),
-            (Reached::Nothing, Kind::Execute) => {
+            (Reached::Nothing(_), Kind::Execute) => {
                 self.exit(Exit::Other {
                     reason: EXIT_INTERNAL_ERROR,
                 });
                 return Err(Stop::Exit(Came::NoMemory));
             }
-            (Reached::Nothing, Kind::Read | Kind::Write) => self.exit(Exit::Mmio {
+            (Reached::Nothing(gpa), Kind::Read | Kind::Write) => self.exit(Exit::Mmio {
                 gpa,
                 len: userspace.bytes(),
                 write: kind == Kind::Write,
@@ -292,12 +311,15 @@ impl<F: Format> TdpVm<F> {
             let present = match self.hardware(root, kind, gpa) {
                 HardwareAccess::Done { became_dirty } => {
                     self.log_modified(id, gpa, became_dirty);
+                    if (kind, place) == (Kind::Write, FaultPlace::Final) {
+                        self.write_memory(gpa);
+                    }
                     return Ok(Reached::Memory);
                 }
                 HardwareAccess::Mmio { spte, mmio } => {
                     self.leave(id);
                     if self.is_known_mmio(id, gpa, spte, &mmio) {
-                        return Ok(Reached::Nothing);
+                        return Ok(Reached::Nothing(gpa));
                     }
                     Present::Reserved
                 }
@@ -307,7 +329,7 @@ impl<F: Format> TdpVm<F> {
             self.leave(id);
             match self.fault(id, root, (kind, present), gpa) {
                 Outcome::Retry | Outcome::Fixed | Outcome::Spurious => {}
-                Outcome::Emulate => return Ok(Reached::Nothing),
+                Outcome::Emulate => return Ok(Reached::Nothing(gpa)),
                 Outcome::WriteProtected => {
                     if self.write_watched(id, gpa, place) {
                         return Ok(Reached::Memory);
@@ -449,6 +471,6 @@ impl<F: Format> TdpVm<F> {
 /// What an access came to.
 pub(super) enum Reached {
     Memory,
-    /// No memory that could be used: userspace, or the emulator, has to do it.
-    Nothing,
+    /// No memory that could be used: userspace, or the emulator, has to do it. At this address of L1's.
+    Nothing(Gpa),
 }

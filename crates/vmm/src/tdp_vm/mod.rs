@@ -46,7 +46,7 @@ mod vcpu;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use slat_memslot::{AsId, Call, Errno, Memory, Profile, Slot, VmType};
+use slat_memslot::{AsId, Call, Errno, Gpa, Memory, Profile, Slot, VmType};
 use slat_mmu::fault::{Invalidation, PrefaultOutside, Settings};
 use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::role::TdpHost;
@@ -91,6 +91,10 @@ pub struct TdpVm<F: Format> {
     passes: Passes,
     /// What L2s run on.
     nested: nested::Nested<F>,
+    /// What the guest's writes leave in memory, where it matters.
+    written: Option<(u8, u64)>,
+    /// The instruction that is being executed, in the guest's physical addresses.
+    instruction: Option<Gpa>,
     prefault_outside: PrefaultOutside,
     pub(crate) out: Sink,
     /// What an SNP guest has beside its tables.
@@ -129,6 +133,8 @@ impl<F: Format> TdpVm<F> {
             eager_split: EagerSplit::On,
             passes: Passes::default(),
             nested: nested::Nested::new(host),
+            written: None,
+            instruction: None,
             prefault_outside: PrefaultOutside::default(),
             out: Sink::default(),
             snp: Snp::of(vm_type, host.second_stage == SecondStage::Npt),

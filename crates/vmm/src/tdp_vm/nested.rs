@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use slat_memslot::{Errno, Gpa, Vendor};
-use slat_mmu::fault::{Kind, Outcome, Present};
+use slat_memslot::{AsId, Errno, Gpa, Vendor};
+use slat_mmu::fault::{Kind, MmioCache, Outcome, Present};
 use slat_mmu::host::Host;
 use slat_mmu::role::VcpuMode;
 use slat_mmu::roots::{Request, RootSet, TdpMmu};
@@ -15,6 +15,7 @@ use slat_mmu::walk::{GuestCpu, GuestVendor};
 
 use super::guest::{Reached, Stop};
 use super::{SecondStageOfL2, Sink, TdpVm};
+use crate::paged_vm::fault::MetMmio;
 use crate::shadow_vm::{L2, L2Access, Ram};
 
 /// The shadow pages of a VM, and the MMUs of vCPUs that run L2 on them.
@@ -65,10 +66,7 @@ impl<F: Format> TdpVm<F> {
         };
         self.nested.ram.make_l2_tables(tables);
         match self.nested.running.get_mut(&id) {
-            Some(before) => {
-                before.restart(&l2, &mut self.nested.mmu.lock(&mut self.out));
-                vcpu.mmio.clear();
-            }
+            Some(before) => before.restart(&l2, &mut self.nested.mmu.lock(&mut self.out)),
             None => drop(self.nested.running.insert(id, l2)),
         }
         // L1's roots are another MMU's, and stay.
@@ -84,7 +82,15 @@ impl<F: Format> TdpVm<F> {
     /// Whether a vCPU runs L2 on tables of L1's.
     pub(super) fn runs_on_l1_tables(&self, id: u32) -> bool {
         let in_l2 = |vcpu: &super::Vcpu| vcpu.state.mode == VcpuMode::Guest;
-        self.nested.running.contains_key(&id) && self.vcpus.get(&id).is_some_and(in_l2)
+        self.nested.running.get(&id).is_some_and(|l2| l2.runs)
+            && self.vcpus.get(&id).is_some_and(in_l2)
+    }
+
+    /// A vCPU leaves the tables that L1 gave to L2, if it is on such.
+    pub(super) fn pause_l2(&mut self, id: u32) {
+        if let Some(l2) = self.nested.running.get_mut(&id) {
+            l2.runs = false;
+        }
     }
 
     fn l2_access(&mut self, id: u32) -> Option<L2Access<'_, F, Sink, &mut Tables<F>>> {
@@ -107,6 +113,12 @@ impl<F: Format> TdpVm<F> {
 
     /// Serves L2's requests and loads its root; says whether there is room for it.
     pub(super) fn load_l2_root(&mut self, id: u32) -> bool {
+        self.free_obsolete_of_l2();
+        self.l2_access(id).is_some_and(|mut access| access.load())
+    }
+
+    /// Roots of L2s that are obsolete go, whoever runs.
+    pub(super) fn free_obsolete_of_l2(&mut self) {
         if self
             .nested
             .mmu
@@ -118,7 +130,26 @@ impl<F: Format> TdpVm<F> {
                 locked.free_obsolete_roots(&mut l2.roots);
             }
         }
-        self.l2_access(id).is_some_and(|mut access| access.load())
+    }
+
+    /// The program writes into the memory behind a slot.
+    pub fn poke(&mut self, hva: u64, value: u64) {
+        self.nested.ram.write_host(hva, (8, value));
+    }
+
+    /// What is done to the shadow pages of L2s.
+    pub(crate) fn shadow_stats(&self) -> &slat_mmu::shadow::ShadowStats {
+        self.nested.mmu.stats()
+    }
+
+    /// What a guest's write leaves in memory.
+    pub(super) fn write_memory(&mut self, gpa: Gpa) {
+        let Some(written) = self.written else { return };
+        let slot = self.memory.space(AsId::NORMAL).by_gfn(gpa.gfn());
+        if let Some(hva) = slot.and_then(|slot| slot.hva_of(gpa.gfn())) {
+            let at = hva.raw() | gpa.raw() & 0xfff;
+            self.nested.ram.write_host(at, written);
+        }
     }
 
     /// A write to a frame that shadow pages watch. Where hardware marks an entry of the guest's own tables, these pages go and
@@ -132,17 +163,25 @@ impl<F: Format> TdpVm<F> {
         true
     }
 
-    /// KVM carries out a write to a frame that it watches; what is written leaves the tables as they are.
+    /// KVM carries out a write to a frame that it watches.
     fn emulate_write(&mut self, id: u32, gpa: Gpa) {
         let Some(vcpu) = self.vcpus.get(&id) else {
             return;
         };
         let (index, as_id) = (vcpu.index, vcpu.mmu.role().as_id());
         let _ = self.memory.mark_dirty(index, as_id, gpa.gfn());
-        let write = EmulatedWrite {
-            gpa,
-            len: 1,
-            present: EntryWritten::Zero,
+        self.write_memory(gpa);
+        let write = match self.written {
+            Some((8, value)) if value != 0 => EmulatedWrite {
+                gpa,
+                len: 8,
+                present: EntryWritten::NotZero,
+            },
+            written => EmulatedWrite {
+                gpa,
+                len: written.map_or(1, |(len, _)| len),
+                present: EntryWritten::Zero,
+            },
         };
         let mut locked = self.nested.mmu.lock_beside(&mut self.out, &mut self.tables);
         locked.track_write(&write);
@@ -155,7 +194,13 @@ impl<F: Format> TdpVm<F> {
         kind: Kind,
         (gpa, place): (Gpa, FaultPlace),
     ) -> Result<Reached, Stop> {
-        for _ in 0..ATTEMPTS {
+        for attempt in 0..ATTEMPTS {
+            // The instruction begins anew, and a fault may have zapped the page that it is in.
+            if let (1.., Some(instruction), Kind::Read | Kind::Write) =
+                (attempt, self.instruction, kind)
+            {
+                self.access_l2(id, Kind::Execute, (instruction, FaultPlace::Final))?;
+            }
             self.serve_requests(id);
             if !self.load_l2_root(id) {
                 return Err(self.fail(Errno::ENOSPC));
@@ -164,8 +209,35 @@ impl<F: Format> TdpVm<F> {
                 return Err(self.fail(Errno::EFAULT));
             };
             let present = match access.hardware(kind, gpa) {
-                HardwareAccess::Done { .. } => return Ok(Reached::Memory),
-                HardwareAccess::Mmio { .. } => return Ok(Reached::Nothing),
+                HardwareAccess::Done { .. } => {
+                    let root = access.l2.roots.current(access.mmu);
+                    let frame = root.and_then(|root| access.mmu.frame_at(root, gpa.raw()));
+                    if let (Some(gfn), Kind::Write) = (frame, kind) {
+                        self.write_memory(Gpa::new(gfn.gpa().raw() | gpa.raw() & 0xfff));
+                    }
+                    return Ok(Reached::Memory);
+                }
+                HardwareAccess::Mmio { spte, mmio } => {
+                    let as_id = access.l2.roots.mmu.role().as_id();
+                    let met = MetMmio {
+                        spte,
+                        mmio,
+                        as_id,
+                        gfn: mmio.gfn,
+                    };
+                    let codec = *access.mmu.codec();
+                    // L2's addresses are not those of the cache.
+                    let mut none = MmioCache::default();
+                    if met.is_known(access.memory, &codec, &mut none, access.out) {
+                        let generation = access.memory.space(as_id).generation();
+                        if let Some(found) = none.at(mmio.gfn, generation) {
+                            access.mmio.remember_at(found, generation);
+                        }
+                        let inside = gpa.raw() & 0xfff;
+                        return Ok(Reached::Nothing(Gpa::new(mmio.gfn.gpa().raw() | inside)));
+                    }
+                    Present::Reserved
+                }
                 HardwareAccess::NotPresent => Present::No,
                 HardwareAccess::NotAllowed => Present::Yes,
             };
@@ -175,7 +247,7 @@ impl<F: Format> TdpVm<F> {
             }
             match fault {
                 Ok((Outcome::Retry | Outcome::Fixed | Outcome::Spurious, _)) => {}
-                Ok((Outcome::Emulate, _)) => return Ok(Reached::Nothing),
+                Ok((Outcome::Emulate, gpa)) => return Ok(Reached::Nothing(gpa)),
                 Ok((Outcome::WriteProtected, gpa)) => {
                     self.emulate_write(id, gpa);
                     return Ok(Reached::Memory);

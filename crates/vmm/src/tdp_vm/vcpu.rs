@@ -127,6 +127,7 @@ impl<F: Format> TdpVm<F> {
     ///
     /// L2 is taken to page as L1 does under VMX, which demands it of old guests, and not at all under SVM.
     pub(super) fn switch_mode(&mut self, id: u32, mode: VcpuMode) {
+        self.pause_l2(id);
         let svm = self.tables.codec().host().second_stage == SecondStage::Npt;
         if let Some(vcpu) = self.vcpus.get_mut(&id) {
             if mode == VcpuMode::Guest && svm {

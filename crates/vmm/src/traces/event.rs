@@ -169,6 +169,15 @@ pub enum Traced<'a> {
         intr_info: u32,
         error_code: u32,
     },
+    /// `kvm_nested_vmexit_inject`: L1 is told of an exit of L2's.
+    NestedExitInject {
+        /// The exit code, by name.
+        reason: &'a str,
+        /// `EXITINFO1`, or the exit qualification.
+        info1: u64,
+        /// `EXITINFO2`.
+        info2: u64,
+    },
     /// Any other event.
     Other {
         /// The name.
@@ -204,6 +213,7 @@ pub(super) fn fields<'a>(event: &'a str, input: &mut Input<'a>) -> ModalResult<T
         "kvm_smm_transition" => smm_transition(input),
         "kvm_nested_vmenter" => nested_enter(input),
         "kvm_nested_vmexit" => nested_exit(input),
+        "kvm_nested_vmexit_inject" => nested_exit_inject(input),
         _ => rest
             .map(|fields| Traced::Other { event, fields })
             .parse_next(input),
@@ -526,6 +536,16 @@ fn nested_enter<'a>(input: &mut Input<'a>) -> ModalResult<Traced<'a>> {
         _: alt((" nested_npt=", " nested_ept=")),
         nested_paging: alt(('y'.value(true), 'n'.value(false))),
         _: alt((" nested_cr3: ", " guest_cr3: ", " nested_eptp: ")), root: hex,
+    })
+    .parse_next(input)
+}
+
+fn nested_exit_inject<'a>(input: &mut Input<'a>) -> ModalResult<Traced<'a>> {
+    seq!(Traced::NestedExitInject {
+        _: "reason: ", reason: terminated(take_until(1.., " ext_inf1: "), " ext_inf1: "),
+        info1: hex,
+        _: " ext_inf2: ", info2: hex,
+        _: rest,
     })
     .parse_next(input)
 }

@@ -25,6 +25,18 @@ impl<J: Journal> Driver<J> {
         {
             return self.set_control(op, vcpu.unwrap_or(0), control);
         }
+        match op {
+            Op::SetMsr { msr, value } => return self.set_msr(op, msr, *value),
+            Op::SetSregs {
+                vcpu,
+                sregs:
+                    Sregs::LongMode {
+                        cr3,
+                        nesting: Some("EFER.SVME"),
+                    },
+            } => return self.set_long_mode(op, vcpu.unwrap_or(0), *cr3),
+            _ => {}
+        }
         let machine = self.machine.as_mut().ok_or_else(|| missing(op, "VM"))?;
         let vcpu = |id: &u32| machine.vcpus.get(id).ok_or_else(|| missing(op, "vCPU"));
         let result = match op {

@@ -46,6 +46,8 @@ pub(super) struct Machine {
     pub(super) ring_bytes: u64,
     /// Told after each operation, where guests have tables of their own.
     pub(super) stats: Option<Stats>,
+    /// Whether its guests run guests of their own.
+    pub(super) runs_l2: bool,
     pub(super) vm: VmFd,
 }
 
@@ -65,6 +67,7 @@ impl<J: Journal> Driver<J> {
                 rings: BTreeMap::new(),
                 ring_bytes: 0,
                 stats: None,
+                runs_l2: false,
                 as_id: AsId::NORMAL,
                 vm,
             });

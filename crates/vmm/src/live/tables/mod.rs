@@ -2,6 +2,7 @@
 
 mod entries;
 mod guest;
+mod nested;
 mod slots;
 
 use slat_memslot::{Hva, Pages, Quirks};

@@ -4,6 +4,7 @@ use slat_memslot::{Gfn, Level, PAGE_SHIFT};
 use slat_mmu::role::{PageRole, RoleFlag};
 use slat_mmu::shadow::PageInfo;
 use slat_mmu::spte::{Format, Spte, bits};
+use slat_mmu::walk::second::SecondExit;
 
 use super::predicted::shadow_number;
 use super::{Compared, Comparer, Mismatch, Predicted, Taken, same};
@@ -258,6 +259,11 @@ impl<F: Format> Comparer<F> {
                 same("pfn", pfn, recorded_pfn)?;
                 same("level", level, recorded_level)
             }
+            (Predicted::ToldToL1(exit), Traced::NestedExitInject { info1, .. }) => match exit {
+                SecondExit::NestedPageFault(code) => same("error code", &code.bits(), info1),
+                SecondExit::EptViolation(code) => same("qualification", &code.bits(), info1),
+                SecondExit::EptMisconfiguration => same("qualification", &0, info1),
+            },
             _ => mmio(predicted, recorded),
         }
     }

@@ -476,6 +476,8 @@ impl Kind {
             Traced::ZapAllFast { .. } => Self::ZapAllFast,
             Traced::SetAccessedBit { .. } | Traced::SetDirtyBit { .. } => Self::GuestMarked,
             Traced::UnsyncPage { .. } | Traced::SyncPage { .. } => Self::Synchronised,
+            // Other exits of L2's are what the program wants.
+            Traced::NestedExitInject { reason, .. } if is_second_stage(reason) => Self::Exit,
             _ => return None,
         })
     }
@@ -492,6 +494,14 @@ impl Kind {
             _ => return None,
         })
     }
+}
+
+/// Whether an exit is one of L2's second stage.
+const fn is_second_stage(reason: &str) -> bool {
+    matches!(
+        reason.as_bytes(),
+        b"npf" | b"EPT_VIOLATION" | b"EPT_MISCONFIG"
+    )
 }
 
 /// A set of [`Kind`]s.

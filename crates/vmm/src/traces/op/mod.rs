@@ -1,6 +1,7 @@
 //! Operations: what the program that was recorded asked for, or let its guest do.
 
 use slat_memslot::{AsId, Gfn, Gpa, Hva, Pages};
+use slat_mmu::fault::Kind;
 use slat_mmu::walk::Privilege;
 
 mod parse;
@@ -159,6 +160,23 @@ pub enum GuestAct<'a> {
     NestedWrite(Gpa),
     /// The nested guest executes CPUID and so leaves for L1, which halts.
     NestedCpuid,
+    /// L1 executes VMRUN, its guest makes one access and halts, which L1 is told, as it is of an access that its tables do not
+    /// allow. Then L1 halts.
+    RunL2 {
+        /// The tables that L1 gives to its guest, if it does.
+        tables: Option<Gpa>,
+        /// The access.
+        kind: Kind,
+        /// Where, in L2's addresses.
+        gpa: Gpa,
+    },
+    /// L1, in long mode, writes eight bytes.
+    StoreOfL1 {
+        /// Where.
+        gpa: Gpa,
+        /// What.
+        value: u64,
+    },
     /// L1 writes, without a change, to one of its own page tables that KVM shadows.
     OrInto(Gpa),
     /// A guest whose registers are [`Sregs::Control`] executes an instruction.

@@ -1,6 +1,7 @@
 //! Operations, read from their text.
 
 use slat_memslot::{Gfn, Gpa, Hva, Pages};
+use slat_mmu::fault::Kind;
 use slat_mmu::walk::Privilege;
 use winnow::combinator::{alt, delimited, eof, not, opt, preceded, separated, seq, terminated};
 use winnow::error::ContextError;
@@ -327,8 +328,28 @@ fn rarer<'a>(input: &mut Input<'a>) -> ModalResult<GuestAct<'a>> {
         launch_vmx,
         target("L2 WRITE gpa=").map(GuestAct::NestedWrite),
         cpuid.value(GuestAct::NestedCpuid),
-        alt((or_into.map(|(_, gpa, ..)| GuestAct::OrInto(gpa)), execution)),
+        alt((
+            or_into.map(|(_, gpa, ..)| GuestAct::OrInto(gpa)),
+            execution,
+            run_l2,
+            seq!(GuestAct::StoreOfL1 { _: "L1 STORE gpa=", gpa: gpa, _: " value=", value: hex }),
+        )),
     ))
+    .parse_next(input)
+}
+
+fn run_l2<'a>(input: &mut Input<'a>) -> ModalResult<GuestAct<'a>> {
+    let mut kind = alt((
+        "READ".value(Kind::Read),
+        "WRITE".value(Kind::Write),
+        "EXEC".value(Kind::Execute),
+    ));
+    seq!(GuestAct::RunL2 {
+        _: "L1 VMRUN", tables: opt(preceded(" nCR3=", gpa)),
+        _: ", L2 ", kind: kind,
+        _: " gpa=", gpa: gpa,
+        _: ", exit to L1",
+    })
     .parse_next(input)
 }
 

@@ -2,6 +2,7 @@
 
 use core::fmt::{Display, Formatter, Result};
 
+use slat_mmu::fault::Kind;
 use slat_mmu::walk::Privilege;
 
 use super::{Control, GuestAct, Instruction, Op, SetRegion, Sregs};
@@ -284,6 +285,21 @@ impl Display for GuestAct<'_> {
                 read.raw(),
                 on_or_off(*nested_paging)
             ),
+            Self::RunL2 { tables, kind, gpa } => {
+                match tables {
+                    Some(tables) => write!(f, " L1 VMRUN nCR3={:#x}", tables.raw())?,
+                    None => write!(f, " L1 VMRUN")?,
+                }
+                let access = match kind {
+                    Kind::Read => "READ",
+                    Kind::Write => "WRITE",
+                    Kind::Execute => "EXEC",
+                };
+                write!(f, ", L2 {access} gpa={:#x}, exit to L1", gpa.raw())
+            }
+            Self::StoreOfL1 { gpa, value } => {
+                write!(f, " L1 STORE gpa={:#x} value={value:#x}", gpa.raw())
+            }
             Self::NestedWrite(gpa) => write!(f, " L2 WRITE gpa={:#x}", gpa.raw()),
             Self::NestedCpuid => write!(f, " L2 CPUID: exit to L1, L1 HLT"),
             Self::OrInto(gpa) => write!(f, " L1 OR [{:#x}],0", gpa.raw()),
