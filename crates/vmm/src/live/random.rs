@@ -69,6 +69,26 @@ impl Program {
     }
 }
 
+/// What VMs may be asked for that every kernel has: one policy of deletion or the other, and logs that are cleared apart.
+pub(super) fn capabilities(dice: &mut Dice) -> Vec<Op<'static>> {
+    let mut ops = Vec::new();
+    if dice.percent(50) {
+        ops.push(Op::EnableCap {
+            cap: "DISABLE_QUIRKS2",
+            bits: Some("SLOT_ZAP_ALL"),
+            arg: Quirks::SLOT_ZAP_ALL.bits(),
+        });
+    }
+    if dice.percent(50) {
+        ops.push(Op::EnableCap {
+            cap: "MANUAL_DIRTY_LOG_PROTECT2",
+            bits: None,
+            arg: dice.pick(&[1, 3]),
+        });
+    }
+    ops
+}
+
 /// A program being written.
 struct Writer {
     dice: Dice,
@@ -143,21 +163,7 @@ impl Writer {
         self.push(Op::CreateVm {
             vm_type: u64::from(vm_type.raw()),
         });
-        if self.dice.percent(50) {
-            self.push(Op::EnableCap {
-                cap: "DISABLE_QUIRKS2",
-                bits: Some("SLOT_ZAP_ALL"),
-                arg: Quirks::SLOT_ZAP_ALL.bits(),
-            });
-        }
-        if self.dice.percent(50) {
-            let arg = self.dice.pick(&[1, 3]);
-            self.push(Op::EnableCap {
-                cap: "MANUAL_DIRTY_LOG_PROTECT2",
-                bits: None,
-                arg,
-            });
-        }
+        self.ops.extend(capabilities(&mut self.dice));
         if self.rings {
             let arg = self.dice.pick(&[0x1000, 0x1000, 0x1_0000]);
             self.push(Op::EnableCap {

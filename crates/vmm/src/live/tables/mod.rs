@@ -5,13 +5,13 @@ mod guest;
 mod nested;
 mod slots;
 
-use slat_memslot::{Hva, Pages, Quirks};
+use slat_memslot::{Hva, Pages};
 
 use self::entries::{OF_LEVEL, PRESENT, Place, TABLES, USER, WRITE};
 use self::slots::slot;
 use super::abilities::Abilities;
 use super::areas::{Area, Kind};
-use super::random::Program;
+use super::random::{Program, capabilities};
 use crate::differential::Dice;
 use crate::traces::{Control, Op, SetRegion};
 
@@ -78,21 +78,7 @@ impl Writer {
 
     fn begin(&mut self) {
         self.push(Op::CreateVm { vm_type: 0 });
-        if self.dice.percent(50) {
-            self.push(Op::EnableCap {
-                cap: "DISABLE_QUIRKS2",
-                bits: Some("SLOT_ZAP_ALL"),
-                arg: Quirks::SLOT_ZAP_ALL.bits(),
-            });
-        }
-        if self.dice.percent(50) {
-            let arg = self.dice.pick(&[1, 3]);
-            self.push(Op::EnableCap {
-                cap: "MANUAL_DIRTY_LOG_PROTECT2",
-                bits: None,
-                arg,
-            });
-        }
+        self.ops.extend(capabilities(&mut self.dice));
         for id in 0..self.vcpus {
             self.push(Op::CreateVcpu { id });
             self.push(Op::SetCpuid {
