@@ -96,7 +96,7 @@ impl Glance {
             unusual |= seen.0;
             follows = seen.1;
         }
-        if first | unusual == 0 {
+        if first | unusual == 0 && self.limit > 0 {
             return Usual::All;
         }
         let words = entries.words.get(start..end).unwrap_or_default();
