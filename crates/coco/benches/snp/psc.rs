@@ -67,6 +67,10 @@ fn any(number: u64) -> PscEntry {
     }
 }
 
+fn high(number: u64) -> PscEntry {
+    private((2 << 20) + number * 2)
+}
+
 /// Large pages, the first of them half done: what a guest asks again.
 fn half_done(number: u64) -> PscEntry {
     PscEntry {
@@ -102,14 +106,19 @@ fn named(buffer: &impl PscBuffer) -> Range<usize> {
 
 pub(crate) fn plans(rounds: u32, times: u64) {
     let scratch = Scratch::in_ghcb(Gpa::new(0x1000), Gpa::new(0x1800)).expect("it is inside");
-    let settings = PscSettings::new(PscQuirks::strict());
     let shapes = [
-        ("253 neighbours", words(private)),
-        ("253 apart", words(|number| private(number * 2))),
-        ("253 mixed", words(any)),
-        ("253 after a half", words(half_done)),
+        ("253 neighbours", words(private), 1 << 41),
+        ("253 apart", words(|number| private(number * 2)), 1 << 41),
+        ("253 mixed", words(any), 1 << 41),
+        ("253 after a half", words(half_done), 1 << 41),
+        // Of 12 GiB.
+        ("253 in the last third", words(high), 3 << 20),
     ];
-    for (name, fresh) in shapes {
+    for (name, fresh, end_gfn) in shapes {
+        let settings = PscSettings {
+            end_gfn: Gfn::new(end_gfn),
+            ..PscSettings::new(PscQuirks::strict())
+        };
         let buffer = Words(fresh.map(AtomicU64::new));
         let refill = || {
             for (word, value) in buffer.0.iter().zip(fresh) {
