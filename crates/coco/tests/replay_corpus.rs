@@ -15,10 +15,10 @@ fn replay(target: &str, check: fn(&[u8])) {
         return;
     }
     let mut files = 0;
-    for entry in std::fs::read_dir(&folder).unwrap() {
-        let path = entry.unwrap().path();
+    for entry in std::fs::read_dir(&folder).expect("the folder can be read") {
+        let path = entry.expect("it can be listed").path();
         println!("{}", path.display());
-        check(&std::fs::read(&path).unwrap());
+        check(&std::fs::read(&path).expect("it can be read"));
         files += 1;
     }
     println!("{files} files");
