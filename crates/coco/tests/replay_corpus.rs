@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use slat_coco::psc::{Psc, PscPlan};
+
 #[path = "fuzzed/psc.rs"]
 mod psc;
 
-#[test]
-fn the_corpus_of_psc_holds() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus/psc");
+fn replay(target: &str, check: fn(&[u8])) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus");
+    let folder = folder.join(target);
     if !folder.is_dir() {
         println!("skipped: {} is absent, as in a package", folder.display());
         return;
@@ -16,11 +18,21 @@ fn the_corpus_of_psc_holds() {
     for entry in std::fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();
         println!("{}", path.display());
-        psc::check(&std::fs::read(&path).unwrap());
+        check(&std::fs::read(&path).unwrap());
         files += 1;
     }
     println!("{files} files");
     assert!(files > 0, "{} is empty", folder.display());
+}
+
+#[test]
+fn the_corpus_of_psc_holds() {
+    replay("psc", psc::check::<Psc>);
+}
+
+#[test]
+fn the_corpus_of_psc_plan_holds() {
+    replay("psc_plan", psc::check::<PscPlan>);
 }
 
 proptest::proptest! {
@@ -34,6 +46,7 @@ proptest::proptest! {
         mut bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 10..600),
     ) {
         bytes[2..10].copy_from_slice(&[cur, 0, end, 0, 0, 0, 0, 0]);
-        psc::check(&bytes);
+        psc::check::<Psc>(&bytes);
+        psc::check::<PscPlan>(&bytes);
     }
 }

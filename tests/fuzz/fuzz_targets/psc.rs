@@ -2,10 +2,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use slat_coco::psc::Psc;
 
 #[path = "../../../crates/coco/tests/fuzzed/psc.rs"]
 mod psc;
 
 fuzz_target!(|bytes: &[u8]| {
-    psc::check(bytes);
+    psc::check::<Psc>(bytes);
 });

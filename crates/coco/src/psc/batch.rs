@@ -59,7 +59,7 @@ impl Batch {
     pub(super) fn mark(&self, buffer: &impl PscBuffer, done: u64) -> u16 {
         let head = &self.head;
         let of_head = left_of(head).min(done);
-        let offset = offset_of(self.first);
+        let offset = offset_of(usize::from(self.first));
         buffer.store_u16(offset, low_bits(head.gfn, head.cur_page + small(of_head)));
         let (mut cursor, mut before) = (self.first, of_head);
         if of_head == left_of(head) {
@@ -69,7 +69,7 @@ impl Batch {
         while before < done {
             let now = whole.min(done - before);
             let gfn = Gfn::new(self.base.raw() + before);
-            buffer.store_u16(offset_of(cursor), low_bits(gfn, small(now)));
+            buffer.store_u16(offset_of(usize::from(cursor)), low_bits(gfn, small(now)));
             before += now;
             if now < whole {
                 break;

@@ -162,8 +162,8 @@ impl PscEntry {
 
 /// Where an entry is.
 #[inline]
-pub(super) const fn offset_of(index: u16) -> usize {
-    WORD + index as usize * WORD
+pub(super) const fn offset_of(index: usize) -> usize {
+    WORD + index * WORD
 }
 
 /// The lowest 16 bits of an entry: how much is done, and four bits of the frame.

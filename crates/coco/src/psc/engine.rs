@@ -256,7 +256,7 @@ impl Psc {
             let index = self.header.cur_entry;
             let word = match self.ahead.take() {
                 Some(word) => word,
-                None => buffer.load_u64(offset_of(index)),
+                None => buffer.load_u64(offset_of(usize::from(index))),
             };
             let entry = PscEntry::from_word(word);
             self.settings.check_entry(&entry)?;
@@ -295,7 +295,7 @@ impl Psc {
         // The only entry that can follow, but for its frame.
         let like = PscEntry::new(Gfn::new(0), head.operation, batch.size).to_word();
         for _ in 0..most {
-            let next = buffer.load_u64(offset_of(batch.first + batch.entries));
+            let next = buffer.load_u64(offset_of(usize::from(batch.first + batch.entries)));
             if next & counted != like | gfn << 12 || gfn + pages > end {
                 if quirks.header == HeaderReads::Once {
                     self.ahead = Some(next);

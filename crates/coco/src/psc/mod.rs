@@ -19,6 +19,7 @@ mod batch;
 mod buffer;
 mod engine;
 mod exit;
+mod glance;
 mod msr;
 mod plan;
 mod quirks;

@@ -1,11 +1,14 @@
 //! All ranges of a buffer, found in one go.
 
+use core::ops::Range;
+
 use slat_memslot::Gfn;
 
 use super::batch::{Batch, left_of};
-use super::buffer::{PscBuffer, PscEntry, PscHeader, offset_of};
+use super::buffer::{PscBuffer, PscEntry, PscHeader};
 use super::engine::{PscSettings, PscStep};
 use super::exit::{Answer, PscResult};
+use super::glance::{Entries, Glance, PLACES, Usual, place};
 use super::quirks::Merge;
 use super::scratch::Scratch;
 use crate::rmp::RmpSize;
@@ -24,6 +27,14 @@ impl Next {
         step: 0,
         room: 0,
     };
+
+    /// What the next entry would be; no usual entry if nothing goes on.
+    const fn word(&self) -> u64 {
+        match self.room {
+            0 => u64::MAX,
+            _ => self.word,
+        }
+    }
 }
 
 /// A whole event, planned before anything of it is done.
@@ -33,7 +44,7 @@ impl Next {
 /// used as those of it. [`PscPlan::steps`] shows all ranges before the first is changed: a VMM can join them, sort them,
 /// or refuse the lot.
 ///
-/// It has 2 KiB, to be kept for a vCPU's next event. Nothing is allocated.
+/// It has 6 KiB, to be kept for a vCPU's next event. Nothing is allocated.
 ///
 /// ```
 /// use std::cell::Cell;
@@ -77,10 +88,8 @@ impl Next {
 #[derive(Clone, Debug)]
 pub struct PscPlan {
     settings: PscSettings,
-    /// The entries, as they were read.
-    words: [u64; CAPACITY],
-    /// A bit for each entry that begins a range.
-    starts: [u64; CAPACITY / 64],
+    glance: Glance,
+    entries: Entries,
     /// The range that is done next.
     at: u16,
     /// The first entry that no range has.
@@ -90,21 +99,16 @@ pub struct PscPlan {
     result: PscResult,
 }
 
-/// Places for entries: 253, rounded up, so that no index needs a check.
-const CAPACITY: usize = 256;
-
-#[inline]
-const fn place(index: u16) -> usize {
-    index as usize % CAPACITY
-}
-
 impl PscPlan {
     /// Nothing under way.
     pub const fn new(settings: PscSettings) -> Self {
         Self {
             settings,
-            words: [0; CAPACITY],
-            starts: [0; CAPACITY / 64],
+            glance: Glance::new(settings.end_gfn.raw()),
+            entries: Entries {
+                words: [0; PLACES],
+                breaks: [0; PLACES],
+            },
             at: 0,
             stop: 0,
             in_flight: false,
@@ -132,63 +136,39 @@ impl PscPlan {
         (self.at, self.stop) = (header.cur_entry, header.cur_entry);
         let checked = self.settings.check_header(&header, scratch.entries(), true);
         self.result = match checked {
-            // The last entry is one of 253.
             Ok(()) if header.cur_entry <= header.end_entry => {
                 self.stop = header.end_entry + 1;
-                match self.read_entries(buffer) {
-                    true => PscResult::Success,
-                    false => self.look_closer(),
-                }
+                self.read_entries(buffer, header.cur_entry..self.stop)
             }
             Ok(()) => PscResult::Success,
             Err(result) => result,
         };
     }
 
-    /// Reads the entries, and finds where ranges begin if all of them are whole pages, private or shared, with nothing
-    /// reserved; whether they are.
-    ///
-    /// What goes on with the entry before it is as good as that one, but for where the range ends.
+    /// Reads the entries, and finds where ranges begin.
     #[inline]
-    fn read_entries(&mut self, buffer: &impl PscBuffer) -> bool {
-        const ADDRESS: u64 = (PscEntry::END_GFN - 1) << 12;
-        const FIRST_OPERATION: u64 = 1 << 52;
-        const LARGE: u64 = 1 << 56;
-        /// What an entry may have beside its size, once the first of the two operations counts as 0.
-        const KNOWN: u64 = ADDRESS | FIRST_OPERATION | LARGE;
-        // The very last frame has none behind it, and is for a closer look.
-        let limit = (self.settings.end_gfn.raw() << 12).min(ADDRESS | 0xfff);
-        // Nothing goes on with what is before the first: its range would end far beyond any limit.
-        let (mut follows, mut step, mut kind) = (u64::MAX, 1_u64 << 60, 0);
-        // In the first any bit is wrong, in the second the sign.
-        let (mut odd, mut beyond) = (0, 0);
-        let mut index = self.at;
-        while index < self.stop {
-            let (block, end) = (place(index) / 64, self.stop.min((index | 63) + 1));
-            let mut bits = 0_u64;
-            for index in index..end {
-                let word = buffer.load_u64(offset_of(index));
-                self.words[place(index)] = word;
-                if word != follows {
-                    beyond |= limit.wrapping_sub(follows.wrapping_sub(kind));
-                    // The frames inside a large page, as a mask: nothing for a small one.
-                    let inside = ((word & LARGE) >> 56).wrapping_neg() & (0x1ff << 12);
-                    odd |= word.wrapping_sub(FIRST_OPERATION) & !KNOWN | word & inside;
-                    (step, kind) = (inside + 0x1000, word & !ADDRESS);
-                    bits |= 1 << (index % 64);
-                }
-                follows = word.wrapping_add(step);
-            }
-            self.starts[block] = bits;
-            index = end;
+    fn read_entries(&mut self, buffer: &impl PscBuffer, range: Range<u16>) -> PscResult {
+        match self.glance.read(buffer, range, &mut self.entries) {
+            Usual::All => PscResult::Success,
+            Usual::AllButFirst => self.look_at_first(),
+            Usual::No => self.look_closer(),
         }
-        beyond |= limit.wrapping_sub(follows.wrapping_sub(kind));
-        odd | beyond >> 63 == 0
     }
 
-    #[inline]
-    fn set_start(&mut self, index: u16) {
-        self.starts[place(index) / 64] |= 1 << (index % 64);
+    /// The first entry can be half done: it is what an event goes on with.
+    #[inline(never)]
+    fn look_at_first(&mut self) -> PscResult {
+        match self.start(self.entries.words[place(self.at)]) {
+            Ok(next) => {
+                let second = place(self.at + 1);
+                self.entries.breaks[second] = self.entries.words[second] ^ next.word();
+                PscResult::Success
+            }
+            Err(invalid) => {
+                self.stop = self.at;
+                invalid
+            }
+        }
     }
 
     /// Finds where ranges begin, entry by entry, up to an invalid one.
@@ -196,10 +176,11 @@ impl PscPlan {
     fn look_closer(&mut self) -> PscResult {
         let counted = self.settings.counted();
         let mut next = Next::NONE;
-        self.starts = [0; CAPACITY / 64];
         for index in self.at..self.stop {
-            let word = self.words[place(index)];
-            if word & counted == next.word && next.room > 0 {
+            let word = self.entries.words[place(index)];
+            let follows = word & counted == next.word && next.room > 0;
+            self.entries.breaks[place(index)] = u64::from(!follows);
+            if follows {
                 next.word = next.word.wrapping_add(next.step);
                 next.room -= 1;
                 continue;
@@ -211,7 +192,6 @@ impl PscPlan {
                     return invalid;
                 }
             }
-            self.set_start(index);
         }
         PscResult::Success
     }
@@ -240,22 +220,32 @@ impl PscPlan {
     /// Where the range ends that an entry begins.
     #[inline]
     fn end_of(&self, first: u16) -> u16 {
+        const MANY: u16 = 8;
         let mut index = first + 1;
-        while index < self.stop {
-            let rest = self.starts[place(index) / 64] >> (index % 64);
-            let [zeros, ..] = rest.trailing_zeros().to_le_bytes();
-            let to_next = 64 - index % 64;
-            if rest != 0 && u16::from(zeros) < to_next {
-                return self.stop.min(index + u16::from(zeros));
+        if self.go_on(index, 1) {
+            while self.go_on(index, MANY) {
+                index += MANY;
             }
-            index += to_next;
+            while self.go_on(index, 1) {
+                index += 1;
+            }
         }
-        self.stop
+        index
+    }
+
+    /// Whether so many entries go on with what is before them.
+    #[inline]
+    fn go_on(&self, first: u16, count: u16) -> bool {
+        let end = first + count;
+        let marks = self.entries.breaks.get(place(first)..usize::from(end));
+        end <= self.stop
+            && marks.is_some_and(|marks| marks.iter().fold(0, |all, one| all | one) == 0)
     }
 
     #[inline]
     fn batch_at(&self, first: u16) -> Batch {
-        self.batch(first, self.words[place(first)], self.end_of(first) - first)
+        let head = self.entries.words[place(first)];
+        self.batch(first, head, self.end_of(first) - first)
     }
 
     #[inline]

@@ -19,7 +19,7 @@
 use slat_memslot::Gfn;
 
 use super::entry::{FirmwareUse, RmpEntry, RmpSize};
-use super::id::{Asid, VmplPermissions};
+use super::id::{Asid, Permissions, Vmpl, VmplPermissions};
 
 pub(super) const ASSIGNED: u64 = 1;
 pub(super) const SIZE_2M: u64 = 1 << 1;
@@ -46,6 +46,22 @@ pub(super) const END_GFN: u64 = GFN + 1;
 #[inline]
 pub(super) const fn is_huge(low: u64) -> bool {
     low & (ASSIGNED | SIZE_2M) == ASSIGNED | SIZE_2M
+}
+
+/// The lower word is that of a guest's page at a frame, validated, of 4 KiB and not immutable.
+#[inline]
+pub(super) const fn is_valid_page_of(low: u64, asid: Asid, gfn: Gfn) -> bool {
+    const COMPARED: u64 =
+        ASSIGNED | SIZE_2M | IMMUTABLE | GFN << GFN_SHIFT | ASID << ASID_SHIFT | VALIDATED;
+    let page = gfn.raw() << GFN_SHIFT | (asid.raw() as u64) << ASID_SHIFT;
+    gfn.raw() < END_GFN && low & COMPARED == ASSIGNED | VALIDATED | page
+}
+
+/// Whether the upper word permits a level all this.
+#[inline]
+pub(super) const fn permits(high: u64, vmpl: Vmpl, needs: Permissions) -> bool {
+    let needs = (needs.bits() as u64) << (4 * vmpl as u32);
+    high & needs == needs
 }
 
 /// The upper word of a page that is fixed to the hypervisor.

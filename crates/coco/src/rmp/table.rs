@@ -12,9 +12,11 @@
 
 use std::sync::OnceLock;
 
+use slat_memslot::Gfn;
 use slat_mmu::spte::Pfn;
 
 use super::entry::{RmpEntry, RmpSize};
+use super::id::{Asid, Permissions, Vmpl};
 use super::raw;
 use super::rules::Rules;
 use crate::sync::{AtomicU64, Ordering, fence, spin};
@@ -56,6 +58,18 @@ impl Seen {
     pub(super) const fn is_assigned(self) -> bool {
         self.low & raw::ASSIGNED != 0
     }
+
+    /// Whether this is a guest's page at a frame, validated, of 4 KiB and not immutable.
+    #[inline]
+    pub(super) const fn is_valid_page_of(self, asid: Asid, gfn: Gfn) -> bool {
+        raw::is_valid_page_of(self.low, asid, gfn)
+    }
+
+    /// Whether a level of the guest may do all this.
+    #[inline]
+    pub(super) const fn permits(self, vmpl: Vmpl, needs: Permissions) -> bool {
+        raw::permits(self.high, vmpl, needs)
+    }
 }
 
 impl Cell {
@@ -67,6 +81,7 @@ impl Cell {
     }
 
     /// The entry as it was when it was last not locked, or as it is about to be.
+    #[inline]
     fn peek(&self) -> u64 {
         self.low.load(Ordering::SeqCst)
     }
@@ -74,16 +89,21 @@ impl Cell {
     /// Both words, of one moment. Who holds the lock without writing is not waited for.
     fn read(&self) -> Seen {
         loop {
-            let low = self.low.load(Ordering::SeqCst) & !raw::LOCK;
-            if !raw::is_writing(low) {
-                let high = self.high.load(Ordering::Relaxed);
-                fence(Ordering::Acquire);
-                if self.low.load(Ordering::Relaxed) & !raw::LOCK == low {
-                    return Seen { low, high };
-                }
+            if let Some(seen) = self.try_read() {
+                return seen;
             }
             spin();
         }
+    }
+
+    /// The same if nobody is writing.
+    #[inline]
+    fn try_read(&self) -> Option<Seen> {
+        let low = self.low.load(Ordering::SeqCst) & !raw::LOCK;
+        let high = self.high.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        let still = self.low.load(Ordering::Relaxed) & !raw::LOCK == low;
+        (still && !raw::is_writing(low)).then_some(Seen { low, high })
     }
 
     fn try_lock(&self) -> Option<Held<'_>> {
@@ -161,11 +181,13 @@ impl Region {
         }
     }
 
+    #[inline]
     fn tails(&self) -> &[Cell] {
         self.tails.get().map_or(&[], |tails| tails)
     }
 
     /// The cell of a frame, if it has memory.
+    #[inline]
     fn cell(&self, index: usize) -> Option<&Cell> {
         match index.checked_sub(1) {
             None => Some(&self.head),
@@ -359,6 +381,17 @@ impl Rmp {
                 return (own.entry(), RmpSize::Size4K);
             }
         }
+    }
+
+    /// A frame's own entry, if it has memory, decides, and neither it nor the region's head is just being written.
+    #[inline]
+    pub(super) fn own_in_force(&self, pfn: Pfn) -> Option<Seen> {
+        let region = self.region(pfn)?;
+        let head = region.head.peek() & !raw::LOCK;
+        let own = region.cell(index_of(pfn))?.try_read()?;
+        let decides = !raw::is_huge(head) && !raw::is_writing(head);
+        // The head may have become huge, and the tail means nothing then.
+        (decides && region.head.peek() & !raw::LOCK == head).then_some(own)
     }
 
     /// Whether any of the 512 frames around one is assigned.

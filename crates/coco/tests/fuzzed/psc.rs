@@ -1,13 +1,14 @@
-//! Page-state changes whose buffer changes under the engine: what has to hold whatever the guest does.
+//! Page-state changes whose buffer changes under the engine, or under a plan: what has to hold whatever the guest does.
 //!
 //! The input is taken as it is: settings, the header, entries, then a stream that says before each read whether the guest
-//! writes a word. It runs twice, as KVM and strictly.
+//! writes a word. The engine runs twice, as KVM and strictly. A plan runs with three settings, and what it does is what the
+//! engine does on a buffer that holds still with what the plan has read.
 
 use std::cell::{Cell, RefCell};
 
 use slat_coco::psc::{
-    Answer, MapGpaRange, Psc, PscBuffer, PscEntry, PscHeader, PscOperation, PscQuirks, PscResult,
-    PscSettings, PscStep, Resize, Scratch,
+    Answer, HeaderReads, MapGpaRange, Psc, PscBuffer, PscEntry, PscHeader, PscOperation, PscPlan,
+    PscQuirks, PscResult, PscSettings, PscStep, Resize, Scratch,
 };
 use slat_coco::rmp::RmpSize;
 use slat_memslot::{Gfn, GfnRange, Gpa, Pages};
@@ -41,6 +42,8 @@ struct Guest<'a, 'b> {
     room: usize,
     /// What each read gave, in order.
     reads: RefCell<Vec<(usize, u64)>>,
+    /// What was written, in order.
+    writes: RefCell<Vec<(usize, u16)>>,
 }
 
 impl Guest<'_, '_> {
@@ -84,21 +87,36 @@ impl PscBuffer for Guest<'_, '_> {
             "only the cursor and an entry's progress are written"
         );
         assert!(offset / 8 < self.room);
+        self.writes.borrow_mut().push((offset, value));
         let word = &mut self.words.borrow_mut()[offset / 8];
         *word = *word & !0xffff | u64::from(value);
     }
 }
 
+/// What takes an event apart.
+pub(crate) trait Subject {
+    fn new(settings: PscSettings) -> Self;
+    fn begin(&mut self, buffer: &impl PscBuffer, scratch: Scratch) -> PscStep;
+    fn complete(&mut self, buffer: &impl PscBuffer, answer: Answer) -> PscStep;
+    /// Checks what it does with an input.
+    fn check(bytes: &[u8]);
+}
+
 /// What the VMM was asked for, and how it ended.
 struct Run {
     asked: Vec<(GfnRange, PscOperation)>,
+    /// What it answered.
+    answers: Vec<Answer>,
     /// Pages that it said it did of the last one, if not all.
     last: Option<u64>,
     result: PscResult,
+    reads: Vec<(usize, u64)>,
+    writes: Vec<(usize, u16)>,
+    scratch: Scratch,
 }
 
 /// Runs one event. The input's next bytes are the buffer, and what the guest and the VMM do.
-fn run(input: &Input<'_>, settings: PscSettings) -> (Run, Vec<(usize, u64)>, u16) {
+fn run<S: Subject>(input: &Input<'_>, settings: PscSettings) -> Run {
     let room = 1 + usize::from(input.byte()) % WORDS;
     let scratch = Gpa::new(0x7ff0 - 8 * room as u64);
     let scratch = Scratch::in_ghcb(Gpa::new(0x7000), scratch).expect("it is inside");
@@ -108,22 +126,18 @@ fn run(input: &Input<'_>, settings: PscSettings) -> (Run, Vec<(usize, u64)>, u16
         words: RefCell::new([0; WORDS]),
         room,
         reads: RefCell::default(),
+        writes: RefCell::default(),
     };
     for word in &mut guest.words.borrow_mut()[..=entries] {
         *word = input.word();
     }
-    let mut psc = Psc::new(settings);
-    let mut asked = Vec::new();
-    let mut last = None;
-    let mut step = psc.begin(&guest, scratch);
+    let mut subject = S::new(settings);
+    let (mut asked, mut answers, mut last) = (Vec::new(), Vec::new(), None);
+    let mut step = subject.begin(&guest, scratch);
     let result = loop {
-        let (range, operation) = match step {
-            PscStep::Map(exit) => (exit.range, operation_of(&exit)),
-            PscStep::Resize(Resize { range, to }) => match to {
-                RmpSize::Size4K => (range, PscOperation::Psmash),
-                RmpSize::Size2M => (range, PscOperation::Unsmash),
-            },
-            PscStep::Resume(result) => break result,
+        let (range, operation) = match wanted(step) {
+            Ok(wanted) => wanted,
+            Err(result) => break result,
         };
         assert!(range.end() <= settings.end_gfn, "{range} is out of range");
         assert!(range.pages() <= Pages::new(253 * 512));
@@ -138,17 +152,32 @@ fn run(input: &Input<'_>, settings: PscSettings) -> (Run, Vec<(usize, u64)>, u16
             Answer::Failed => Some(0),
             Answer::Done | Answer::Partly(_) => None,
         };
-        step = psc.complete(&guest, answer);
+        answers.push(answer);
+        step = subject.complete(&guest, answer);
     };
-    assert!(!psc.in_flight());
-    let again = psc.complete(&guest, Answer::Done);
+    let again = subject.complete(&guest, Answer::Done);
     assert_eq!(again, PscStep::Resume(PscResult::Generic));
-    let run = Run {
+    Run {
         asked,
+        answers,
         last,
         result,
-    };
-    (run, guest.reads.into_inner(), scratch.entries())
+        reads: guest.reads.into_inner(),
+        writes: guest.writes.into_inner(),
+        scratch,
+    }
+}
+
+/// What a step asks for, or how the event ends.
+fn wanted(step: PscStep) -> Result<(GfnRange, PscOperation), PscResult> {
+    match step {
+        PscStep::Map(exit) => Ok((exit.range, operation_of(&exit))),
+        PscStep::Resize(Resize { range, to }) => match to {
+            RmpSize::Size4K => Ok((range, PscOperation::Psmash)),
+            RmpSize::Size2M => Ok((range, PscOperation::Unsmash)),
+        },
+        PscStep::Resume(result) => Err(result),
+    }
 }
 
 fn operation_of(exit: &MapGpaRange) -> PscOperation {
@@ -158,26 +187,128 @@ fn operation_of(exit: &MapGpaRange) -> PscOperation {
     }
 }
 
-/// Checks one input.
-pub(crate) fn check(bytes: &[u8]) {
-    let input = Input(Cell::new(bytes));
-    let (kvm, reads, _) = run(&input, PscSettings::new(PscQuirks::kvm()));
-    assert!(kvm.asked.len() <= 253, "{} exits", kvm.asked.len());
-    assert!(reads.len() <= 5 * 254, "{} reads", reads.len());
+impl Subject for Psc {
+    fn new(settings: PscSettings) -> Self {
+        Psc::new(settings)
+    }
 
-    let input = Input(Cell::new(bytes));
-    let settings = PscSettings {
-        end_gfn: Gfn::new(1 << 30),
-        ..PscSettings::new(PscQuirks::strict())
+    fn begin(&mut self, buffer: &impl PscBuffer, scratch: Scratch) -> PscStep {
+        Psc::begin(self, buffer, scratch)
+    }
+
+    fn complete(&mut self, buffer: &impl PscBuffer, answer: Answer) -> PscStep {
+        let step = Psc::complete(self, buffer, answer);
+        assert_eq!(self.in_flight(), !matches!(step, PscStep::Resume(_)));
+        step
+    }
+
+    fn check(bytes: &[u8]) {
+        let input = Input(Cell::new(bytes));
+        let kvm = run::<Self>(&input, PscSettings::new(PscQuirks::kvm()));
+        assert!(kvm.asked.len() <= 253, "{} exits", kvm.asked.len());
+        assert!(kvm.reads.len() <= 5 * 254, "{} reads", kvm.reads.len());
+
+        let input = Input(Cell::new(bytes));
+        let settings = PscSettings {
+            end_gfn: Gfn::new(1 << 30),
+            ..PscSettings::new(PscQuirks::strict())
+        };
+        let strict = run::<Self>(&input, settings);
+        once(&strict);
+        let rest = as_read(&strict);
+        assert!(rest <= 1);
+    }
+}
+
+impl Subject for PscPlan {
+    fn new(settings: PscSettings) -> Self {
+        PscPlan::new(settings)
+    }
+
+    fn begin(&mut self, buffer: &impl PscBuffer, scratch: Scratch) -> PscStep {
+        PscPlan::begin(self, buffer, scratch)
+    }
+
+    fn complete(&mut self, buffer: &impl PscBuffer, answer: Answer) -> PscStep {
+        let shown = self.steps().nth(1);
+        let step = PscPlan::complete(self, buffer, answer);
+        if !matches!(step, PscStep::Resume(_)) {
+            assert_eq!(Some(step), shown, "another range than was shown");
+        }
+        step
+    }
+
+    fn check(bytes: &[u8]) {
+        let kvm = PscQuirks {
+            header: HeaderReads::Once,
+            ..PscQuirks::kvm()
+        };
+        let strict = PscSettings::new(PscQuirks::strict());
+        let limited = |end| PscSettings {
+            end_gfn: Gfn::new(end),
+            ..strict
+        };
+        // As KVM in all it does; below a power of two; below none.
+        for settings in [PscSettings::new(kvm), limited(1 << 30), limited(3 << 9)] {
+            let input = Input(Cell::new(bytes));
+            let plan = run::<Self>(&input, settings);
+            once(&plan);
+            if settings.quirks == strict.quirks {
+                let _ = as_read(&plan);
+            }
+            as_the_engine(&plan, settings);
+        }
+    }
+}
+
+/// A buffer that holds still.
+struct Still {
+    words: Vec<u64>,
+    writes: RefCell<Vec<(usize, u16)>>,
+}
+
+impl PscBuffer for Still {
+    fn load_u16(&self, _: usize) -> u16 {
+        unreachable!("the header is read once, as a whole")
+    }
+
+    fn load_u64(&self, offset: usize) -> u64 {
+        self.words[offset / 8]
+    }
+
+    fn store_u16(&self, offset: usize, value: u16) {
+        self.writes.borrow_mut().push((offset, value));
+    }
+}
+
+/// What was asked for and written is what the engine asks for and writes, with the same words and answers.
+fn as_the_engine(plan: &Run, settings: PscSettings) {
+    let mut still = Still {
+        words: vec![0; WORDS],
+        writes: RefCell::default(),
     };
-    let (strict, reads, capacity) = run(&input, settings);
-    once(&reads, capacity);
-    as_read(&strict, &reads);
+    for (at, word) in &plan.reads {
+        still.words[*at] = *word;
+    }
+    let mut psc = Psc::new(settings);
+    let mut step = psc.begin(&still, plan.scratch);
+    for (asked, answer) in plan.asked.iter().zip(&plan.answers) {
+        assert_eq!(wanted(step), Ok(*asked));
+        step = psc.complete(&still, *answer);
+    }
+    assert_eq!(step, PscStep::Resume(plan.result));
+    assert_eq!(still.writes.into_inner(), plan.writes);
+}
+
+/// Checks one input.
+pub(crate) fn check<S: Subject>(bytes: &[u8]) {
+    S::check(bytes);
 }
 
 /// The header first, then entries in order, each at most once, none behind the end.
-fn once(reads: &[(usize, u64)], capacity: u16) {
-    let (first, rest) = reads.split_first().expect("the header is read");
+fn once(run: &Run) {
+    let capacity = run.scratch.entries();
+    let (first, rest) = run.reads.split_first().expect("the header is read");
     assert_eq!(first.0, 0);
     let header = PscHeader::from_word(first.1);
     let start = usize::from(header.cur_entry) + 1;
@@ -189,9 +320,10 @@ fn once(reads: &[(usize, u64)], capacity: u16) {
     }
 }
 
-/// What is asked for is what the entries said when they were read, page by page.
-fn as_read(run: &Run, reads: &[(usize, u64)]) {
-    let mut entries = reads[1..]
+/// What is asked for is what the entries said when they were read, page by page. Gives how many entries have asked for
+/// something and were not heard: one that is not valid, and what comes after it.
+fn as_read(run: &Run) -> usize {
+    let mut entries = run.reads[1..]
         .iter()
         .map(|(_, word)| PscEntry::from_word(*word));
     for (range, operation) in &run.asked {
@@ -209,12 +341,11 @@ fn as_read(run: &Run, reads: &[(usize, u64)]) {
         }
         assert_eq!(at, range.end());
     }
-    // What else was read is one entry that is not valid, or not needed any more, and such as were done before.
-    let rest: Vec<PscEntry> = entries
+    let rest = entries
         .filter(|entry| u64::from(entry.cur_page) != entry.size.pages())
-        .collect();
-    assert!(rest.len() <= 1);
+        .count();
     if run.result == PscResult::Success && run.last.is_none() {
-        assert!(rest.is_empty());
+        assert_eq!(rest, 0);
     }
+    rest
 }

@@ -55,8 +55,14 @@ fn load(words: &[u64], cur: u16, end: u16) -> Buffer<'static> {
     buffer
 }
 
+/// 4000, or as many as are asked for.
+fn cases() -> ProptestConfig {
+    let asked = std::env::var("SLAT_SEQUENCES").ok();
+    ProptestConfig::with_cases(asked.and_then(|text| text.parse().ok()).unwrap_or(4000))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #![proptest_config(cases())]
 
     /// With KVM's quirks the engine does what KVM's algorithm does, to the last bit of the buffer.
     #[test]
