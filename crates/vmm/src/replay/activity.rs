@@ -58,15 +58,21 @@ pub(super) fn activity(act: &GuestAct<'_>, handler: u64, machine: &Machine) -> A
             ..at(stub::CPUID)
         },
         GuestAct::RunL2 { tables, kind, gpa } => {
-            let start = match kind {
-                Kind::Read => stub::READ,
-                Kind::Write => stub::WRITE,
-                Kind::Execute => stub::JUMP,
+            // Behind the access is a halt.
+            let (start, behind) = match kind {
+                Kind::Read => (stub::READ, Some(2)),
+                Kind::Write => (stub::WRITE, Some(3)),
+                Kind::Execute => (stub::JUMP, None),
             };
+            let access = at(start).step(*kind, gpa.raw());
+            let l2 = behind.map_or(access.clone(), |len| {
+                access.step(Kind::Execute, start + len)
+            });
             Activity {
                 mode_then: Some(VcpuMode::Guest),
                 l2_tables: tables.map(|cr3| SecondStageOfL2::Npt { cr3 }),
-                steps_then: at(start).step(*kind, gpa.raw()).steps,
+                steps_then: l2.steps,
+                memory_runs: tables.is_some() && *kind == Kind::Execute,
                 back_in_l1: true,
                 steps_of_l1: at(stub::BEHIND_VMRUN).steps,
                 written: Some((1, WRITTEN_BY_L2)),

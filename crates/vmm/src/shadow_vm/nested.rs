@@ -14,18 +14,19 @@ use slat_mmu::shadow::{
     GuestWalk, MarkedTrail, NoTdp, Roots, ShadowFault, ShadowLocked, ShadowMmu, ShadowRoot,
     Shadowed, TdpBeside,
 };
-use slat_mmu::spte::{Access, Format};
+use slat_mmu::spte::{Access, Format, Mmio, Spte};
 use slat_mmu::tdp::{HardwareAccess, Observer};
 use slat_mmu::walk::second::{FaultPlace, SecondExit};
 use slat_mmu::walk::{
     ErrorCode, GuestCpu, GuestPaging, NestedEptRoot, PagingMode, Pointers, Privilege, TableMemory,
-    Unnested, WalkFault,
+    Translation, Unnested, WalkFault,
 };
 
 use super::ShadowVm;
 use super::guest::Reached;
 use super::paged::marked;
 use super::ram::{Ram, RamView};
+use crate::paged_vm::fault::MetMmio;
 use crate::tdp_vm::{HostMemory, SecondStageOfL2};
 use crate::traces::Predicted;
 
@@ -98,6 +99,25 @@ impl L2 {
     }
 }
 
+/// What an access that KVM carries out itself comes to.
+pub(crate) enum EmulatedAccess {
+    Read,
+    Write,
+    /// There is no memory for it: `KVM_EXIT_MMIO`.
+    Userspace,
+}
+
+/// What memory has where L2 executes it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Code {
+    Halt,
+    /// `add [eax], al`, with nothing in EAX.
+    Zeros,
+}
+
+/// The instruction that halts.
+const HALT: u8 = 0xf4;
+
 /// What an access of L2 needs of its VM.
 pub(crate) struct L2Access<'w, F: Format, O, T> {
     /// By index, as dirty rings are.
@@ -158,6 +178,32 @@ impl<F: Format, O: Observer<F> + Extend<Predicted>, T: TdpBeside<F>> L2Access<'_
         self.mmu.hardware_access(root, gpa.raw(), access)
     }
 
+    /// Where L1 has what hardware has reached.
+    pub(crate) fn mapped(&self, gpa: Gpa) -> Option<Gpa> {
+        let root = self.l2.roots.current(self.mmu)?;
+        let gfn = self.mmu.frame_at(root, gpa.raw())?;
+        Some(Gpa::new(gfn.gpa().raw() | gpa.raw() & 0xfff))
+    }
+
+    /// Whether an MMIO entry still holds, and KVM carries out the access.
+    pub(crate) fn is_known_mmio(&mut self, spte: Spte<F>, mmio: Mmio) -> bool {
+        let as_id = self.l2.roots.mmu.role().as_id();
+        let met = MetMmio {
+            spte,
+            mmio,
+            as_id,
+            gfn: mmio.gfn,
+        };
+        // L2's addresses are not those of the cache.
+        let mut none = MmioCache::default();
+        let known = met.is_known(self.memory, self.mmu.codec(), &mut none, &mut *self.out);
+        let generation = self.memory.space(as_id).generation();
+        if let Some(found) = none.at(mmio.gfn, generation).filter(|_| known) {
+            self.mmio.remember_at(found, generation);
+        }
+        known
+    }
+
     /// The outcome and L1's address.
     ///
     /// # Errors
@@ -168,21 +214,16 @@ impl<F: Format, O: Observer<F> + Extend<Predicted>, T: TdpBeside<F>> L2Access<'_
         gpa: Gpa,
         place: FaultPlace,
     ) -> Result<(Outcome, Gpa), SecondExit> {
+        let wanted = self.error_code(kind);
+        let (trail, found) = self
+            .walk(wanted, gpa)
+            .map_err(|fault| self.told_to_l1(&fault, wanted, place))?;
         let role = self.l2.roots.mmu.role();
         let tables = RamView {
             ram: self.ram,
             memory: self.memory,
             as_id: role.as_id(),
         };
-        let mut trail = MarkedTrail::default();
-        let wanted = self.error_code(kind);
-        let address = Gva::new(gpa.raw());
-        let pointers = pointers_of(&self.l2.paging, &tables);
-        let walked = self.l2.paging.with_pointers(pointers);
-        let walked = walked.without_canonical_check();
-        let found = walked.walk(&tables, &mut Unnested, &mut trail, address, wanted);
-        self.out.extend(trail.marks().iter().flat_map(marked));
-        let found = found.map_err(|fault| self.told_to_l1(&fault, wanted, place))?;
         let guest = Shadowed {
             paging: &self.l2.paging,
             tables: &tables,
@@ -220,15 +261,146 @@ impl<F: Format, O: Observer<F> + Extend<Predicted>, T: TdpBeside<F>> L2Access<'_
             self.mmio
                 .remember_at(MmioAccess { place, ..met }, generation);
         }
-        for mark in trail.marks().iter().filter(|mark| mark.written) {
-            let _ = self
-                .memory
-                .mark_dirty(self.vcpu, role.as_id(), mark.place.gfn());
-        }
         if let Some((slot, gfn)) = handled.mark_dirty {
             let _ = self.memory.mark_dirty(self.vcpu, slot.as_id, gfn);
         }
         Ok((handled.outcome, found.gpa))
+    }
+
+    /// Walks L1's tables for an address of L2's, which leaves marks.
+    fn walk(
+        &mut self,
+        wanted: ErrorCode,
+        gpa: Gpa,
+    ) -> Result<(MarkedTrail, Translation), WalkFault> {
+        let as_id = self.l2.roots.mmu.role().as_id();
+        let tables = RamView {
+            ram: self.ram,
+            memory: self.memory,
+            as_id,
+        };
+        let mut trail = MarkedTrail::default();
+        let pointers = pointers_of(&self.l2.paging, &tables);
+        let paging = self.l2.paging.with_pointers(pointers);
+        let paging = paging.without_canonical_check();
+        let address = Gva::new(gpa.raw());
+        let found = paging.walk(&tables, &mut Unnested, &mut trail, address, wanted);
+        self.out.extend(trail.marks().iter().flat_map(marked));
+        for mark in trail.marks().iter().filter(|mark| mark.written) {
+            let _ = self.memory.mark_dirty(self.vcpu, as_id, mark.place.gfn());
+        }
+        found.map(|found| (trail, found))
+    }
+
+    /// KVM carries out an instruction of L2's for an access that has faulted: it fetches the instruction and walks for the
+    /// address once more, through tables that L1 or the host may have changed since hardware saw them
+    /// (`x86.c:x86_emulate_instruction`). Processors that hand over the instruction's bytes (SVM's decode assists) save KVM
+    /// the fetch; the emulated machine's does not.
+    ///
+    /// # Errors
+    /// L1's tables do not allow it any more: what L1 is told.
+    pub(crate) fn emulate(
+        &mut self,
+        instruction: Option<Gpa>,
+        (kind, gpa): (Kind, Gpa),
+        place: FaultPlace,
+    ) -> Result<Gpa, SecondExit> {
+        if let (Some(instruction), Kind::Read | Kind::Write) = (instruction, kind) {
+            self.emulated_walk(Kind::Execute, instruction, place)?;
+        }
+        self.emulated_walk(kind, gpa, place)
+    }
+
+    /// KVM carries out what memory has at an address of L2's: where no memory is there, L2 gets an exception, for which it has
+    /// no handler, and shuts down (`x86.c:handle_emulation_failure`).
+    ///
+    /// # Errors
+    /// L1's tables do not allow it: what L1 is told.
+    pub(crate) fn emulate_code(&mut self, gpa: Gpa, place: FaultPlace) -> Result<(), SecondExit> {
+        let gpa = self.emulated_walk(Kind::Execute, gpa, place)?;
+        if self.code_at(gpa) == Some(Code::Zeros) {
+            // What is read is to be written, says the error code (`emulate.c:x86_emulate_insn`).
+            let read = self.emulated_walk(Kind::Read, Gpa::new(0), place);
+            read.map_err(|exit| match exit {
+                SecondExit::NestedPageFault(code) => {
+                    SecondExit::NestedPageFault(code | ErrorCode::WRITE)
+                }
+                other => other,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What memory has at an address of L1's, if anything: a halt, or nothing that anybody wrote.
+    pub(crate) fn code_at(&self, gpa: Gpa) -> Option<Code> {
+        let tables = RamView {
+            ram: self.ram,
+            memory: self.memory,
+            as_id: self.l2.roots.mmu.role().as_id(),
+        };
+        let word = tables.read_u64(Gpa::new(gpa.raw() & !7))?;
+        let [byte, ..] = (word >> ((gpa.raw() & 7) * 8)).to_le_bytes();
+        Some(match byte {
+            HALT => Code::Halt,
+            _ => Code::Zeros,
+        })
+    }
+
+    /// What an access of KVM's own, at an address of L1's, comes to.
+    pub(crate) fn emulated_access(&self, kind: Kind, gpa: Gpa) -> EmulatedAccess {
+        let space = self.memory.space(self.l2.roots.mmu.role().as_id());
+        match (space.by_gfn(gpa.gfn()), kind) {
+            (None, _) => EmulatedAccess::Userspace,
+            (Some(slot), Kind::Write) if slot.is_readonly() => EmulatedAccess::Userspace,
+            (Some(_), Kind::Write) => EmulatedAccess::Write,
+            (Some(_), Kind::Read | Kind::Execute) => EmulatedAccess::Read,
+        }
+    }
+
+    fn emulated_walk(
+        &mut self,
+        kind: Kind,
+        gpa: Gpa,
+        place: FaultPlace,
+    ) -> Result<Gpa, SecondExit> {
+        let wanted = ErrorCode::of(kind, Privilege::User);
+        let walked = self.walk(wanted, gpa);
+        walked.map(|(_, found)| found.gpa).map_err(|fault| {
+            self.forget(&fault);
+            self.told_to_l1(&fault, wanted, place)
+        })
+    }
+
+    /// A fault that KVM itself has found: what shadow pages still have for the address is looked at again
+    /// (`x86.c:__kvm_inject_emulated_page_fault`).
+    fn forget(&mut self, fault: &WalkFault) {
+        let stale =
+            |code: ErrorCode| code.contains(ErrorCode::PRESENT) && !code.contains(ErrorCode::RSVD);
+        let Some(fault) = fault.page_fault().filter(|fault| stale(fault.code)) else {
+            return;
+        };
+        let Some(root) = self.l2.roots.current(self.mmu) else {
+            return;
+        };
+        let role = self.l2.roots.mmu.role();
+        let tables = RamView {
+            ram: self.ram,
+            memory: self.memory,
+            as_id: role.as_id(),
+        };
+        let guest = Shadowed {
+            paging: &self.l2.paging,
+            tables: &tables,
+            memory: self.memory,
+            settings: self.settings,
+            role,
+        };
+        let mut locked = self.mmu.lock_beside(&mut *self.out, &mut self.tdp);
+        locked.invalidate_address(root, fault.address.raw(), &guest);
+        let dirtied = locked.take_dirtied();
+        for (as_id, gfn) in dirtied {
+            let _ = self.memory.mark_dirty(self.vcpu, as_id, gfn);
+        }
     }
 
     /// What an exit of hardware asks L1's tables for: one thing with EPT, where only reading counts as user mode
@@ -328,7 +500,16 @@ impl<F: Format> ShadowVm<F> {
 
     /// One access of L2 to an address that L1's tables translate.
     pub(super) fn access_l2(&mut self, id: u32, kind: Kind, gpa: Gpa) -> Reached {
-        for _ in 0..ATTEMPTS {
+        for attempt in 0..ATTEMPTS {
+            // The instruction begins anew, and a fault may have zapped the page that it is in.
+            if let (1.., Some(instruction), Kind::Read | Kind::Write) =
+                (attempt, self.instruction, kind)
+            {
+                match self.access_l2(id, Kind::Execute, instruction) {
+                    Reached::Done => {}
+                    other => return other,
+                }
+            }
             self.serve_requests(id);
             if !self.load_root(id) {
                 return Reached::Failed(Errno::ENOSPC);
@@ -337,11 +518,16 @@ impl<F: Format> ShadowVm<F> {
                 return Reached::Shutdown;
             };
             let present = match access.hardware(kind, gpa) {
-                HardwareAccess::Done { .. } => return Reached::Done,
-                HardwareAccess::Mmio { mmio, .. } => {
-                    let inside = gpa.raw() & 0xfff;
-                    return Reached::Mmio(Gpa::new(mmio.gfn.gpa().raw() | inside));
+                HardwareAccess::Done { .. } => {
+                    if let (Some(gpa), Kind::Write) = (access.mapped(gpa), kind) {
+                        self.store(id, gpa);
+                    }
+                    return Reached::Done;
                 }
+                HardwareAccess::Mmio { spte, mmio } => match access.is_known_mmio(spte, mmio) {
+                    true => return self.emulate_l2(id, kind, gpa),
+                    false => Present::Reserved,
+                },
                 HardwareAccess::NotPresent => Present::No,
                 HardwareAccess::NotAllowed => Present::Yes,
             };
@@ -352,10 +538,8 @@ impl<F: Format> ShadowVm<F> {
             self.spread_requests();
             match fault {
                 Ok((Outcome::Retry | Outcome::Fixed | Outcome::Spurious, _)) => {}
-                Ok((Outcome::Emulate, gpa)) => return Reached::Mmio(gpa),
-                Ok((Outcome::WriteProtected, gpa)) => {
-                    self.emulate_write(id, gpa);
-                    return Reached::Done;
+                Ok((Outcome::Emulate | Outcome::WriteProtected, _)) => {
+                    return self.emulate_l2(id, kind, gpa);
                 }
                 Ok((Outcome::MemoryFault | Outcome::BadPage, _)) => {
                     return Reached::Failed(Errno::EFAULT);
@@ -366,5 +550,38 @@ impl<F: Format> ShadowVm<F> {
             }
         }
         Reached::Failed(Errno::EINTR)
+    }
+
+    /// KVM carries out L2's instruction itself.
+    fn emulate_l2(&mut self, id: u32, kind: Kind, gpa: Gpa) -> Reached {
+        let instruction = self.instruction;
+        let Some(mut access) = self.l2_access(id) else {
+            return Reached::Shutdown;
+        };
+        if kind == Kind::Execute {
+            let ran = access.emulate_code(gpa, FaultPlace::Final);
+            return ran.map_or_else(Reached::ToL1, |()| Reached::L2Ends);
+        }
+        let gpa = match access.emulate(instruction, (kind, gpa), FaultPlace::Final) {
+            Ok(gpa) => gpa,
+            Err(exit) => return Reached::ToL1(exit),
+        };
+        match access.emulated_access(kind, gpa) {
+            EmulatedAccess::Userspace => return Reached::Mmio(gpa),
+            EmulatedAccess::Write => self.emulate_write(id, gpa),
+            EmulatedAccess::Read => {}
+        }
+        Reached::Done
+    }
+
+    /// L2 goes on with what memory has there.
+    pub(super) fn run_memory_of_l2(&mut self, id: u32, gpa: Gpa) -> Reached {
+        let found = self
+            .l2_access(id)
+            .and_then(|access| access.code_at(access.mapped(gpa)?));
+        match found {
+            Some(Code::Zeros) => self.access_l2(id, Kind::Read, Gpa::new(0)),
+            Some(Code::Halt) | None => Reached::Done,
+        }
     }
 }

@@ -3,7 +3,9 @@
 use slat_memslot::{Errno, Gpa, Gva, Vendor};
 use slat_mmu::fault::{Env, Kind, NotTracked, Outcome, Present};
 use slat_mmu::role::Cr4;
-use slat_mmu::shadow::{GuestWalk, MarkedTrail, ShadowFault, ShadowRoot, Shadowed};
+use slat_mmu::shadow::{
+    EmulatedWrite, EntryWritten, GuestWalk, MarkedTrail, ShadowFault, ShadowRoot, Shadowed,
+};
 use slat_mmu::spte::{Access as Rights, Format};
 use slat_mmu::tdp::HardwareAccess;
 use slat_mmu::walk::second::FaultPlace;
@@ -231,16 +233,27 @@ impl<F: Format> ShadowVm<F> {
         !unprotected
     }
 
-    /// KVM carries out a write to a frame that it watches; what is written leaves the tables as they are.
+    /// What the guest's write leaves in memory.
+    pub(super) fn store(&mut self, id: u32, gpa: Gpa) {
+        if let Some(written) = self.written {
+            self.write_memory(self.space_of(id), gpa, written);
+        }
+    }
+
+    /// KVM carries out a write to a frame that it watches.
     pub(super) fn emulate_write(&mut self, id: u32, gpa: Gpa) {
-        let write = slat_mmu::shadow::EmulatedWrite {
+        // Where it is not said, what is written leaves the tables as they are.
+        let (len, value) = self.written.unwrap_or((1, 0));
+        let write = EmulatedWrite {
             gpa,
-            len: 1,
-            present: slat_mmu::shadow::EntryWritten::Zero,
+            len,
+            present: match (len, value) {
+                (8, 1..) => EntryWritten::NotZero,
+                _ => EntryWritten::Zero,
+            },
         };
-        let _ = self
-            .memory
-            .mark_dirty(id, slat_memslot::AsId::NORMAL, gpa.gfn());
+        let _ = self.memory.mark_dirty(id, self.space_of(id), gpa.gfn());
+        self.store(id, gpa);
         self.mmu.lock(&mut self.out).track_write(&write);
         self.spread_requests();
     }

@@ -233,6 +233,8 @@ impl<F: Format> ShadowVm<F> {
                 self.tell(Predicted::ToldToL1(exit));
                 false
             }
+            // Guests of single instructions start no L2.
+            Reached::L2Ends => false,
             // An exception, where user mode can have one of its own.
             Reached::NoInstruction if self.tells_user(access) => {
                 self.goes_on(id, access, Reached::Shutdown)
