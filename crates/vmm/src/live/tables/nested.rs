@@ -8,6 +8,7 @@ use super::slots::{FIRST_FRAME, slot};
 use super::{AREAS, CODE, Writer};
 use crate::live::Program;
 use crate::live::abilities::Abilities;
+use crate::live::random::capabilities;
 use crate::traces::{GuestAct, Op, Sregs};
 
 /// Where L1 has its own tables, and where hardware keeps its state.
@@ -46,7 +47,7 @@ impl Program {
                 ..Abilities::default()
             },
         );
-        writer.begin_l1();
+        writer.begin_l1(Vec::new());
         writer.own_nested_tables();
         let kind = Kind::Read;
         let tables = with_tables.then(|| frame_of(0));
@@ -67,8 +68,9 @@ fn frame_of(table: u64) -> Gpa {
 }
 
 impl Writer {
-    fn begin_l1(&mut self) {
+    fn begin_l1(&mut self, capabilities: Vec<Op<'static>>) {
         self.push(Op::CreateVm { vm_type: 0 });
+        self.ops.extend(capabilities);
         for id in 0..self.vcpus {
             self.push(Op::CreateVcpu { id });
             self.push(Op::SetCpuid {
@@ -94,7 +96,8 @@ impl Writer {
     }
 
     fn begin_nested(&mut self) {
-        self.begin_l1();
+        let capabilities = capabilities(&mut self.dice);
+        self.begin_l1(capabilities);
         for id in 0..self.vcpus {
             if self.dice.percent(60) {
                 self.switch_no_execute(id);
