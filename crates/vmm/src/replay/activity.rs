@@ -26,6 +26,7 @@ pub(crate) mod stub {
     pub(crate) const L1_VMRUN: u64 = 0x8000;
     pub(crate) const BEHIND_VMRUN: u64 = L1_VMRUN + 3;
     pub(crate) const L1_STORE: u64 = 0x8010;
+    pub(crate) const BEHIND_STORE: u64 = L1_STORE + 3;
     /// Where L1 has the tables that it gives to a nested guest.
     pub(crate) const L2_TABLES: slat_memslot::Gpa = slat_memslot::Gpa::new(0xb000);
     /// The rest of the pointer to an EPT: write-back, four levels, no accessed and dirty bits.
@@ -81,7 +82,9 @@ pub(super) fn activity(act: &GuestAct<'_>, handler: u64, machine: &Machine) -> A
         }
         GuestAct::StoreOfL1 { gpa, value } => Activity {
             written: Some((8, *value)),
-            ..at(stub::L1_STORE).step(Kind::Write, gpa.raw())
+            ..at(stub::L1_STORE)
+                .step(Kind::Write, gpa.raw())
+                .step(Kind::Execute, stub::BEHIND_STORE)
         },
         GuestAct::OrInto(gpa) => at(stub::WRITE).step(Kind::Write, gpa.raw()),
         GuestAct::Launch { vmx: false, .. } if !machine.is_amd() => Activity {
