@@ -2,25 +2,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod answers;
+mod command;
 
 use std::path::PathBuf;
-use std::process::{Command, Output};
 
+use command::slat;
 use serde_json::Value;
-
-/// Runs `slat`; gives exit code, standard output, standard error.
-fn slat(args: &[&str]) -> (i32, String, String) {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = Command::new(env!("CARGO_BIN_EXE_slat"))
-        .args(args)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (status.code().unwrap(), text(stdout), text(stderr))
-}
 
 /// A file with this text, gone with the test run.
 fn file(name: &str, text: &str) -> String {

@@ -1,19 +1,12 @@
 //! `slat races`, as a user runs it.
 
-use std::process::Command;
+mod command;
 
+use command::slat;
 use serde_json::Value;
 
-/// Runs `slat races`; gives exit code, standard output, standard error.
 fn races(args: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_slat"))
-        .arg("races")
-        .args(args)
-        .output()
-        .expect("the command runs");
-    let text = |bytes| String::from_utf8(bytes).expect("text");
-    let code = output.status.code().expect("it ends by itself");
-    (code, text(output.stdout), text(output.stderr))
+    slat(&[&["races"][..], args].concat())
 }
 
 /// What the documentation shows between `$ slat races ARGUMENTS` and the next command or the end of the block.

@@ -1,24 +1,12 @@
 //! `slat replay TRACE` and `slat draw`, as a user runs them.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod command;
+
 use std::path::PathBuf;
-use std::process::Command;
 
+use command::slat;
 use serde_json::Value;
-
-/// Runs `slat`; gives exit code, standard output, standard error.
-fn slat(args: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_slat"))
-        .args(args)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (
-        output.status.code().unwrap(),
-        text(output.stdout),
-        text(output.stderr),
-    )
-}
 
 /// A file with this text, gone with the test run.
 fn file(name: &str, text: impl AsRef<[u8]>) -> String {

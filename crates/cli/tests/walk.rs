@@ -1,20 +1,11 @@
 //! `slat walk` and `slat diff --area walk`, as a user runs them.
 
+mod command;
+
 use std::path::PathBuf;
-use std::process::Command;
 
+use command::slat;
 use serde_json::Value;
-
-/// Runs `slat`; gives exit code, standard output, standard error.
-fn slat(args: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_slat"))
-        .args(args)
-        .output()
-        .expect("the command runs");
-    let text = |bytes| String::from_utf8(bytes).expect("text");
-    let code = output.status.code().expect("it ends by itself");
-    (code, text(output.stdout), text(output.stderr))
-}
 
 /// A dump: four tables of the guest from page 0 on, four of EPT from page 4 on, five of EPT from page 9 on.
 fn dump(name: &str) -> String {

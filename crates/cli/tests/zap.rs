@@ -1,26 +1,17 @@
 //! `slat zap`, as a user runs it.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::process::{Command, Output};
+mod command;
 
+use command::slat;
 use serde_json::Value;
 
-fn slat(args: &[&str]) -> (i32, String, String) {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = Command::new(env!("CARGO_BIN_EXE_slat"))
-        .arg("zap")
-        .args(args)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (status.code().unwrap(), text(stdout), text(stderr))
+fn zap(args: &[&str]) -> (i32, String, String) {
+    slat(&[&["zap"][..], args].concat())
 }
 
 fn json(args: &[&str]) -> Value {
-    let (code, out, err) = slat(&[args, &["--json"]].concat());
+    let (code, out, err) = zap(&[args, &["--json"]].concat());
     assert_eq!(code, 0, "{err}");
     serde_json::from_str(&out).unwrap()
 }
@@ -52,9 +43,9 @@ fn the_table_has_what_was_counted() {
     }
     assert_eq!(numbers(&scenes[4]), [all, all + 5 * 513, 5, 513, 16, 529]);
     assert_eq!(numbers(&scenes[5]), [16, 16, 0, 0, 16, 16]);
-    let zap = scenes[3]["zap"].as_str().unwrap();
-    assert!(zap.contains("KVM_MEM_ZAP_LEAFS_ONLY"), "{zap}");
-    let (code, text, _) = slat(&["--others", "2M"]);
+    let flagged = scenes[3]["zap"].as_str().unwrap();
+    assert!(flagged.contains("KVM_MEM_ZAP_LEAFS_ONLY"), "{flagged}");
+    let (code, text, _) = zap(&["--others", "2M"]);
     assert_eq!(code, 0);
     assert!(text.contains("operation  policy"), "{text}");
 }
@@ -94,7 +85,7 @@ fn model_and_kernel_count_the_same() {
         "--others",
         "0,2M",
     ];
-    let (code, text, err) = slat(&args);
+    let (code, text, err) = zap(&args);
     if code == 2 {
         return println!("skipped: {err}");
     }
@@ -107,7 +98,7 @@ fn model_and_kernel_count_the_same() {
 
 #[test]
 fn advice_has_reasons() {
-    let (code, text, _) = slat(&["--advice", "--others", "2M", "--policy", "quirk-on"]);
+    let (code, text, _) = zap(&["--advice", "--others", "2M", "--policy", "quirk-on"]);
     assert_eq!(code, 0);
     assert!(
         text.contains("since with all roots, others fault 513 pages in again"),
@@ -144,13 +135,13 @@ fn another_thread_faults_meanwhile() {
         "quirk-on,quirk-off",
     ]);
     assert_eq!(value.as_array().unwrap().len(), 2);
-    let (code, _, err) = slat(&["--threads", "--operation", "log-on"]);
+    let (code, _, err) = zap(&["--threads", "--operation", "log-on"]);
     assert_eq!((code, err.as_str()), (2, "slat: log-on zaps nothing\n"));
 }
 
 #[test]
 fn costs_grow_by_their_laws() {
-    let (code, text, err) = slat(&["--scaling"]);
+    let (code, text, err) = zap(&["--scaling"]);
     assert_eq!((code, err.as_str()), (0, ""), "{text}");
     assert!(text.contains("costs grow by their law."), "{text}");
     assert!(!text.contains("BROKEN"), "{text}");
@@ -173,7 +164,7 @@ fn wrong_input_is_named() {
         (vec!["--full"], "--scaling"),
     ];
     for (args, part) in wrong {
-        let (code, _, err) = slat(&args);
+        let (code, _, err) = zap(&args);
         assert_eq!(code, 2, "{args:?}");
         assert!(err.contains(part), "{args:?}: {err}");
     }

@@ -156,6 +156,11 @@ fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {
     (low.max(0.01) / 1.5, high.max(0.1) * 1.5)
 }
 
+/// A line's sample in a legend.
+fn sample((x, y): (i32, i32), style: impl Into<ShapeStyle>) -> PathElement<(i32, i32)> {
+    PathElement::new([(x, y), (x + 20, y)], style)
+}
+
 fn cost(path: &Path, series: &Series) -> Drawn {
     let root = SVGBackend::new(path, (760, 440)).into_drawing_area();
     root.fill(&WHITE)?;
@@ -209,14 +214,14 @@ fn cost(path: &Path, series: &Series) -> Drawn {
         chart
             .draw_series(LineSeries::new(points, style).point_size(3))?
             .label(label)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], style));
+            .legend(move |at| sample(at, style));
     }
     if let Some(at) = series.crossover() {
         let line = LineSeries::new([(at, low), (at, high)], INK.mix(0.5));
         chart
             .draw_series(line)?
             .label(format!("the guest waits as long for either: {at:.0} pages"))
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 20, y)], INK.mix(0.5)));
+            .legend(|at| sample(at, INK.mix(0.5)));
     }
     chart
         .configure_series_labels()
@@ -281,7 +286,7 @@ fn crossover(path: &Path, lines: &Balance) -> Drawn {
             .label(format!(
                 "{vcpus} vCPUs: above it leaves are better, below it all roots"
             ))
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], style));
+            .legend(move |at| sample(at, style));
     }
     chart
         .configure_series_labels()

@@ -37,6 +37,13 @@ impl ReservedBits {
         }
     }
 
+    /// Whether a present leaf of level 1 has no reserved bits, nor bit 7, which would choose other masks.
+    #[inline(always)]
+    pub(crate) const fn is_plain_leaf<F: Format>(&self, leaf: Spte<F>) -> bool {
+        let plain = leaf.raw() & (self.masks[0][0] | 1 << 7) == 0;
+        plain && (F::EXECUTE == 0 || !self.is_bad_combination(leaf.raw()))
+    }
+
     /// The mask for an entry of `level`, which depends on the entry's bit 7 only (`spte.h:get_rsvd_bits`).
     #[inline]
     pub const fn mask<F>(&self, spte: Spte<F>, level: Level) -> u64 {

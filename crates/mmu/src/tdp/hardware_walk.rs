@@ -131,18 +131,19 @@ impl<D> fmt::Display for SecondFault<D> {
     }
 }
 
+/// By bits 2 to 0 of an entry of EPT, which are those of [`Access`] the other way round.
+const EPT_RIGHTS: [u8; 8] = [0, 4, 2, 6, 1, 5, 3, 7];
+
 /// What hardware lets an entry allow: reading is bit 0 of EPT, the user bit of NPT, whose walks are made in user mode.
 ///
 /// Mode-based execution is taken for off.
 #[inline]
 fn hardware_rights<F: Format>(raw: u64) -> Access {
     let [low, ..] = raw.to_le_bytes();
-    let (read, execute) = if F::EXECUTE != 0 {
-        (low & 1, low >> 2 & 1)
-    } else {
-        (low >> 2 & 1, u8::from(raw & F::NO_EXECUTE == 0))
-    };
-    Access::from_bits_truncate(read << 2 | low & 2 | execute)
+    if F::EXECUTE != 0 {
+        return Access::from_bits_truncate(EPT_RIGHTS[usize::from(low & 7)]);
+    }
+    Access::from_bits_truncate(low & 6 | u8::from(raw & F::NO_EXECUTE == 0))
 }
 
 /// Whether hardware takes an entry for present.
@@ -198,6 +199,21 @@ impl<F: Format, X: External<F>, C: AccessCheck, O> Locked<Shared<'_, F, X, C>, O
         }
         let page = self.examine(at, gpa, wanted, observer)?;
         Ok((page, at))
+    }
+
+    /// The last reference of such a walk, in a table of level 1; nothing if there is more to do than to read the entry.
+    #[inline(always)]
+    pub(crate) fn hardware_leaf(
+        &self,
+        (root, table): (TableId, TableId),
+        gpa: Gpa,
+        wanted: Access,
+    ) -> Option<SecondPage> {
+        let tables = self.tables();
+        // The root is known long before the table is.
+        let entries = tables.finder(root).table(table);
+        let leaf = entries[index(gpa.gfn().raw(), Level::L1)].load(Ordering::Acquire);
+        tables.smooth_leaf(Spte::from_raw(leaf), gpa, wanted)
     }
 
     /// Makes the same access at many addresses, whose references to memory overlap; says nothing about those that fault,
@@ -308,7 +324,7 @@ impl<F: Format, X, C: AccessCheck> Tables<F, X, C> {
         let good = rights.contains(wanted)
             && marked
             && is_present::<F>(leaf.raw())
-            && self.codec.reserved().violations(leaf, Level::L1) == 0;
+            && self.codec.reserved().is_plain_leaf(leaf);
         if !good {
             return None;
         }

@@ -136,6 +136,13 @@ impl Reserved {
         (entry ^ 1) & (bad | 1) == 0
     }
 
+    /// Whether a present entry of long mode has no reserved bit. `level` counts from 0.
+    #[inline]
+    pub(super) fn is_good(&self, entry: u64, level: u32) -> bool {
+        let large = usize::from(entry & PAGE_SIZE_BIT != 0);
+        entry & self.masks[large][(level % 5) as usize] == 0
+    }
+
     /// The reserved bits that a present entry has; 0 if all is well. `level` counts from 0.
     #[inline]
     pub(super) fn violations(&self, entry: u64, level: u8) -> u64 {

@@ -24,6 +24,15 @@ pub enum LeafSize {
 }
 
 impl LeafSize {
+    /// All of them, each at its own number.
+    pub(in crate::walk) const ALL: [Self; 5] = [
+        Self::Size4K,
+        Self::Size2M,
+        Self::Size4M,
+        Self::Size1G,
+        Self::Unpaged,
+    ];
+
     /// In bytes; nothing without paging.
     pub const fn bytes(self) -> Option<u64> {
         match self {

@@ -133,35 +133,6 @@ impl GuestPaging {
     }
 }
 
-impl GuestPaging {
-    /// The end of a walk whose last table was kept, for addresses that it was kept for; nothing if there is more to do
-    /// than to read one entry.
-    #[inline]
-    pub(super) fn walk_last_table<M, S>(
-        &self,
-        memory: &M,
-        stage: &mut S,
-        (address, access): (Gva, ErrorCode),
-        start: Start,
-    ) -> Option<Translation<S::Address>>
-    where
-        M: TableMemory<S::Address> + ?Sized,
-        S: Stage,
-    {
-        let mut walk = Walk {
-            paging: self,
-            memory,
-            stage,
-            observer: &mut (),
-            address,
-            access: access & ErrorCode::ACCESS,
-        };
-        self.is_canonical(address)
-            .then(|| walk.smooth_from(start))
-            .flatten()
-    }
-}
-
 /// One walk, with all it needs.
 pub(super) struct Walk<'w, M: ?Sized, S, O> {
     pub(super) paging: &'w GuestPaging,

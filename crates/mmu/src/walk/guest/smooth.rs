@@ -2,8 +2,8 @@
 
 use slat_memslot::Gpa;
 
+use super::Walk;
 use super::leaf::{Translation, is_leaf, leaf_size, page_address};
-use super::{Start, Walk};
 use crate::access::Access;
 use crate::walk::format::{GuestFormat, Paging64};
 use crate::walk::log::WalkObserver;
@@ -70,7 +70,7 @@ impl GuestPaging {
         let marked = bits & Paging64::ACCESSED != 0 && leaf & marks == marks;
         let good = marked
             && leaf & Paging64::PRESENT != 0
-            && self.reserved.violations(leaf, number) == 0
+            && self.reserved.is_good(leaf, level)
             && is_leaf(PagingMode::Level4, leaf, number);
         if !good {
             return None;
@@ -109,22 +109,7 @@ where
                 return self.smooth_end(entry, bits, level);
             }
         }
-        self.smooth_last(entry, bits)
-    }
-
-    /// The same from a table of level 1 that was kept; only for addresses that it was kept for.
-    #[inline]
-    pub(in crate::walk) fn smooth_from(&mut self, start: Start) -> Option<Translation<S::Address>> {
-        if O::OBSERVES || !S::QUIET || start.number != 0 {
-            return None;
-        }
-        self.smooth_last(start.entry, start.bits)
-    }
-
-    /// The last table.
-    #[inline(always)]
-    fn smooth_last(&mut self, table: u64, bits: u64) -> Option<Translation<S::Address>> {
-        let entry = self.smooth_entry(table, 0)?;
+        entry = self.smooth_entry(entry, 0)?;
         self.smooth_end(entry, bits & (entry ^ Paging64::INVERTED), 0)
     }
 

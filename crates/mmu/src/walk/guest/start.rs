@@ -1,6 +1,6 @@
 //! Tables that walks begin at.
 
-use slat_memslot::Level;
+use slat_memslot::{Gpa, Level};
 
 use super::leaf::is_leaf;
 use crate::access::Access;
@@ -16,7 +16,7 @@ pub(in crate::walk) struct Start {
     /// Its level, from 0.
     pub(in crate::walk) number: u8,
     /// What the entries above have in common, those that forbid turned round.
-    pub(super) bits: u64,
+    pub(in crate::walk) bits: u64,
 }
 
 impl Start {
@@ -45,6 +45,11 @@ impl Start {
             number: (step.level as u8).saturating_sub(2),
             bits,
         }
+    }
+
+    /// Where it is for the guest: the table of an entry of eight bytes.
+    pub(in crate::walk) const fn table(&self) -> Gpa {
+        Gpa::new(self.entry & Paging64::ADDRESS)
     }
 
     /// The table below, that an entry of this one links to.

@@ -11,10 +11,12 @@ use super::tables::GuestTables;
 use crate::access::Access;
 use crate::spte::Format;
 use crate::tdp::{AccessCheck, External, Locked, Reached, SecondFault, SecondPage, Shared};
-use crate::walk::guest::Start;
+use crate::walk::format::{GuestFormat, Paging64};
+use crate::walk::guest::{Start, TABLE};
 use crate::walk::second::wanted;
 use crate::walk::{
-    ErrorCode, GuestPaging, PagingMode, Stage, Step, TableMemory, WalkFault, WalkObserver,
+    ErrorCode, GuestPaging, PagingMode, Stage, Step, TableMemory, Translation, WalkFault,
+    WalkObserver,
 };
 
 /// How an access was answered.
@@ -168,7 +170,7 @@ impl Tlb {
 
     /// The translation of an address, if it is kept and allows the access without marks. No table is read, so that no
     /// lock has to be held.
-    #[inline]
+    #[inline(always)]
     pub fn lookup<F: Format>(
         &self,
         context: &Context,
@@ -190,6 +192,62 @@ impl Tlb {
         paging: &GuestPaging,
         memory: &M,
         locked: &mut Locked<Shared<'_, F, X, C>, O>,
+        what: (Gva, ErrorCode),
+    ) -> Result<Hpa, WalkFault<SecondFault<C::Denied>>>
+    where
+        F: Format,
+        X: External<F>,
+        C: AccessCheck,
+        M: TableMemory<Hpa> + ?Sized,
+    {
+        match self.short(context, paging, memory, locked, what) {
+            Some(hpa) => Ok(hpa),
+            None => self.walk(context, paging, memory, locked, what),
+        }
+    }
+
+    /// The walk whose last tables are kept, of the guest and of the second stage: two entries are read. Nothing if there
+    /// is more to do.
+    #[inline(always)]
+    fn short<F, X, C, O, M>(
+        &mut self,
+        context: &Context,
+        paging: &GuestPaging,
+        memory: &M,
+        locked: &Locked<Shared<'_, F, X, C>, O>,
+        (address, access): (Gva, ErrorCode),
+    ) -> Option<Hpa>
+    where
+        F: Format,
+        X: External<F>,
+        C: AccessCheck,
+        M: TableMemory<Hpa> + ?Sized,
+    {
+        if !keeps_tables(paging) {
+            return None;
+        }
+        let access = access & ErrorCode::ACCESS;
+        let table = self.tables.last(context, address)?;
+        let entry = memory.read_u64(table.entry(address))?;
+        let bits = table.bits() & (entry ^ Paging64::INVERTED);
+        let leaf = paging.smooth_leaf((address, access), (entry, bits), 0)?;
+        let second = self.second_tables.last(context, leaf.gpa.gfn())?;
+        let marks = locked.tables().codec().host().ad_enabled();
+        let wanted = wanted::<F>(access | ErrorCode::GUEST_FINAL, marks);
+        let page = locked.hardware_leaf((context.root, second), leaf.gpa, wanted)?;
+        let found = leaf.at(page.hpa);
+        self.keep_page(context, paging, (address, access), &found, page.rights);
+        Some(page.hpa)
+    }
+
+    /// The walk from the lowest table of the guest that is kept, of which is kept what can be.
+    #[inline(never)]
+    fn walk<F, X, C, O, M>(
+        &mut self,
+        context: &Context,
+        paging: &GuestPaging,
+        memory: &M,
+        locked: &mut Locked<Shared<'_, F, X, C>, O>,
         (address, access): (Gva, ErrorCode),
     ) -> Result<Hpa, WalkFault<SecondFault<C::Denied>>>
     where
@@ -198,6 +256,7 @@ impl Tlb {
         C: AccessCheck,
         M: TableMemory<Hpa> + ?Sized,
     {
+        let marks = locked.tables().codec().host().ad_enabled();
         let start = self.tables.start(context, paging, address);
         let mut stage = CachedStage {
             locked,
@@ -206,24 +265,53 @@ impl Tlb {
             tables: &mut self.second_tables,
             second_rights: Access::empty(),
         };
-        let last_table = start
-            .and_then(|start| paging.walk_last_table(memory, &mut stage, (address, access), start));
-        let found = match last_table {
-            Some(found) => found,
-            None => {
-                let mut way = Way::default();
-                let what = (address, access);
-                let found = paging.walk_from(memory, &mut stage, &mut way, what, start)?;
-                for (level, start) in Level::ALL.into_iter().zip(way.starts) {
-                    if let Some(start) = start.filter(|start| start.is_table(paging)) {
-                        self.tables.insert(context, address, level, start);
-                    }
-                }
-                found
-            }
-        };
+        let mut way = Way::default();
+        let what = (address, access);
+        let found = paging.walk_from(memory, &mut stage, &mut way, what, start)?;
         let second_rights = stage.second_rights;
-        self.pages.insert(CachedPage {
+        if keeps_tables(paging) {
+            let wanted = wanted::<F>(TABLE, marks);
+            self.keep_tables((context, paging, address), &way, start, wanted);
+        }
+        self.keep_page(context, paging, what, &found, second_rights);
+        Ok(found.address)
+    }
+
+    /// Keeps the tables that a walk came through, and where the last one is if that is known.
+    #[cold]
+    fn keep_tables(
+        &mut self,
+        (context, paging, address): (&Context, &GuestPaging, Gva),
+        way: &Way,
+        start: Option<Start>,
+        wanted: Access,
+    ) {
+        let is_table = |start: &Start| start.is_table(paging);
+        for (level, start) in Level::ALL.into_iter().zip(way.starts) {
+            if let Some(start) = start.filter(is_table) {
+                self.tables.insert(context, address, level, start);
+            }
+        }
+        let last = way.starts[0].filter(is_table).or(start);
+        if let Some(last) = last.filter(|start| start.number == 0) {
+            if let Some(entry) = self.second.find(context, last.table(), wanted) {
+                let hpa = entry.page.hpa;
+                self.tables.insert_last(context, address, last, hpa);
+            }
+        }
+    }
+
+    /// Keeps the translation that a walk came to.
+    #[inline(always)]
+    fn keep_page(
+        &mut self,
+        context: &Context,
+        paging: &GuestPaging,
+        (address, access): (Gva, ErrorCode),
+        found: &Translation<Hpa>,
+        second_rights: Access,
+    ) {
+        self.pages.insert(&CachedPage {
             context: *context,
             address: Gva::new(address.raw() & !0xfff),
             gpa: Gpa::new(found.gpa.raw() & !0xfff),
@@ -235,17 +323,21 @@ impl Tlb {
             dirty: access.contains(ErrorCode::WRITE),
             global: paging.has_global_pages() && found.leaf & 1 << 8 != 0,
         });
-        Ok(found.address)
     }
 }
 
 impl GuestTables {
-    /// Where a walk may begin: only tables of eight-byte entries are kept.
+    /// Where a walk may begin.
     #[inline]
     fn start(&self, context: &Context, paging: &GuestPaging, address: Gva) -> Option<Start> {
-        match paging.mode() {
-            PagingMode::Level4 | PagingMode::Level5 => self.find(context, address),
-            _ => None,
-        }
+        keeps_tables(paging)
+            .then(|| self.find(context, address))
+            .flatten()
     }
+}
+
+/// Only tables of long mode are kept, whose entries have eight bytes.
+#[inline]
+fn keeps_tables(paging: &GuestPaging) -> bool {
+    matches!(paging.mode(), PagingMode::Level4 | PagingMode::Level5)
 }

@@ -9,9 +9,11 @@ use super::context::Context;
 use super::second::SecondEntry;
 use super::second_tables::SecondTable;
 use crate::access::Access;
-use crate::spte::Entry;
+use crate::spte::{Entry, Format};
 use crate::table::{TableId, span};
 use crate::tdp::{Locked, Side};
+use crate::walk::guest::TABLE;
+use crate::walk::second::wanted;
 
 /// How a cached page contradicts the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,8 +99,18 @@ impl Tlb {
             rights: entry.page.rights,
             dirty: entry.dirty,
         });
+        let written = locked.tables().codec().host().ad_enabled() || S::Format::EXECUTE == 0;
+        let last_tables = self.tables.last_tables().map(|table| Kept {
+            context: table.context,
+            address: Some(table.address()),
+            gpa: table.gpa(),
+            hpa: table.hpa().raw(),
+            rights: wanted::<S::Format>(TABLE, written),
+            dirty: written,
+        });
         let stale_pages = pages
             .chain(second)
+            .chain(last_tables)
             .filter(|kept| roots.contains(&kept.context.root))
             .filter_map(|kept| kept.check(locked));
         let stale_tables = self

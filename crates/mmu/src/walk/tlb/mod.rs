@@ -12,6 +12,7 @@
 //! | second | guest-physical mappings | the second stage of a guest's table: no walk of the second stage |
 //! | second tables | paging-structure caches | a table of the second stage above a leaf: no walk from its root |
 //! | tables | paging-structure caches | a table of the guest above a leaf: no walk from the guest's root |
+//! | last tables | the same, of combined mappings | the table of the guest's leaf and where it is: one entry to read |
 
 mod access;
 mod audit;

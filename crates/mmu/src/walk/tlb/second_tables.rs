@@ -5,7 +5,7 @@ use core::ops::Range;
 use slat_memslot::{Gfn, Level};
 
 use super::context::Context;
-use crate::table::{first, span};
+use crate::table::{TableId, first, span};
 use crate::tdp::Reached;
 
 /// How many tables of level 1 are kept, and how many of level 2.
@@ -60,6 +60,14 @@ fn slot(first: u64, level: Level, slots: usize) -> usize {
 }
 
 impl SecondTables {
+    /// The table of level 1 for a frame.
+    #[inline]
+    pub(super) fn last(&self, context: &Context, gfn: Gfn) -> Option<TableId> {
+        let low = first(gfn.raw(), Level::L2);
+        let found = matching(&self.low[slot(low, Level::L1, SLOTS[0])], context, low)?;
+        Some(found.table)
+    }
+
     /// The lowest table that is kept for a frame.
     #[inline]
     pub(super) fn find(&self, context: &Context, gfn: Gfn) -> Option<Reached> {

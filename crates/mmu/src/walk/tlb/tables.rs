@@ -1,6 +1,6 @@
 //! Tables of the guest that walks begin at.
 
-use slat_memslot::{Gva, Level};
+use slat_memslot::{Gpa, Gva, Hpa, Level};
 
 use super::context::Context;
 use crate::walk::guest::Start;
@@ -17,13 +17,60 @@ struct Kept {
     start: Start,
 }
 
-/// Tables of levels 1 to 4, each direct-mapped by the address. Flushes of the guest empty all of it, as hardware may.
+/// A table of level 1 of the guest with where it is on the host: what the manuals call a combined mapping. The second stage
+/// lets the guest's walks read and mark it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LastTable {
+    pub(super) context: Context,
+    /// The part of the address that leads to the table.
+    prefix: u64,
+    start: Start,
+    hpa: Hpa,
+}
+
+impl LastTable {
+    /// Where the entry is that an address selects.
+    #[inline]
+    pub(super) const fn entry(&self, address: Gva) -> Hpa {
+        Hpa::new(self.hpa.raw() | (address.raw() >> 12 & 511) << 3)
+    }
+
+    /// What the entries above have in common.
+    #[inline]
+    pub(super) const fn bits(&self) -> u64 {
+        self.start.bits
+    }
+
+    /// The first address that it is for.
+    pub(super) const fn address(&self) -> Gva {
+        Gva::new(self.prefix << 21)
+    }
+
+    /// Where it is for the guest.
+    pub(super) const fn gpa(&self) -> Gpa {
+        self.start.table()
+    }
+
+    /// Where it is.
+    pub(super) const fn hpa(&self) -> Hpa {
+        self.hpa
+    }
+}
+
+/// Tables of levels 1 to 4, each direct-mapped by the address. Flushes of the guest and of the second stage empty all of it,
+/// as hardware may.
 #[derive(Clone, Debug)]
-pub(super) struct GuestTables(Box<[[Option<Kept>; SLOTS]; 4]>);
+pub(super) struct GuestTables {
+    last: Box<[Option<LastTable>; SLOTS]>,
+    levels: Box<[[Option<Kept>; SLOTS]; 4]>,
+}
 
 impl Default for GuestTables {
     fn default() -> Self {
-        Self(Box::new([[None; SLOTS]; 4]))
+        Self {
+            last: Box::new([None; SLOTS]),
+            levels: Box::new([[None; SLOTS]; 4]),
+        }
     }
 }
 
@@ -41,21 +88,28 @@ fn place(address: Gva, level: usize) -> (u64, usize) {
 }
 
 impl GuestTables {
+    /// The table of level 1 for an address, if it is kept with where it is.
+    #[inline]
+    pub(super) fn last(&self, context: &Context, address: Gva) -> Option<&LastTable> {
+        let (prefix, slot) = place(address, 0);
+        let kept = self.last[slot].as_ref()?;
+        (kept.prefix == prefix && kept.context.is(context)).then_some(kept)
+    }
+
     /// The lowest table that is kept for an address.
     #[inline]
     pub(super) fn find(&self, context: &Context, address: Gva) -> Option<Start> {
-        self.0.iter().enumerate().find_map(|(level, tables)| {
+        self.levels.iter().enumerate().find_map(|(level, tables)| {
             let (prefix, slot) = place(address, level);
             let kept = tables[slot].as_ref()?;
-            (kept.prefix == prefix && kept.context == *context).then_some(kept.start)
+            (kept.prefix == prefix && kept.context.is(context)).then_some(kept.start)
         })
     }
 
     /// Keeps a table.
-    #[inline]
     pub(super) fn insert(&mut self, context: &Context, address: Gva, level: Level, start: Start) {
         let level = level as usize - 1;
-        let Some(tables) = self.0.get_mut(level) else {
+        let Some(tables) = self.levels.get_mut(level) else {
             return;
         };
         let (prefix, slot) = place(address, level);
@@ -66,7 +120,24 @@ impl GuestTables {
         });
     }
 
+    /// Keeps where a table of level 1 is.
+    pub(super) fn insert_last(&mut self, context: &Context, address: Gva, start: Start, hpa: Hpa) {
+        let (prefix, slot) = place(address, 0);
+        self.last[slot] = Some(LastTable {
+            context: *context,
+            prefix,
+            start,
+            hpa,
+        });
+    }
+
     pub(super) fn clear(&mut self) {
-        *self.0 = [[None; SLOTS]; 4];
+        *self.last = [None; SLOTS];
+        *self.levels = [[None; SLOTS]; 4];
+    }
+
+    /// The tables whose place on the host is kept.
+    pub(super) fn last_tables(&self) -> impl Iterator<Item = &LastTable> {
+        self.last.iter().flatten()
     }
 }
