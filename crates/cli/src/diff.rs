@@ -25,8 +25,9 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 100_000)]
     ops: u64,
     /// Parts of the interface, separated by commas; `walk` is the walk of guest page tables, held against KVM_TRANSLATE,
-    /// `tables` what a VM's own tables become, event by event, `shadow` the same where guests run on shadow pages, and
-    /// `access` has a guest execute accesses. Default: all that the kernel has, but for `shadow` and `access`.
+    /// `tables` what a VM's own tables become, event by event, `shadow` the same where guests run on shadow pages,
+    /// `nested` where guests run guests of their own, and `access` has a guest execute accesses. Default: all that the
+    /// kernel has, but for `shadow`, `nested` and `access`.
     #[arg(long, value_delimiter = ',')]
     area: Vec<AreaName>,
     /// Put one of so many refusals to the repair oracle.
@@ -51,6 +52,7 @@ enum AreaName {
     Access,
     Tables,
     Shadow,
+    Nested,
 }
 
 impl Args {
@@ -58,7 +60,11 @@ impl Args {
     fn calls(&self) -> Vec<Area> {
         let calls = |area: &AreaName| match area {
             AreaName::Calls(area) => Some(*area),
-            AreaName::Walk | AreaName::Access | AreaName::Tables | AreaName::Shadow => None,
+            AreaName::Walk
+            | AreaName::Access
+            | AreaName::Tables
+            | AreaName::Shadow
+            | AreaName::Nested => None,
         };
         match self.area.as_slice() {
             [] => Area::ALL.to_vec(),
@@ -67,10 +73,13 @@ impl Args {
     }
 
     /// Whether an area that is no calls is compared. Accesses only when they are asked for, since each takes as long as
-    /// ten walks, and shadow pages.
+    /// ten walks, and shadow pages and nested guests.
     fn wants(&self, wanted: AreaName) -> bool {
-        let by_default =
-            self.area.is_empty() && !matches!(wanted, AreaName::Access | AreaName::Shadow);
+        let by_default = self.area.is_empty()
+            && !matches!(
+                wanted,
+                AreaName::Access | AreaName::Shadow | AreaName::Nested
+            );
         by_default || self.area.iter().any(|area| area.name() == wanted.name())
     }
 }
@@ -84,13 +93,14 @@ impl AreaName {
             Self::Access => "access",
             Self::Tables => "tables",
             Self::Shadow => "shadow",
+            Self::Nested => "nested",
         }
     }
 }
 
 impl ValueEnum for AreaName {
     fn value_variants<'a>() -> &'a [Self] {
-        const ALL: [AreaName; 12] = [
+        const ALL: [AreaName; 13] = [
             AreaName::Calls(Area::Slots),
             AreaName::Calls(Area::Gmem),
             AreaName::Calls(Area::Attributes),
@@ -103,6 +113,7 @@ impl ValueEnum for AreaName {
             AreaName::Access,
             AreaName::Tables,
             AreaName::Shadow,
+            AreaName::Nested,
         ];
         &ALL
     }
@@ -132,6 +143,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
             }
             if result == ExitCode::SUCCESS && args.wants(AreaName::Shadow) {
                 result = tables::run(args, seed, tables::Mmu::Shadow)?;
+            }
+            if result == ExitCode::SUCCESS && args.wants(AreaName::Nested) {
+                result = tables::run(args, seed, tables::Mmu::Nested)?;
             }
             Ok(result)
         }

@@ -43,8 +43,8 @@ fn the_table_has_what_was_counted() {
     }
     assert_eq!(numbers(&scenes[4]), [all, all + 5 * 513, 5, 513, 16, 529]);
     assert_eq!(numbers(&scenes[5]), [16, 16, 0, 0, 16, 16]);
-    let zap = scenes[3]["zap"].as_str().unwrap();
-    assert!(zap.contains("KVM_MEM_ZAP_LEAFS_ONLY"), "{zap}");
+    let flagged = scenes[3]["zap"].as_str().unwrap();
+    assert!(flagged.contains("KVM_MEM_ZAP_LEAFS_ONLY"), "{flagged}");
     let (code, text, _) = zap(&["--others", "2M"]);
     assert_eq!(code, 0);
     assert!(text.contains("operation  policy"), "{text}");

@@ -44,15 +44,15 @@ use std::sync::Arc;
 use slat_coco::migration::StatusList;
 use slat_coco::snp::SnpViolation;
 use slat_memslot::{
-    Access, AsId, Call, ChangeKind, ContentsCall, Gpa, GuestAccess, Memory, Outcome, Pages,
-    Profile, Refusal, SevCall, Vendor, VmError, VmType,
+    Access, AsId, Call, ChangeKind, ContentsCall, Gpa, GuestAccess, Memory, Outcome, PAGE_SIZE,
+    Pages, Profile, Refusal, SevCall, SevHost, Vendor, VmError, VmType,
 };
 use slat_mmu::ShadowPageLimit;
 use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::spte::Npt;
 
 use crate::scenario::{Scenario, StepKind};
-use crate::sev_vm::{SevGuest, Wire};
+use crate::sev_vm::{SevGuest, Taken, Wire};
 use crate::snp_vm::{EncryptOp, Snp, SnpAnswer, SnpOp};
 use crate::tdp_vm::{AnyTdpVm, HostMemory, TdpVm};
 use crate::tdx_vm::{TdxSettings, TdxVm};
@@ -390,10 +390,14 @@ impl Vm {
             SevCall::Read { vcpu, gpa, .. } => (vcpu, GuestAccess::read(gpa)),
             SevCall::Write { vcpu, gpa, .. } => (vcpu, GuestAccess::write(gpa)),
             _ => {
-                return self
-                    .sev
-                    .as_mut()
-                    .map_or(Ok(Outcome::Done), |sev| sev.call(call));
+                let sev = self.sev.as_mut();
+                let result = sev.map_or(Ok(Outcome::Done), |sev| sev.call(call));
+                if let (SevCall::Host(SevHost::Move { hva }), Ok(Outcome::Value(1))) =
+                    (call, &result)
+                {
+                    self.follow_move(*hva);
+                }
+                return result;
             }
         };
         let access = access.by_vcpu(vcpu).by_code_at(SevCall::CODE);
@@ -407,6 +411,21 @@ impl Vm {
             (Outcome::Access(Access::Done), Some(hva), Some(sev)) => sev.access(call, hva),
             (other, ..) => Ok(other),
         }
+    }
+
+    /// A page of the process has another frame now.
+    fn follow_move(&mut self, hva: u64) {
+        let taken = Taken::by_move(hva, self.memory());
+        if let Some(paging) = self.paging_mut() {
+            let start = hva - hva % PAGE_SIZE;
+            let page = start..start.saturating_add(PAGE_SIZE);
+            paging.unmap_hva(page.clone());
+            paging.host_mut().forget_pages(page);
+        }
+        if let Some(sev) = &mut self.sev {
+            sev.follow(&taken);
+        }
+        self.drop_unwatched();
     }
 
     /// Makes a call as far as slots and page tables go. Says how it changed slots, if it did.
@@ -467,7 +486,12 @@ impl MemoryVm for Vm {
         }
         // The tables of the TDP MMU do not count among shadow pages, so that none has to be evicted.
         let in_use = Pages::new(0);
-        let (outcome, kind) = self.call_slots(call)?;
+        let taken = self.sev.as_ref().map(|_| Taken::by(call, self.memory()));
+        let result = self.call_slots(call);
+        if let (Some(sev), Some(taken)) = (&mut self.sev, taken) {
+            sev.follow(&taken);
+        }
+        let (outcome, kind) = result?;
         if let Some(kind) = kind {
             let pages = self.memory().total_pages();
             self.shadow_pages.commit_region(kind, pages, in_use);

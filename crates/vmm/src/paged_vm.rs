@@ -3,7 +3,7 @@
 pub(crate) mod fault;
 
 use slat_memslot::{Errno, Gfn, GmemId, Memory, Pages, Region, VmType};
-use slat_mmu::role::VcpuMode;
+use slat_mmu::role::{Cr0, Cr4, Efer, VcpuMode, VcpuState};
 use slat_mmu::spte::{Format, NxHugePages};
 use slat_mmu::walk::Privilege;
 
@@ -21,6 +21,34 @@ pub struct ControlBits<'a> {
     pub bits: &'a str,
     /// Whether they are set.
     pub set: bool,
+}
+
+impl ControlBits<'_> {
+    /// A vCPU's registers, changed.
+    pub(crate) fn change(&self, state: &mut VcpuState) {
+        for name in self.bits.split('|') {
+            match self.register {
+                "CR0" => Cr0::from_name(name)
+                    .into_iter()
+                    .for_each(|bit| state.cr0.set(bit, self.set)),
+                "CR4" => Cr4::from_name(name)
+                    .into_iter()
+                    .for_each(|bit| state.cr4.set(bit, self.set)),
+                _ => efer(name)
+                    .into_iter()
+                    .for_each(|bit| state.efer.set(bit, self.set)),
+            }
+        }
+    }
+}
+
+/// The manual calls the bit NXE, KVM calls it NX.
+fn efer(name: &str) -> Option<Efer> {
+    Efer::from_name(
+        name.strip_suffix('E')
+            .filter(|name| *name == "NX")
+            .unwrap_or(name),
+    )
 }
 
 /// A VM whose page tables are modelled: a [`TdpVm`] or a [`ShadowVm`].
@@ -158,9 +186,8 @@ impl<F: Format> PagedVm for TdpVm<F> {
         }
     }
 
-    /// No root depends on any of them.
-    fn set_registers(&mut self, id: u32, _bits: Option<ControlBits<'_>>) {
-        Self::set_registers(self, id);
+    fn set_registers(&mut self, id: u32, bits: Option<ControlBits<'_>>) {
+        Self::set_registers(self, id, bits);
     }
 
     fn poke(&mut self, hva: u64, value: u64) {

@@ -1,6 +1,7 @@
 //! What a conversion costs the model: by what is mapped and by borders, not by pages.
 //!
-//! `a_gibibyte` and `two_mebibytes` are also there to be counted, instruction by instruction: `docs/convert.md` says how.
+//! `a_gibibyte` and `two_mebibytes` are also there to be counted, instruction by instruction: `docs/convert.md` says how. What is
+//! counted and asserted without a clock is among the laws of `slat zap --scaling`.
 #![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
 use std::time::{Duration, Instant};
@@ -99,10 +100,10 @@ fn a_gibibyte_costs_at_most_twenty_times_two_mebibytes() {
     assert!(large <= small * 20, "1 GiB {large:?}, 2 MiB {small:?}");
 }
 
-/// Where tables are left of pages that were mapped once, here one of 4 KiB entries for each 2 MiB, a zap looks at their entries, as KVM
-/// does: the range costs what its tables do, and no more.
+/// Where tables are left of pages that were mapped once, here one of 4 KiB entries for each 2 MiB, a zap passes them: it knows that
+/// nothing is in them.
 #[test]
-fn tables_that_are_empty_are_looked_through() {
+fn tables_that_are_empty_are_passed() {
     const TABLES: u64 = 512;
     let mut vm = vm();
     let pages: Vec<u64> = (0..TABLES).map(|page| page * 512).collect();
@@ -110,7 +111,7 @@ fn tables_that_are_empty_are_looked_through() {
     a_gibibyte(&mut vm);
     let (small, large) = (best(&mut vm, two_mebibytes), best(&mut vm, a_gibibyte));
     println!("there and back, with {TABLES} empty tables: 2 MiB {small:?}, 1 GiB {large:?}");
-    assert!(large.as_nanos() <= small.as_nanos() * u128::from(2 * TABLES));
+    assert!(large <= small * 20, "1 GiB {large:?}, 2 MiB {small:?}");
 }
 
 /// With leaves in it, a range costs each of them once, wherever they are.

@@ -148,7 +148,7 @@ fn can_show(planted: Planted, can: &Abilities) -> bool {
         Planted::RingsWatchNothing => can.rings,
         Planted::UnmapsNothing | Planted::ForkedIsWritable => true,
         // Test `live_nested`.
-        Planted::StoresOfL1Unread | Planted::L2KeepsRoot => false,
+        Planted::StoresOfL1Unread | Planted::L2KeepsRoot | Planted::ZerosHalt => false,
     }
 }
 

@@ -7,9 +7,9 @@
 use std::time::{Duration, Instant};
 
 use slat_memslot::{PageSize, SlotZap};
-use slat_mmu::host::{MmioCaching, SecondStage};
+use slat_mmu::host::MmioCaching;
 use slat_mmu::spte::NxHugePages;
-use slat_vmm::live::{Config, Live, Program, abilities, here};
+use slat_vmm::live::{Config, Live, Program, abilities, here_nested};
 use slat_vmm::replay::{Machine, Planted, Verdict};
 
 fn number(name: &str, default: u64) -> u64 {
@@ -17,22 +17,9 @@ fn number(name: &str, default: u64) -> u64 {
     text.and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// What is missing for L1s that run L2s with SVM.
-fn machine() -> Result<Machine, String> {
-    let machine = here()?;
-    if machine.host.second_stage != SecondStage::Npt {
-        return Err("there is no NPT here".to_owned());
-    }
-    let nested = std::fs::read_to_string("/sys/module/kvm_amd/parameters/nested");
-    match nested.as_deref().map(str::trim) {
-        Ok("1" | "Y") => Ok(machine),
-        _ => Err("KVM offers no SVM to guests here".to_owned()),
-    }
-}
-
 #[test]
 fn every_event_is_predicted_and_wrong_rules_are_found() {
-    let machine = match machine() {
+    let machine = match here_nested() {
         Ok(machine) => machine,
         Err(why) => {
             println!("skipped: {why}");
@@ -79,7 +66,7 @@ fn every_event_is_predicted(machine: &Machine, live: &mut Live) {
         );
     }
     println!(
-        "{} programs, {} operations, {} runs of guests, {} events and results as predicted, {:.1} s; \
+        "{} programs, {} operations, {} accesses of L1 and L2, {} events and results as predicted, {:.1} s; \
          {} programs were disturbed and run again",
         outcome.programs,
         outcome.operations,

@@ -153,6 +153,27 @@ fn broken_laws_are_found() {
     }
 }
 
+/// A bound says nothing of how a cost grows below it.
+#[test]
+fn a_bound_is_kept_up_to_its_last_point() {
+    for (counts, kept) in [
+        (vec![5, 100, 7], true),
+        (vec![5, 101, 7], false),
+        (vec![101, 5], false),
+        (vec![0, 1], false),
+        (vec![], false),
+    ] {
+        let curve = Curve {
+            name: "made up",
+            over: "sizes",
+            counted: "nothing",
+            law: Law::Within(20),
+            points: (1..).zip(counts).collect(),
+        };
+        assert_eq!(curve.holds(), kept, "{curve:?}");
+    }
+}
+
 /// The numbers of an estimate that the model counts, too.
 fn counted(estimate: &Estimate, cost: &Cost) {
     let counts = cost.change.counts;

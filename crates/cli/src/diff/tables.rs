@@ -1,4 +1,4 @@
-//! `slat diff --area tables` and `shadow`: what the tables of a real VM become, event by event.
+//! `slat diff --area tables`, `shadow` and `nested`: what the tables of a real VM become, event by event.
 
 use std::process::ExitCode;
 
@@ -10,6 +10,8 @@ use crate::Error;
 pub(super) enum Mmu {
     Tdp,
     Shadow,
+    /// Either, below guests that run guests of their own.
+    Nested,
 }
 
 impl Mmu {
@@ -17,13 +19,14 @@ impl Mmu {
         match self {
             Self::Tdp => "tables",
             Self::Shadow => "shadow",
+            Self::Nested => "nested",
         }
     }
 }
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub(super) fn run(args: &Args, seed: u64, mmu: Mmu) -> Result<ExitCode, Error> {
-    use slat_vmm::live::{Config, Live, abilities, here, here_shadowed};
+    use slat_vmm::live::{Config, Live, abilities, here, here_nested, here_shadowed};
 
     use super::{exit_code, progress};
 
@@ -31,6 +34,7 @@ pub(super) fn run(args: &Args, seed: u64, mmu: Mmu) -> Result<ExitCode, Error> {
     let found = match mmu {
         Mmu::Tdp => here(),
         Mmu::Shadow => here_shadowed(),
+        Mmu::Nested => here_nested(),
     };
     let machine = match found {
         Ok(machine) => machine,
@@ -52,6 +56,7 @@ pub(super) fn run(args: &Args, seed: u64, mmu: Mmu) -> Result<ExitCode, Error> {
     let config = match mmu {
         Mmu::Tdp => Config::new(seed, events, abilities),
         Mmu::Shadow => Config::with_tables(seed, events, abilities),
+        Mmu::Nested => Config::nested(seed, events, abilities),
     };
     let bar = progress(args.ops);
     let outcome = live.compare(&config, |events| bar.set_position(events as u64))?;

@@ -1,5 +1,7 @@
 //! Memory whose contents are symbols, under keys that are symbols.
 
+use core::ops::Range;
+
 use rustc_hash::FxHashMap;
 
 /// Parts of a page that are written one at a time.
@@ -57,6 +59,21 @@ impl Pages {
             key: None,
         };
         self.0.get(&number).copied().unwrap_or([ZERO; HALVES])
+    }
+
+    /// Others take the place of pages, zero and in the clear.
+    pub(super) fn discard(&mut self, numbers: &Range<u64>) {
+        self.0.retain(|number, _| !numbers.contains(number));
+    }
+
+    /// The host copies a page to another frame, as it is in memory. Encryption depends on the frame: what was written under a key is
+    /// text of no key there.
+    pub(super) fn relocate(&mut self, number: u64) {
+        let moved = self.page(number).map(|half| match half {
+            Stored::Value { key: None, .. } => half,
+            Stored::Value { key: Some(_), .. } | Stored::Noise => Stored::Noise,
+        });
+        self.set(number, moved);
     }
 
     pub(super) fn set(&mut self, number: u64, page: [Stored; HALVES]) {

@@ -1,5 +1,7 @@
 //! Memory that a VMM registers so that it stays where it is (`KVM_MEMORY_ENCRYPT_REG_REGION`).
 
+use core::ops::Range;
+
 use slat_memslot::Hva;
 
 use super::error::SevRule;
@@ -25,6 +27,12 @@ impl EncRegion {
         let pages = last / PAGE - start / PAGE + 1;
         (pages <= i32::MAX as u64).then_some(pages)
     }
+
+    /// Those pages by number, from the start of memory; none where [`EncRegion::pages`] has none.
+    fn numbers(self) -> Range<u64> {
+        let first = self.addr.raw() / PAGE;
+        first..first + self.pages().unwrap_or(0)
+    }
 }
 
 /// All that is registered, with what may be pinned in all. The same range may be registered twice, and overlapping ones too; each
@@ -32,6 +40,8 @@ impl EncRegion {
 #[derive(Clone, Debug)]
 pub struct Regions {
     list: Vec<EncRegion>,
+    /// Of each, pages that are pinned and are not at their addresses any more.
+    gone: Vec<Vec<Range<u64>>>,
     pinned: u64,
     limit: u64,
 }
@@ -47,6 +57,7 @@ impl Regions {
     pub const fn with_limit(limit: u64) -> Self {
         Self {
             list: Vec::new(),
+            gone: Vec::new(),
             pinned: 0,
             limit,
         }
@@ -59,6 +70,7 @@ impl Regions {
     pub fn register(&mut self, region: EncRegion) -> Result<(), SevRule> {
         self.pinned = self.room_for(region)?;
         self.list.push(region);
+        self.gone.push(Vec::new());
         Ok(())
     }
 
@@ -81,7 +93,28 @@ impl Regions {
         let index = found.ok_or(SevRule::NoSuchRegion)?;
         self.pinned -= region.pages().unwrap_or(0);
         let _region = self.list.remove(index);
+        let _pages = self.gone.remove(index);
         Ok(())
+    }
+
+    /// Others take the place of pages. Those that were there stay pinned, and count, until their range is let go; nobody reaches them.
+    pub(super) fn discard(&mut self, pages: &Range<u64>) {
+        for (region, gone) in self.list.iter().zip(&mut self.gone) {
+            let all = region.numbers();
+            let part = pages.start.max(all.start)..pages.end.min(all.end);
+            let known = |range: &Range<u64>| range.start <= part.start && part.end <= range.end;
+            if !part.is_empty() && !gone.iter().any(known) {
+                gone.push(part);
+            }
+        }
+    }
+
+    /// Whether the page that has this number now is pinned: a range was registered when it was there already.
+    pub fn is_pinned(&self, page: u64) -> bool {
+        let mut regions = self.list.iter().zip(&self.gone);
+        regions.any(|(region, gone)| {
+            region.numbers().contains(&page) && !gone.iter().any(|range| range.contains(&page))
+        })
     }
 
     /// What is registered, oldest first.

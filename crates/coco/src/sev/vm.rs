@@ -1,5 +1,6 @@
 //! A SEV or SEV-ES guest, from its launch to its migration.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::{FirmwareError, SevError, SevRule};
@@ -23,6 +24,7 @@ pub struct SevVm {
     vcpus: Vec<bool>,
     regions: Regions,
     memory: Pages,
+    cache_flushes: u64,
 }
 
 /// Names for keys and sessions that nobody else has.
@@ -56,6 +58,7 @@ impl SevVm {
             vcpus: Vec::new(),
             regions,
             memory: Pages::default(),
+            cache_flushes: 0,
         }
     }
 
@@ -283,7 +286,7 @@ impl SevVm {
         self.regions.register(region).map_err(refuse)
     }
 
-    /// Lets a range go (`KVM_MEMORY_ENCRYPT_UNREG_REGION`).
+    /// Lets a range go (`KVM_MEMORY_ENCRYPT_UNREG_REGION`), after the caches of all CPUs were written back.
     ///
     /// # Errors
     /// The VM is no SEV guest, or the range was not registered as it is given.
@@ -292,7 +295,9 @@ impl SevVm {
         if !self.is_guest {
             return Err(refuse(SevRule::NotAGuest));
         }
-        self.regions.unregister(region).map_err(refuse)
+        self.regions.unregister(region).map_err(refuse)?;
+        self.cache_flushes += 1;
+        Ok(())
     }
 
     /// What is registered.
@@ -311,6 +316,35 @@ impl SevVm {
     pub fn guest_read(&self, page: u64, is_private: bool) -> [Option<u64>; HALVES] {
         let key = is_private.then_some(self.key);
         self.memory.page(page).map(|half| half.read(key))
+    }
+
+    /// The VMM gives pages back, registered or not: others take their place when they are next touched. What is pinned is not what
+    /// the guest reaches any more.
+    pub fn host_discard(&mut self, pages: Range<u64>) {
+        self.memory.discard(&pages);
+        self.regions.discard(&pages);
+    }
+
+    /// The host's memory management moves a page, unless it is pinned. Says whether it did.
+    pub fn host_move(&mut self, page: u64) -> bool {
+        let moves = !self.regions.is_pinned(page);
+        if moves {
+            self.memory.relocate(page);
+        }
+        moves
+    }
+
+    /// KVM has heard that memory of the guest may go elsewhere: all caches are written back, pinned or not, whatever was zapped
+    /// (`sev_guest_memory_reclaimed`).
+    pub fn reclaimed(&mut self) {
+        if self.is_guest {
+            self.cache_flushes += 1;
+        }
+    }
+
+    /// How often the caches of all CPUs were written back (`wbinvd_on_all_cpus`).
+    pub const fn cache_flushes(&self) -> u64 {
+        self.cache_flushes
     }
 
     /// The VMM writes a page.

@@ -142,6 +142,12 @@ pub enum SevHost {
         /// What.
         value: u64,
     },
+    /// The host's memory management wants another page of its own in place of one: compaction, balancing, swapping. Gives 1 if
+    /// it did so; a pinned page stays.
+    Move {
+        /// The page.
+        hva: u64,
+    },
     /// It sends a page as it is; gives the number of a packet.
     SendPlain {
         /// The page.
@@ -162,6 +168,13 @@ pub enum SevHost {
 pub enum SevQuestion {
     /// How many pages are pinned.
     PinnedPages,
+    /// Whether the page that is there now is pinned: 1 if so.
+    IsPinned {
+        /// Its address.
+        hva: u64,
+    },
+    /// How often the caches of all CPUs were written back for the VM (`wbinvd_on_all_cpus`).
+    CacheFlushes,
     /// What its VMM has noted of a page: 1 if it is shared.
     IsShared {
         /// Its address.

@@ -24,7 +24,7 @@ pub(super) enum Parentless {
 /// What zapping a page did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Zapped {
-    /// Pages that went, the page itself among them unless it is a root.
+    /// Pages that went as KVM counts them: the page itself unless it is a root, and each child with all below it as one.
     pub(super) pages: u64,
     /// Whether other pages than the page itself went, so that whoever walks the list has to begin anew.
     pub(super) unstable: bool,
@@ -97,7 +97,9 @@ impl<F: Format, O: Observer<F>, T: TdpBeside<F>> ShadowLocked<'_, F, O, T> {
             let child = self.child(spte);
             self.unlink(at);
             if parentless == Parentless::Zap && self.is_forsaken(child) {
-                return self.prepare_zap(child).pages;
+                self.prepare_zap(child);
+                // However many went with it (`mmu.c:kvm_mmu_prepare_zap_page` says yes or no).
+                return 1;
             }
         } else if self.mmu.codec.is_mmio(spte) {
             self.clear_entry(at);

@@ -207,6 +207,16 @@ impl<M> Arena<M> {
         &self.chunk(id).meta[(id.0 % CHUNK) as usize]
     }
 
+    /// Both: the entries of a table, and what is known about it.
+    ///
+    /// # Panics
+    /// The number was never given out.
+    #[inline]
+    pub(crate) fn table_and_meta(&self, id: TableId) -> (&Table, &M) {
+        let (chunk, at) = (self.chunk(id), (id.0 % CHUNK) as usize);
+        (&chunk.tables[at], &chunk.meta[at])
+    }
+
     /// The entries of a table, for plain stores: whoever has the arena to itself needs no atomic operation.
     ///
     /// # Panics

@@ -3,9 +3,11 @@
 
 use slat_memslot::{AsId, Gfn, Level};
 
+use super::cursor::Cursor;
 use super::events::{Event, Harvest, Harvesting, Observer};
 use super::hooks::External;
 use super::lock::{Locked, Side};
+use super::page::Page;
 use crate::role::RoleFlag;
 use crate::spte::{AdMasks, Codec, Format, Marks, Pfn, Spte};
 use crate::sync::{AtomicU64, Ordering, spin};
@@ -20,6 +22,16 @@ pub(super) struct At {
 }
 
 impl At {
+    /// The entry that a cursor is at, in the table that this is known of.
+    #[inline]
+    pub(super) fn of<F: Format>(page: &Page, cursor: &Cursor<F>) -> Self {
+        Self {
+            as_id: page.role().as_id(),
+            gfn: cursor.gfn(),
+            level: cursor.level(),
+        }
+    }
+
     /// An entry of the table that begins here.
     #[inline]
     pub(super) const fn entry(self, index: usize) -> Self {

@@ -115,9 +115,14 @@ impl<F: Format> Cursor<F> {
     /// Goes to the next entry: down, else to the side, else up and to the side.
     #[inline]
     pub(super) fn advance<X, C>(&mut self, tables: &Tables<F, X, C>) {
-        if self.step_down(tables) {
-            return;
+        if !self.step_down(tables) {
+            self.pass(tables);
         }
+    }
+
+    /// Goes past everything below the entry: to the side, else up and to the side.
+    #[inline]
+    pub(super) fn pass<X, C>(&mut self, tables: &Tables<F, X, C>) {
         while !self.step_side(tables) {
             if self.level == self.root_level {
                 self.valid = false;

@@ -91,6 +91,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
         }
         fill(entries, template);
         let filled = entries.len();
+        tables.page(table).not_empty();
         if filled == ENTRIES {
             tables.set_full(table, true);
         }

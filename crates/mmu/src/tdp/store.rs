@@ -14,7 +14,7 @@ use super::hooks::{AccessCheck, Busy, EntryChange, External};
 use super::lock::{Exclusive, Locked, Shared, Side};
 use super::page::Parent;
 use crate::spte::{Format, Spte};
-use crate::sync::{Ordering, unfreeze};
+use crate::sync::{AtomicU64, Ordering, unfreeze};
 use crate::table::span;
 
 /// How an entry is replaced on each side of the lock.
@@ -94,11 +94,7 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
     /// An entry's place for those who account for it.
     #[inline]
     pub(super) fn at(&self, cursor: &Cursor<S::Format>) -> At {
-        At {
-            as_id: self.tables().page(cursor.table()).role().as_id(),
-            gfn: cursor.gfn(),
-            level: cursor.level(),
-        }
+        At::of(self.tables().page(cursor.table()), cursor)
     }
 
     /// Reports a flush that takes place now.
@@ -143,16 +139,21 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
         cursor: &mut Cursor<F>,
         new: Spte<F>,
     ) -> Result<(), NotStored> {
-        let at = self.at(cursor);
-        if X::PRESENT && new.is_present() && self.is_mirror(cursor.table()) {
-            self.set_mirror(cursor, at, new)?;
+        let (tables, table) = (self.side.tables, cursor.table());
+        let (entries, page) = tables.arena.table_and_meta(table);
+        let (entry, at) = (&entries[cursor.index()], At::of(page, cursor));
+        if X::PRESENT && new.is_present() && self.is_mirror(table) {
+            self.set_mirror(entry, cursor, at, new)?;
         } else {
-            self.exchange(cursor, new)?;
+            self.exchange(entry, cursor, new)?;
         }
+        // Whoever asks for these marks has the tables to himself.
         let leaf_gone = cursor.old.is_leaf(at.level) && !new.is_leaf(at.level);
         if leaf_gone && !cfg!(slat_mutant = "keep_full") {
-            // Whoever asks has the tables to himself.
-            self.tables().set_full(cursor.table(), false);
+            tables.set_full(table, false);
+        }
+        if new.is_present() && !cfg!(slat_mutant = "keep_empty") {
+            page.not_empty();
         }
         self.changed(at, cursor.old, new);
         Ok(())
@@ -160,13 +161,16 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
 
     /// The compare-exchange alone.
     #[inline]
-    fn exchange(&self, cursor: &mut Cursor<F>, new: Spte<F>) -> Result<(), NotStored> {
-        let tables = self.tables();
+    fn exchange(
+        &self,
+        entry: &AtomicU64,
+        cursor: &mut Cursor<F>,
+        new: Spte<F>,
+    ) -> Result<(), NotStored> {
         debug_assert!(
-            !tables.codec.is_frozen(cursor.old),
+            !self.tables().codec.is_frozen(cursor.old),
             "a frozen entry belongs to another thread"
         );
-        let entry = tables.entry(cursor.table(), cursor.index());
         if cfg!(slat_mutant = "no_recheck") {
             entry.store(new.raw(), Ordering::Release);
             return Ok(());
@@ -181,12 +185,17 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
     }
 
     /// The same in a mirror: the entry is frozen while the owner of the real tables is told.
-    fn set_mirror(&self, cursor: &mut Cursor<F>, at: At, new: Spte<F>) -> Result<(), NotStored> {
+    fn set_mirror(
+        &self,
+        entry: &AtomicU64,
+        cursor: &mut Cursor<F>,
+        at: At,
+        new: Spte<F>,
+    ) -> Result<(), NotStored> {
         let frozen = self.tables().codec.frozen();
-        self.exchange(cursor, frozen)?;
+        self.exchange(entry, cursor, frozen)?;
         let told = self.tell_external(at, cursor.old, new);
         let result = if told.is_ok() { new } else { cursor.old };
-        let entry = self.tables().entry(cursor.table(), cursor.index());
         if told.is_ok() || !cfg!(slat_mutant = "no_restore") {
             unfreeze(entry, result.raw());
         }
@@ -196,10 +205,11 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
     /// Zaps an entry so that nobody puts another in its place before TLBs are flushed: it is frozen in between.
     pub(super) fn zap_atomic(&mut self, cursor: &mut Cursor<F>) -> Result<(), NotStored> {
         let (at, codec) = (self.at(cursor), *self.tables().codec());
-        self.exchange(cursor, codec.frozen())?;
+        let tables = self.side.tables;
+        let entry = tables.entry(cursor.table(), cursor.index());
+        self.exchange(entry, cursor, codec.frozen())?;
         self.flush_entry(at.gfn, at.level, FlushReason::ZappedAtomically);
         let empty = codec.nonpresent();
-        let entry = self.tables().entry(cursor.table(), cursor.index());
         unfreeze(entry, empty.raw());
         self.changed(at, cursor.old, empty);
         Ok(())
@@ -225,6 +235,9 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
         entry.store(new.raw(), Ordering::Relaxed);
         if !new.is_leaf(at.level) {
             tables.set_full(place.table, false);
+        }
+        if new.is_present() {
+            tables.page(place.table).not_empty();
         }
         self.changed(at, old, new);
         Ok(())

@@ -18,7 +18,7 @@ pub enum Programs {
     Flat,
     /// Guests with tables of their own, on shadow pages.
     WithTables,
-    /// Guests that run guests of their own, on the TDP MMU.
+    /// Guests that run guests of their own, on either MMU with two-dimensional paging.
     Nested,
 }
 
@@ -330,6 +330,7 @@ impl Live {
                     | Op::CreateVcpu { .. }
                     | Op::SetCpuid { .. }
                     | Op::SetSregs { .. }
+                    | Op::SetMsr { .. }
                     | Op::CloseVm
             )
         };

@@ -221,8 +221,8 @@ impl<J: Journal> Driver<J> {
             Op::SetCpuid { vcpu, .. } | Op::PreFault { vcpu, .. } | Op::Guest { vcpu, .. } => {
                 Some(*vcpu)
             }
-            Op::SetSregs { vcpu, .. } => Some(vcpu.unwrap_or(0)),
-            Op::SetMsr { .. } | Op::SetSmm(_) | Op::Smi => Some(0),
+            Op::SetSregs { vcpu, .. } | Op::SetMsr { vcpu, .. } => Some(vcpu.unwrap_or(0)),
+            Op::SetSmm(_) | Op::Smi => Some(0),
             _ => None,
         };
         let machine = self.machine.as_ref().ok_or_else(|| missing(op, "VM"))?;

@@ -4,7 +4,7 @@ use std::fs;
 
 use kvm_ioctls::Kvm;
 use slat_memslot::{PageSize, Profile};
-use slat_mmu::host::Host;
+use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::roots::TdpMmu;
 use slat_mmu::shadow::{ShadowRules, UnsyncChildren};
 use slat_mmu::spte::NxHugePages;
@@ -20,11 +20,35 @@ use crate::walks::GigabytePages;
 /// # Errors
 /// KVM cannot be used, or does not use the TDP MMU, or the processor is not known.
 pub fn here() -> Result<Machine, String> {
+    match two_dimensional()? {
+        machine if machine.tdp_mmu == TdpMmu::On => Ok(machine),
+        _ => Err("KVM does not use the TDP MMU here".to_owned()),
+    }
+}
+
+/// The machine, if its guests run guests of their own with SVM, on either MMU, or what it lacks to be predicted.
+///
+/// # Errors
+/// KVM cannot be used, or has no NPT, or offers no SVM to guests, or the processor is not known.
+pub fn here_nested() -> Result<Machine, String> {
+    let machine = two_dimensional()?;
+    if machine.host.second_stage != SecondStage::Npt {
+        return Err("there is no NPT here".to_owned());
+    }
+    match parameter("kvm_amd", "nested") {
+        Some(true) => Ok(machine),
+        _ => Err("KVM offers no SVM to guests here".to_owned()),
+    }
+}
+
+/// A machine with a second stage, on either MMU.
+fn two_dimensional() -> Result<Machine, String> {
     let kvm = Kvm::new().map_err(|error| format!("/dev/kvm: {error}"))?;
     let capabilities = probe(&kvm).map_err(|errno| format!("KVM_CREATE_VM: {errno}"))?;
-    if parameter("kvm", "tdp_mmu") != Some(true) {
-        return Err("KVM does not use the TDP MMU here".to_owned());
-    }
+    let tdp_mmu = match parameter("kvm", "tdp_mmu") {
+        Some(true) => TdpMmu::On,
+        _ => TdpMmu::Off,
+    };
     let cpu =
         fs::read_to_string("/proc/cpuinfo").map_err(|error| format!("/proc/cpuinfo: {error}"))?;
     let bits = address_bits(&cpu).ok_or("the processor does not say its address bits")?;
@@ -50,7 +74,7 @@ pub fn here() -> Result<Machine, String> {
         profile: Profile::probed(&capabilities),
         nx_huge_pages,
         passes: passes(&capabilities.release),
-        tdp_mmu: TdpMmu::On,
+        tdp_mmu,
         shadow_rules: shadow_rules(),
     })
 }

@@ -26,6 +26,6 @@ pub use areas::{Area, Areas, Kind};
 pub(crate) use compare::quiet;
 pub use compare::{Config, Finding, Live, LiveError, Outcome, Programs};
 pub use driver::{DriveError, Driver, Journal};
-pub use machine::{abilities, here, here_shadowed};
+pub use machine::{abilities, here, here_nested, here_shadowed};
 pub use random::Program;
 pub use trace::{Trace, TraceError};

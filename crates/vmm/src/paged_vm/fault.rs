@@ -5,7 +5,6 @@ use slat_mmu::fault::{Apicv, Kind, MmioAccess, MmioCache, Present, Settings};
 use slat_mmu::host::{Host, SecondStage};
 use slat_mmu::spte::{Codec, Format, GuestPat, Mmio, NxHugePages, Spte};
 
-use crate::tdp_vm::Sink;
 use crate::traces::Predicted;
 
 /// What of a VM's settings faults depend on.
@@ -47,7 +46,7 @@ impl<F: Format> MetMmio<F> {
         memory: &Memory,
         codec: &Codec<F>,
         cache: &mut MmioCache,
-        out: &mut Sink,
+        out: &mut impl Extend<Predicted>,
     ) -> bool {
         let generation = memory.space(self.as_id).generation();
         if cache.has(self.gfn, generation) {
@@ -55,12 +54,12 @@ impl<F: Format> MetMmio<F> {
         }
         let valid = codec.is_mmio_current(&self.mmio, generation);
         let low = |raw: u64| u32::try_from(raw).unwrap_or(u32::MAX);
-        out.events.push(Predicted::MmioChecked {
+        out.extend([Predicted::MmioChecked {
             spte: self.spte.raw(),
             current: low(codec.mmio_generation(generation).raw()),
             generation: low(self.mmio.generation.raw()),
             valid,
-        });
+        }]);
         if valid {
             let access = MmioAccess {
                 place: self.gfn,

@@ -26,6 +26,7 @@ pub(crate) mod stub {
     pub(crate) const L1_VMRUN: u64 = 0x8000;
     pub(crate) const BEHIND_VMRUN: u64 = L1_VMRUN + 3;
     pub(crate) const L1_STORE: u64 = 0x8010;
+    pub(crate) const BEHIND_STORE: u64 = L1_STORE + 3;
     /// Where L1 has the tables that it gives to a nested guest.
     pub(crate) const L2_TABLES: slat_memslot::Gpa = slat_memslot::Gpa::new(0xb000);
     /// The rest of the pointer to an EPT: write-back, four levels, no accessed and dirty bits.
@@ -58,15 +59,21 @@ pub(super) fn activity(act: &GuestAct<'_>, handler: u64, machine: &Machine) -> A
             ..at(stub::CPUID)
         },
         GuestAct::RunL2 { tables, kind, gpa } => {
-            let start = match kind {
-                Kind::Read => stub::READ,
-                Kind::Write => stub::WRITE,
-                Kind::Execute => stub::JUMP,
+            // Behind the access is a halt.
+            let (start, behind) = match kind {
+                Kind::Read => (stub::READ, Some(2)),
+                Kind::Write => (stub::WRITE, Some(3)),
+                Kind::Execute => (stub::JUMP, None),
             };
+            let access = at(start).step(*kind, gpa.raw());
+            let l2 = behind.map_or(access.clone(), |len| {
+                access.step(Kind::Execute, start + len)
+            });
             Activity {
                 mode_then: Some(VcpuMode::Guest),
                 l2_tables: tables.map(|cr3| SecondStageOfL2::Npt { cr3 }),
-                steps_then: at(start).step(*kind, gpa.raw()).steps,
+                steps_then: l2.steps,
+                memory_runs: tables.is_some() && *kind == Kind::Execute,
                 back_in_l1: true,
                 steps_of_l1: at(stub::BEHIND_VMRUN).steps,
                 written: Some((1, WRITTEN_BY_L2)),
@@ -75,7 +82,9 @@ pub(super) fn activity(act: &GuestAct<'_>, handler: u64, machine: &Machine) -> A
         }
         GuestAct::StoreOfL1 { gpa, value } => Activity {
             written: Some((8, *value)),
-            ..at(stub::L1_STORE).step(Kind::Write, gpa.raw())
+            ..at(stub::L1_STORE)
+                .step(Kind::Write, gpa.raw())
+                .step(Kind::Execute, stub::BEHIND_STORE)
         },
         GuestAct::OrInto(gpa) => at(stub::WRITE).step(Kind::Write, gpa.raw()),
         GuestAct::Launch { vmx: false, .. } if !machine.is_amd() => Activity {

@@ -29,11 +29,13 @@ pub enum Planted {
     StoresOfL1Unread,
     /// An L2 without tables of L1's runs on L1's root (`svm/nested.c:nested_svm_load_cr3`).
     L2KeepsRoot,
+    /// What L2 executes halts, whatever memory has there.
+    ZerosHalt,
 }
 
 impl Planted {
     /// Those that need an L1 with an L2.
-    pub const NESTED: [Self; 2] = [Self::StoresOfL1Unread, Self::L2KeepsRoot];
+    pub const NESTED: [Self; 3] = [Self::StoresOfL1Unread, Self::L2KeepsRoot, Self::ZerosHalt];
 
     /// All others.
     pub const ALL: [Self; 10] = [

@@ -287,6 +287,7 @@ impl<V: PagedVm> Run<'_, V> {
                 activity.written = None;
             }
             Some(Planted::L2KeepsRoot) if activity.l2_tables.is_none() => activity.mode_then = None,
+            Some(Planted::ZerosHalt) => activity.memory_runs = false,
             _ => {}
         }
         let Some(vm) = &mut self.vm else { return };

@@ -84,6 +84,7 @@ fn other(op: &str, args: &mut Args<'_>, host: &mut Option<String>) -> Option<Rea
         "sev_host_write" => {
             written(args, host).map(|(hva, value)| SevCall::Host(SevHost::Write { hva, value }))
         }
+        "sev_host_move" => address(args, host).map(|hva| SevCall::Host(SevHost::Move { hva })),
         "sev_send_plain" => {
             address(args, host).map(|hva| SevCall::Host(SevHost::SendPlain { hva }))
         }
@@ -92,6 +93,10 @@ fn other(op: &str, args: &mut Args<'_>, host: &mut Option<String>) -> Option<Rea
             Ok(SevCall::Host(SevHost::ReceivePlain { hva, packet }))
         }),
         "sev_pinned_pages" => Ok(SevCall::Ask(SevQuestion::PinnedPages)),
+        "sev_is_pinned" => {
+            address(args, host).map(|hva| SevCall::Ask(SevQuestion::IsPinned { hva }))
+        }
+        "sev_cache_flushes" => Ok(SevCall::Ask(SevQuestion::CacheFlushes)),
         "sev_is_shared" => args
             .required("gpa", number)
             .map(|gpa| SevCall::Ask(SevQuestion::IsShared { gpa })),
@@ -150,9 +155,11 @@ pub(super) fn host_address(call: &mut SevCall) -> Option<&mut u64> {
         | SevCall::Host(
             SevHost::Read { hva }
             | SevHost::Write { hva, .. }
+            | SevHost::Move { hva }
             | SevHost::SendPlain { hva }
             | SevHost::ReceivePlain { hva, .. },
-        ) => Some(hva),
+        )
+        | SevCall::Ask(SevQuestion::IsPinned { hva }) => Some(hva),
         _ => None,
     }
 }
@@ -184,11 +191,14 @@ pub(super) const fn operation(call: &SevCall) -> &'static str {
         SevCall::Host(host) => match host {
             SevHost::Read { .. } => "sev_host_read",
             SevHost::Write { .. } => "sev_host_write",
+            SevHost::Move { .. } => "sev_host_move",
             SevHost::SendPlain { .. } => "sev_send_plain",
             SevHost::ReceivePlain { .. } => "sev_receive_plain",
         },
         SevCall::Ask(question) => match question {
             SevQuestion::PinnedPages => "sev_pinned_pages",
+            SevQuestion::IsPinned { .. } => "sev_is_pinned",
+            SevQuestion::CacheFlushes => "sev_cache_flushes",
             SevQuestion::IsShared { .. } => "sev_is_shared",
         },
     }

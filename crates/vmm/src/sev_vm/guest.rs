@@ -14,7 +14,7 @@ use crate::{CallError, CallResult};
 /// What a VM of type SEV or SEV-ES has beside slots and tables.
 #[derive(Clone, Debug)]
 pub(crate) struct SevGuest {
-    vm: SevVm,
+    pub(super) vm: SevVm,
     list: StatusList,
     wire: Wire,
 }
@@ -24,7 +24,7 @@ const NO_SUCH_PARCEL: CallError = CallError::NotTried {
 };
 
 /// The page at a host address.
-const fn page(hva: u64) -> u64 {
+pub(super) const fn page(hva: u64) -> u64 {
     hva >> PAGE_SHIFT
 }
 
@@ -72,6 +72,11 @@ impl SevGuest {
                 let status = self.list.get(Gpa::new(gpa).gfn());
                 Ok(Outcome::Value(u64::from(status == Status::Shared)))
             }
+            SevCall::Ask(SevQuestion::IsPinned { hva }) => {
+                let pinned = self.vm.regions().is_pinned(page(hva));
+                Ok(Outcome::Value(u64::from(pinned)))
+            }
+            SevCall::Ask(SevQuestion::CacheFlushes) => Ok(Outcome::Value(self.vm.cache_flushes())),
             SevCall::Read { .. } | SevCall::Write { .. } => Err(CallError::errno(Errno::EINVAL)),
         }
     }
@@ -139,6 +144,7 @@ impl SevGuest {
                 self.vm.host_write(page(hva), value);
                 Ok(Outcome::Done)
             }
+            SevHost::Move { hva } => Ok(Outcome::Value(u64::from(self.move_page(hva)))),
             SevHost::SendPlain { hva } => {
                 let stored = self.vm.stored(page(hva));
                 Ok(Outcome::Value(self.wire.send(Parcel::Plain(stored))))

@@ -31,7 +31,9 @@
 //! ```
 
 mod guest;
+mod notify;
 mod wire;
 
 pub(crate) use guest::SevGuest;
+pub(crate) use notify::Taken;
 pub(crate) use wire::Wire;

@@ -27,6 +27,8 @@ pub(super) enum Reached {
     Shutdown,
     /// L2 is left for L1, which is told why.
     ToL1(SecondExit),
+    /// The same for another reason than L1's tables: L2 halts, or shuts down.
+    L2Ends,
 }
 
 /// Why a guest does not run on.
@@ -36,6 +38,8 @@ enum Left {
     Stopped,
     /// L2 is left for L1, which is told why.
     ToL1(SecondExit),
+    /// The same for another reason than L1's tables.
+    L2Ends,
 }
 
 /// How often an access is tried: an emulated guest would go on for ever.
@@ -44,12 +48,18 @@ const ATTEMPTS: u32 = 64;
 impl<F: Format> ShadowVm<F> {
     /// `KVM_RUN` until the guest halts; accesses that userspace has to do are done.
     pub fn run_guest(&mut self, vcpu: u32, activity: &Activity) {
+        self.written = activity.written;
         if let Some(mode) = activity.mode_first {
             self.serve_requests(vcpu);
             self.switch_mode(vcpu, mode);
         }
         let ran = match self.run(vcpu, activity) {
-            Err(Left::ToL1(exit)) => self.leave_l2(vcpu, exit, activity),
+            Err(Left::ToL1(exit)) => {
+                self.tell(Predicted::ToldToL1(exit));
+                self.run_on_l1(vcpu, activity)
+            }
+            Err(Left::L2Ends) => self.run_on_l1(vcpu, activity),
+            Ok(()) if activity.back_in_l1 => self.run_on_l1(vcpu, activity),
             other => other,
         };
         if ran.is_ok() {
@@ -68,12 +78,18 @@ impl<F: Format> ShadowVm<F> {
             }
             self.enter(vcpu)?;
         }
-        self.steps(vcpu, &activity.steps_then)
+        self.steps(vcpu, &activity.steps_then)?;
+        match activity.steps_then.last().filter(|_| activity.memory_runs) {
+            Some(last) => {
+                let reached = self.run_memory_of_l2(vcpu, Gpa::new(last.address));
+                self.go_on(vcpu, Kind::Read, reached)
+            }
+            None => Ok(()),
+        }
     }
 
-    /// L2 is left for L1, which is told why, and handles it.
-    fn leave_l2(&mut self, vcpu: u32, exit: SecondExit, activity: &Activity) -> Result<(), Left> {
-        self.tell(Predicted::ToldToL1(exit));
+    /// L1 goes on behind the instruction that started L2.
+    fn run_on_l1(&mut self, vcpu: u32, activity: &Activity) -> Result<(), Left> {
         self.switch_mode(vcpu, VcpuMode::Normal);
         self.enter(vcpu)?;
         self.steps(vcpu, &activity.steps_of_l1)
@@ -100,7 +116,11 @@ impl<F: Format> ShadowVm<F> {
             return self.emulate(id, step);
         }
         if vcpu.runs_on_l1_tables() {
-            let reached = self.access_l2(id, step.kind, Gpa::new(step.address));
+            let gpa = Gpa::new(step.address);
+            if step.kind == Kind::Execute {
+                self.instruction = Some(gpa);
+            }
+            let reached = self.access_l2(id, step.kind, gpa);
             return self.go_on(id, step.kind, reached);
         }
         if !vcpu.roots.mmu.role().is_direct() {
@@ -153,6 +173,7 @@ impl<F: Format> ShadowVm<F> {
         match reached {
             Reached::Done => Ok(()),
             Reached::ToL1(exit) => Err(Left::ToL1(exit)),
+            Reached::L2Ends => Err(Left::L2Ends),
             Reached::Mmio(gpa) => {
                 self.tell(Predicted::Exit(Exit::Mmio {
                     gpa,
@@ -183,6 +204,9 @@ impl<F: Format> ShadowVm<F> {
             let present = match self.hardware(id, kind, gpa) {
                 HardwareAccess::Done { became_dirty } => {
                     self.log_modified(id, gpa, became_dirty);
+                    if (kind, place) == (Kind::Write, FaultPlace::Final) {
+                        self.store(id, gpa);
+                    }
                     return Reached::Done;
                 }
                 HardwareAccess::Mmio { spte, mmio } => {

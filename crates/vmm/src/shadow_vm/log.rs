@@ -1,6 +1,8 @@
 //! Dirty logs.
 
-use slat_memslot::{Buffer, ClearBits, Errno, Gfn, ManualProtect, PageSize, Pages, SlotKey};
+use slat_memslot::{
+    AsId, Buffer, ClearBits, Errno, Gfn, ManualProtect, Memory, PageSize, Pages, SlotKey,
+};
 use slat_mmu::spte::Format;
 use slat_mmu::tdp::ByWhat;
 
@@ -109,5 +111,12 @@ impl<F: Format> ShadowVm<F> {
             }
         }
         locked.clear_dirty_masked(key.as_id, first, mask, by);
+    }
+}
+
+/// Pages that KVM itself has written to are dirty.
+pub(super) fn mark_dirtied(memory: &mut Memory, vcpu: u32, dirtied: Vec<(AsId, Gfn)>) {
+    for (as_id, gfn) in dirtied {
+        let _ = memory.mark_dirty(vcpu, as_id, gfn);
     }
 }

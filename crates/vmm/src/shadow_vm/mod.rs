@@ -35,7 +35,7 @@ mod vcpu;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use slat_memslot::{AsId, Errno, Gfn, GmemId, Memory, Pages, Profile, Slot, VmType};
+use slat_memslot::{AsId, Errno, Gfn, GmemId, Gpa, Memory, Pages, Profile, Slot, VmType};
 use slat_mmu::fault::{Invalidation, Settings};
 use slat_mmu::host::Host;
 use slat_mmu::role::TdpHost;
@@ -48,7 +48,7 @@ use crate::tdp_vm::Sink;
 use crate::tdp_vm::{EagerSplit, HostMemory};
 use crate::traces::Predicted;
 pub(crate) use execute::place_of;
-pub(crate) use nested::{L2, L2Access};
+pub(crate) use nested::{Code, EmulatedAccess, L2, L2Access};
 pub(crate) use ram::Ram;
 use vcpu::Vcpu;
 
@@ -64,6 +64,10 @@ pub struct ShadowVm<F: Format> {
     ram: Ram,
     invalidation: Invalidation,
     nx_huge_pages: NxHugePages,
+    /// What the running guest's writes leave in memory.
+    written: Option<(u8, u64)>,
+    /// Where the instruction is that runs.
+    instruction: Option<Gpa>,
     out: Sink,
 }
 
@@ -81,6 +85,8 @@ impl<F: Format> ShadowVm<F> {
             ram: Ram::default(),
             invalidation: Invalidation::default(),
             nx_huge_pages: NxHugePages::Off,
+            written: None,
+            instruction: None,
             out: Sink::default(),
         }
     }

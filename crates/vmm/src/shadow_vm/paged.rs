@@ -3,7 +3,9 @@
 use slat_memslot::{Errno, Gpa, Gva, Vendor};
 use slat_mmu::fault::{Env, Kind, NotTracked, Outcome, Present};
 use slat_mmu::role::Cr4;
-use slat_mmu::shadow::{GuestWalk, MarkedTrail, ShadowFault, ShadowRoot, Shadowed};
+use slat_mmu::shadow::{
+    EmulatedWrite, EntryWritten, GuestWalk, MarkedTrail, ShadowFault, ShadowRoot,
+};
 use slat_mmu::spte::{Access as Rights, Format};
 use slat_mmu::tdp::HardwareAccess;
 use slat_mmu::walk::second::FaultPlace;
@@ -14,7 +16,7 @@ use slat_mmu::walk::{
 use super::ShadowVm;
 use super::execute::Access;
 use super::guest::Reached;
-use super::ram::RamView;
+use super::log::mark_dirtied;
 use super::vcpu::Vcpu;
 use crate::traces::Predicted;
 
@@ -155,11 +157,7 @@ impl<F: Format> ShadowVm<F> {
             return Err(());
         };
         let role = vcpu.roots.mmu.role();
-        let tables = RamView {
-            ram: &self.ram,
-            memory: &self.memory,
-            as_id: role.as_id(),
-        };
+        let tables = self.ram.view(&self.memory, role.as_id());
         let mut trail = MarkedTrail::default();
         let wanted = ErrorCode::of(step.kind, access.privilege);
         let address = Gva::new(step.address);
@@ -175,13 +173,7 @@ impl<F: Format> ShadowVm<F> {
             }
         };
         (self.out.vcpu, self.out.address) = (id, step.address);
-        let guest = Shadowed {
-            paging: &paging,
-            tables: &tables,
-            memory: &self.memory,
-            settings,
-            role,
-        };
+        let guest = tables.followed(&paging, settings, role);
         let walk = GuestWalk {
             trail: &trail,
             found: &found,
@@ -231,16 +223,27 @@ impl<F: Format> ShadowVm<F> {
         !unprotected
     }
 
-    /// KVM carries out a write to a frame that it watches; what is written leaves the tables as they are.
+    /// What the guest's write leaves in memory.
+    pub(super) fn store(&mut self, id: u32, gpa: Gpa) {
+        if let Some(written) = self.written {
+            self.write_memory(self.space_of(id), gpa, written);
+        }
+    }
+
+    /// KVM carries out a write to a frame that it watches.
     pub(super) fn emulate_write(&mut self, id: u32, gpa: Gpa) {
-        let write = slat_mmu::shadow::EmulatedWrite {
+        // Where it is not said, what is written leaves the tables as they are.
+        let (len, value) = self.written.unwrap_or((1, 0));
+        let write = EmulatedWrite {
             gpa,
-            len: 1,
-            present: slat_mmu::shadow::EntryWritten::Zero,
+            len,
+            present: match (len, value) {
+                (8, 1..) => EntryWritten::NotZero,
+                _ => EntryWritten::Zero,
+            },
         };
-        let _ = self
-            .memory
-            .mark_dirty(id, slat_memslot::AsId::NORMAL, gpa.gfn());
+        let _ = self.memory.mark_dirty(id, self.space_of(id), gpa.gfn());
+        self.store(id, gpa);
         self.mmu.lock(&mut self.out).track_write(&write);
         self.spread_requests();
     }
@@ -255,24 +258,12 @@ impl<F: Format> ShadowVm<F> {
         if role.is_direct() || vcpu.roots.current(&self.mmu).is_none() {
             return;
         }
-        let tables = RamView {
-            ram: &self.ram,
-            memory: &self.memory,
-            as_id: role.as_id(),
-        };
-        let guest = Shadowed {
-            paging: &paging,
-            tables: &tables,
-            memory: &self.memory,
-            settings,
-            role,
-        };
+        let tables = self.ram.view(&self.memory, role.as_id());
+        let guest = tables.followed(&paging, settings, role);
         let mut locked = self.mmu.lock(&mut self.out);
         locked.sync_roots(&vcpu.roots, &guest);
         let dirtied = locked.take_dirtied();
-        for (as_id, gfn) in dirtied {
-            let _ = self.memory.mark_dirty(id, as_id, gfn);
-        }
+        mark_dirtied(&mut self.memory, id, dirtied);
         if let Some(vcpu) = self.vcpus.get_mut(&id) {
             vcpu.mmio.clear();
         }
@@ -293,27 +284,15 @@ impl<F: Format> ShadowVm<F> {
             vcpu.mmio.clear();
         }
         let role = vcpu.roots.mmu.role();
-        let tables = RamView {
-            ram: &self.ram,
-            memory: &self.memory,
-            as_id: role.as_id(),
-        };
+        let tables = self.ram.view(&self.memory, role.as_id());
         let pointers = Pointers::default();
-        let guest = Shadowed {
-            paging: &paging,
-            tables: &tables,
-            memory: &self.memory,
-            settings,
-            role,
-        };
+        let guest = tables.followed(&paging, settings, role);
         let mut locked = self.mmu.lock(&mut self.out);
         let loaded = locked
             .load_shadow(&mut vcpu.roots, pointers, &guest)
             .is_ok();
         let dirtied = locked.take_dirtied();
-        for (as_id, gfn) in dirtied {
-            let _ = self.memory.mark_dirty(id, as_id, gfn);
-        }
+        mark_dirtied(&mut self.memory, id, dirtied);
         self.spread_requests();
         loaded
     }

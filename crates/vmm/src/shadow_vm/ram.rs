@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use slat_memslot::{AsId, Gpa, Memory, Slot};
-use slat_mmu::walk::{Exchange, TableMemory};
+use slat_mmu::fault::Settings;
+use slat_mmu::role::PageRole;
+use slat_mmu::shadow::Shadowed;
+use slat_mmu::walk::{Exchange, GuestPaging, TableMemory};
 
 use crate::tdp_vm::{Paging, SecondStageOfL2};
 
@@ -22,6 +25,15 @@ const LINK: u64 = 7;
 const HUGE_LEAF: u64 = 0x87;
 
 impl Ram {
+    /// What an address space has of it.
+    pub(super) const fn view<'v>(&'v self, memory: &'v Memory, as_id: AsId) -> RamView<'v> {
+        RamView {
+            ram: self,
+            memory,
+            as_id,
+        }
+    }
+
     pub(super) fn write(&mut self, at: u64, word: u64) {
         self.words.insert(at & !7, AtomicU64::new(word));
     }
@@ -83,12 +95,28 @@ const WRITE_BACK: u64 = 6 << 3;
 /// The memory of an address space.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RamView<'v> {
-    pub(super) ram: &'v Ram,
-    pub(super) memory: &'v Memory,
-    pub(super) as_id: AsId,
+    ram: &'v Ram,
+    memory: &'v Memory,
+    as_id: AsId,
 }
 
 impl RamView<'_> {
+    /// What shadow pages follow there.
+    pub(super) const fn followed<'g>(
+        &'g self,
+        paging: &'g GuestPaging,
+        settings: Settings,
+        role: PageRole,
+    ) -> Shadowed<'g, Self> {
+        Shadowed {
+            paging,
+            tables: self,
+            memory: self.memory,
+            settings,
+            role,
+        }
+    }
+
     fn slot(&self, at: Gpa) -> Option<&Slot> {
         self.memory.space(self.as_id).by_gfn(at.gfn())
     }

@@ -73,6 +73,9 @@ impl Vcpu {
         tdp: Option<&TdpHost>,
         out: &mut Sink,
     ) {
+        if let Some(l2) = &mut self.l2 {
+            l2.runs = false;
+        }
         match (mode, self.l1.take()) {
             (VcpuMode::Guest, _) => self.pause_l1(),
             (_, Some((state, paging))) => (self.state, self.paging) = (state, paging),
@@ -84,7 +87,7 @@ impl Vcpu {
             .lock(out)
             .new_pgd(&mut self.roots, pgd, FlushOnReuse::Off);
         if reused {
-            self.mmio.clear();
+            self.forget_mmio();
         }
     }
 
@@ -96,8 +99,19 @@ impl Vcpu {
         out: &mut Sink,
     ) {
         let role = root_role(&self.state, tdp);
-        mmu.lock(out).reset_context(&mut self.roots, role);
-        self.mmio.clear();
+        mmu.lock(&mut *out).reset_context(&mut self.roots, role);
+        if let Some(l2) = &mut self.l2 {
+            mmu.lock(out).free_roots(&mut l2.roots, RootSet::all());
+        }
+        self.forget_mmio();
+    }
+
+    /// The guest's own addresses may mean something else from now on (`x86.h:vcpu_clear_mmio_info`). With two-dimensional
+    /// paging others are remembered.
+    fn forget_mmio(&mut self) {
+        if !self.roots.mmu.role().is_direct() {
+            self.mmio.clear();
+        }
     }
 
     pub(super) fn unload<F: Format>(&mut self, mmu: &mut ShadowMmu<F>, out: &mut Sink) {
@@ -122,7 +136,7 @@ impl Vcpu {
 
     /// Whether L2 runs on tables of L1's.
     pub(super) fn runs_on_l1_tables(&self) -> bool {
-        self.l2.is_some() && self.state.mode == VcpuMode::Guest
+        self.l2.as_ref().is_some_and(|l2| l2.runs) && self.state.mode == VcpuMode::Guest
     }
 
     /// The registers that long mode needs.
@@ -132,32 +146,6 @@ impl Vcpu {
         self.state.efer |= Efer::LME | Efer::LMA;
         self.state.cr3 = cr3;
     }
-
-    fn set_bits(&mut self, change: ControlBits<'_>) {
-        let state = &mut self.state;
-        for name in change.bits.split('|') {
-            match change.register {
-                "CR0" => Cr0::from_name(name)
-                    .into_iter()
-                    .for_each(|bit| state.cr0.set(bit, change.set)),
-                "CR4" => Cr4::from_name(name)
-                    .into_iter()
-                    .for_each(|bit| state.cr4.set(bit, change.set)),
-                _ => efer(name)
-                    .into_iter()
-                    .for_each(|bit| state.efer.set(bit, change.set)),
-            }
-        }
-    }
-}
-
-/// The manual calls the bit NXE, KVM calls it NX.
-fn efer(name: &str) -> Option<Efer> {
-    Efer::from_name(
-        name.strip_suffix('E')
-            .filter(|name| *name == "NX")
-            .unwrap_or(name),
-    )
 }
 
 impl<F: Format> ShadowVm<F> {
@@ -199,7 +187,7 @@ impl<F: Format> ShadowVm<F> {
     /// `KVM_SET_SREGS` of some bits, or of what no root depends on.
     pub fn set_registers(&mut self, id: u32, bits: Option<ControlBits<'_>>) {
         self.change_vcpu(id, |vcpu| {
-            bits.into_iter().for_each(|bits| vcpu.set_bits(bits))
+            bits.iter().for_each(|bits| bits.change(&mut vcpu.state));
         });
     }
 

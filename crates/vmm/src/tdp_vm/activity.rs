@@ -124,6 +124,9 @@ pub struct Activity {
     pub steps_of_l1: Vec<Step>,
     /// Whether L1 is told when L2 has made its accesses, and then does the same.
     pub back_in_l1: bool,
+    /// Whether L2 goes on with what memory has at the address that it reached last: a halt, or zeros, which are an
+    /// instruction that reads the byte at address 0.
+    pub memory_runs: bool,
     /// What its writes leave in memory: how many bytes, and their value. Nothing that anybody reads as a table where it is not
     /// said.
     pub written: Option<(u8, u64)>,

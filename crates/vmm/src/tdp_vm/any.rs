@@ -12,6 +12,7 @@ use slat_mmu::tdp::{Passes, Totals};
 
 use super::{Activity, EagerSplit, HostMemory, HvaRange, Paging, PreFaulted, TdpVm};
 use crate::CallResult;
+use crate::paged_vm::ControlBits;
 use crate::traces::Predicted;
 
 /// A [`TdpVm`] of either format.
@@ -116,7 +117,7 @@ either_format! {
     fn create_vcpu(id: u32);
     fn set_max_phys_addr(id: u32, bits: u8);
     fn set_paging(id: u32, paging: Paging);
-    fn set_registers(id: u32);
+    fn set_registers(id: u32, bits: Option<ControlBits<'_>>);
     fn set_mode(id: u32, mode: VcpuMode);
     fn enable_cap(cap: u32, arg: u64);
     fn set_eager_split(eager_split: EagerSplit);

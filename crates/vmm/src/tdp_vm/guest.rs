@@ -28,6 +28,8 @@ pub(super) enum Stop {
     Failed(Errno),
     /// L2 is left for L1, which is told why.
     ToL1(SecondExit),
+    /// The same for another reason than L1's tables: L2 halts, or shuts down.
+    L2Ends,
 }
 
 /// What userspace does with `KVM_EXIT_MMIO`.
@@ -93,7 +95,7 @@ impl<F: Format> TdpVm<F> {
             Err(Stop::Exit(came)) => Ok(CallOutcome::Access(came)),
             Err(Stop::Failed(errno)) => Err(CallError::errno(errno)),
             // Guests of single accesses start no L2.
-            Err(Stop::ToL1(_)) => Err(CallError::errno(Errno::EINVAL)),
+            Err(Stop::ToL1(_) | Stop::L2Ends) => Err(CallError::errno(Errno::EINVAL)),
         }
     }
 
@@ -141,8 +143,14 @@ impl<F: Format> TdpVm<F> {
             }
             self.enter(vcpu)?;
         }
-        match self.steps(vcpu, &activity.steps_then, userspace) {
+        let mut ran = self.steps(vcpu, &activity.steps_then, userspace);
+        if let (Ok(()), true, Some(last)) = (ran, activity.memory_runs, activity.steps_then.last())
+        {
+            ran = self.run_memory_of_l2(vcpu, Gpa::new(last.address));
+        }
+        match ran {
             Err(Stop::ToL1(exit)) => self.leave_l2(vcpu, exit, activity, userspace)?,
+            Err(Stop::L2Ends) => self.run_on_l1(vcpu, activity, userspace)?,
             Ok(()) if activity.back_in_l1 => self.run_on_l1(vcpu, activity, userspace)?,
             other => other?,
         }
@@ -201,7 +209,7 @@ impl<F: Format> TdpVm<F> {
             return Err(Stop::Exit(Came::RingFull));
         }
         self.serve_requests(id);
-        self.free_obsolete_of_l2();
+        self.free_obsolete_of_l2(id);
         Ok(())
     }
 

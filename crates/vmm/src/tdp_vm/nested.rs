@@ -1,9 +1,9 @@
 //! L2 on tables of L1's: shadow pages beside the TDP MMU's tables.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use slat_memslot::{AsId, Errno, Gpa, Vendor};
-use slat_mmu::fault::{Kind, MmioCache, Outcome, Present};
+use slat_mmu::fault::{Kind, Outcome, Present};
 use slat_mmu::host::Host;
 use slat_mmu::role::VcpuMode;
 use slat_mmu::roots::{Request, RootSet, TdpMmu};
@@ -15,8 +15,7 @@ use slat_mmu::walk::{GuestCpu, GuestVendor};
 
 use super::guest::{Reached, Stop};
 use super::{SecondStageOfL2, Sink, TdpVm};
-use crate::paged_vm::fault::MetMmio;
-use crate::shadow_vm::{L2, L2Access, Ram};
+use crate::shadow_vm::{Code, EmulatedAccess, L2, L2Access, Ram};
 
 /// The shadow pages of a VM, and the MMUs of vCPUs that run L2 on them.
 #[derive(Debug)]
@@ -24,6 +23,8 @@ pub(super) struct Nested<F: Format> {
     pub(super) mmu: ShadowMmu<F>,
     ram: Ram,
     running: BTreeMap<u32, L2>,
+    /// The vCPUs that are asked to give up their obsolete roots.
+    asked: BTreeSet<u32>,
 }
 
 impl<F: Format> Nested<F> {
@@ -32,6 +33,7 @@ impl<F: Format> Nested<F> {
             mmu: ShadowMmu::new(host, TdpMmu::On),
             ram: Ram::default(),
             running: BTreeMap::new(),
+            asked: BTreeSet::new(),
         }
     }
 
@@ -113,21 +115,24 @@ impl<F: Format> TdpVm<F> {
 
     /// Serves L2's requests and loads its root; says whether there is room for it.
     pub(super) fn load_l2_root(&mut self, id: u32) -> bool {
-        self.free_obsolete_of_l2();
+        self.free_obsolete_of_l2(id);
         self.l2_access(id).is_some_and(|mut access| access.load())
     }
 
-    /// Roots of L2s that are obsolete go, whoever runs.
-    pub(super) fn free_obsolete_of_l2(&mut self) {
-        if self
-            .nested
-            .mmu
-            .take_requests()
-            .contains(Request::FreeObsoleteRoots)
-        {
-            for l2 in self.nested.running.values_mut() {
-                let mut locked = self.nested.mmu.lock(&mut self.out);
-                locked.free_obsolete_roots(&mut l2.roots);
+    /// Asks all vCPUs to give up their obsolete roots, if that is wanted, and lets this one do so.
+    pub(super) fn free_obsolete_of_l2(&mut self, id: u32) {
+        let Nested {
+            mmu,
+            running,
+            asked,
+            ..
+        } = &mut self.nested;
+        if mmu.take_requests().contains(Request::FreeObsoleteRoots) {
+            asked.extend(running.keys());
+        }
+        if asked.remove(&id) {
+            if let Some(l2) = running.get_mut(&id) {
+                mmu.lock(&mut self.out).free_obsolete_roots(&mut l2.roots);
             }
         }
     }
@@ -210,34 +215,15 @@ impl<F: Format> TdpVm<F> {
             };
             let present = match access.hardware(kind, gpa) {
                 HardwareAccess::Done { .. } => {
-                    let root = access.l2.roots.current(access.mmu);
-                    let frame = root.and_then(|root| access.mmu.frame_at(root, gpa.raw()));
-                    if let (Some(gfn), Kind::Write) = (frame, kind) {
-                        self.write_memory(Gpa::new(gfn.gpa().raw() | gpa.raw() & 0xfff));
+                    if let (Some(gpa), Kind::Write) = (access.mapped(gpa), kind) {
+                        self.write_memory(gpa);
                     }
                     return Ok(Reached::Memory);
                 }
-                HardwareAccess::Mmio { spte, mmio } => {
-                    let as_id = access.l2.roots.mmu.role().as_id();
-                    let met = MetMmio {
-                        spte,
-                        mmio,
-                        as_id,
-                        gfn: mmio.gfn,
-                    };
-                    let codec = *access.mmu.codec();
-                    // L2's addresses are not those of the cache.
-                    let mut none = MmioCache::default();
-                    if met.is_known(access.memory, &codec, &mut none, access.out) {
-                        let generation = access.memory.space(as_id).generation();
-                        if let Some(found) = none.at(mmio.gfn, generation) {
-                            access.mmio.remember_at(found, generation);
-                        }
-                        let inside = gpa.raw() & 0xfff;
-                        return Ok(Reached::Nothing(Gpa::new(mmio.gfn.gpa().raw() | inside)));
-                    }
-                    Present::Reserved
-                }
+                HardwareAccess::Mmio { spte, mmio } => match access.is_known_mmio(spte, mmio) {
+                    true => return self.emulate_l2(id, kind, (gpa, place)),
+                    false => Present::Reserved,
+                },
                 HardwareAccess::NotPresent => Present::No,
                 HardwareAccess::NotAllowed => Present::Yes,
             };
@@ -247,10 +233,8 @@ impl<F: Format> TdpVm<F> {
             }
             match fault {
                 Ok((Outcome::Retry | Outcome::Fixed | Outcome::Spurious, _)) => {}
-                Ok((Outcome::Emulate, gpa)) => return Ok(Reached::Nothing(gpa)),
-                Ok((Outcome::WriteProtected, gpa)) => {
-                    self.emulate_write(id, gpa);
-                    return Ok(Reached::Memory);
+                Ok((Outcome::Emulate | Outcome::WriteProtected, _)) => {
+                    return self.emulate_l2(id, kind, (gpa, place));
                 }
                 Ok((Outcome::Interrupted, _)) => return Err(self.fail(Errno::EINTR)),
                 Ok((Outcome::OutOfTables, _)) => return Err(self.fail(Errno::ENOSPC)),
@@ -261,5 +245,41 @@ impl<F: Format> TdpVm<F> {
             }
         }
         Err(self.fail(Errno::EINTR))
+    }
+
+    /// KVM carries out L2's instruction itself.
+    fn emulate_l2(
+        &mut self,
+        id: u32,
+        kind: Kind,
+        (gpa, place): (Gpa, FaultPlace),
+    ) -> Result<Reached, Stop> {
+        let instruction = self.instruction;
+        let Some(mut access) = self.l2_access(id) else {
+            return Err(self.fail(Errno::EFAULT));
+        };
+        if kind == Kind::Execute {
+            let ran = access.emulate_code(gpa, place);
+            return Err(ran.map_or_else(Stop::ToL1, |()| Stop::L2Ends));
+        }
+        let gpa = access.emulate(instruction, (kind, gpa), place);
+        let gpa = gpa.map_err(Stop::ToL1)?;
+        match access.emulated_access(kind, gpa) {
+            EmulatedAccess::Userspace => return Ok(Reached::Nothing(gpa)),
+            EmulatedAccess::Write => self.emulate_write(id, gpa),
+            EmulatedAccess::Read => {}
+        }
+        Ok(Reached::Memory)
+    }
+
+    /// L2 goes on with what memory has there.
+    pub(super) fn run_memory_of_l2(&mut self, id: u32, gpa: Gpa) -> Result<(), Stop> {
+        let found = self
+            .l2_access(id)
+            .and_then(|access| access.code_at(access.mapped(gpa)?));
+        if found == Some(Code::Zeros) {
+            self.access_l2(id, Kind::Read, (Gpa::new(0), FaultPlace::Final))?;
+        }
+        Ok(())
     }
 }

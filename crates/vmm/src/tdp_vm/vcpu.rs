@@ -11,6 +11,7 @@ use slat_mmu::tdp::{Tables, Unobserved};
 
 use super::TdpVm;
 use super::activity::Paging;
+use crate::paged_vm::ControlBits;
 
 /// One vCPU.
 #[derive(Debug)]
@@ -105,9 +106,11 @@ impl<F: Format> TdpVm<F> {
         self.change_vcpu(id, |vcpu| vcpu.paging = paging);
     }
 
-    /// `KVM_SET_SREGS` of bits on which no root depends.
-    pub fn set_registers(&mut self, id: u32) {
-        self.change_vcpu(id, |_| {});
+    /// `KVM_SET_SREGS` of some bits: of the roots only those depend on them that follow L1's tables for L2.
+    pub fn set_registers(&mut self, id: u32, bits: Option<ControlBits<'_>>) {
+        self.change_vcpu(id, |vcpu| {
+            bits.iter().for_each(|bits| bits.change(&mut vcpu.state));
+        });
     }
 
     /// `KVM_SET_VCPU_EVENTS`: the vCPU is put into a mode.
@@ -119,6 +122,7 @@ impl<F: Format> TdpVm<F> {
         if let Some(vcpu) = self.vcpus.get_mut(&id) {
             change(vcpu);
             vcpu.reset_context(&self.tables, &mut self.reader, &self.tdp);
+            self.nested.unload(id, &mut self.out);
         }
         self.answer(Ok(0));
     }

@@ -1,4 +1,4 @@
-//! How costs grow: with slots, with what is mapped, with roots and with vCPUs.
+//! How costs grow: with slots, with what is mapped, with roots, with vCPUs, and with what is converted.
 //!
 //! What is counted are operations of the model (entries that change, faults, requests) and, where work has no natural unit, the
 //! instructions that it takes, counted one by one. No clock decides, so that the curves are the same on a busy machine.
@@ -19,6 +19,9 @@ use super::{Cost, measure};
 use crate::paged_vm::PagedVm;
 use crate::tdp_vm::TdpVm;
 
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod conversion;
+
 /// A law of growth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Law {
@@ -28,15 +31,18 @@ pub enum Law {
     Logarithmic,
     /// Twice as much for twice the size.
     Linear,
+    /// However it grows, at most so many times the least.
+    Within(u64),
 }
 
 impl fmt::Display for Law {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Flat => "flat",
-            Self::Logarithmic => "log",
-            Self::Linear => "linear",
-        })
+        match self {
+            Self::Flat => f.pad("flat"),
+            Self::Logarithmic => f.pad("log"),
+            Self::Linear => f.pad("linear"),
+            Self::Within(times) => f.pad(&format!("{times} times")),
+        }
     }
 }
 
@@ -86,9 +92,14 @@ impl Curve {
         (ended || ratio(&by_doubling) <= 2.0).then_some(Law::Logarithmic)
     }
 
-    /// Whether it grows as it should, or less.
+    /// Whether it grows as it should, or less; a bound is all that [`Law::Within`] asks.
     pub fn holds(&self) -> bool {
         match (self.found(), self.law) {
+            (_, Law::Within(times)) => {
+                let counts = || self.points.iter().map(|(_, count)| *count);
+                let bound = counts().min().map(|least| least * times);
+                bound.is_some_and(|bound| counts().max() <= Some(bound))
+            }
             (Some(Law::Flat), law) => law != Law::Linear,
             (found, law) => found == Some(law),
         }
@@ -115,6 +126,9 @@ pub enum CurveError {
     /// Instructions cannot be counted.
     #[error("instructions cannot be counted: {0}")]
     Instructions(String),
+    /// A conversion failed.
+    #[error("a conversion cannot be played: {0}")]
+    Conversion(String),
 }
 
 /// All curves.
@@ -299,12 +313,13 @@ mod counted {
     use super::*;
     use crate::zap::steps::instructions;
 
-    const INSTRUCTIONS: &str = "instructions";
+    pub(super) const INSTRUCTIONS: &str = "instructions";
 
     pub(super) fn all(extent: Extent) -> Result<Vec<Curve>, CurveError> {
         let mut curves = over_slots(extent).map_err(CurveError::Instructions)?;
         curves.push(invalidation(extent)?);
         curves.push(invalidation_over_roots().map_err(CurveError::Instructions)?);
+        curves.extend(conversion::curves()?);
         Ok(curves)
     }
 

@@ -1,3 +1,4 @@
 mod commands;
 mod migration;
+mod reclaim;
 mod regions;

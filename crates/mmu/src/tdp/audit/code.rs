@@ -79,6 +79,7 @@ codes! {
     42 MmioBits "mmio-bits" "An MMIO entry has the bits of its frame, access and generation, and no others."
     43 MmioGfn "mmio-gfn" "An MMIO entry is for the frame that it is found at, and not beyond the last."
     44 MmioGeneration "mmio-generation" "An MMIO entry's generation is not from the future."
+    45 EmptyMismatch "empty-mismatch" "A table of 4 KiB entries that is known to be empty holds no leaf."
 }
 
 impl AuditCode {

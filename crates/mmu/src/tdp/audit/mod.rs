@@ -56,6 +56,7 @@
 //! - `A42 mmio-bits`: An MMIO entry has the bits of its frame, access and generation, and no others.
 //! - `A43 mmio-gfn`: An MMIO entry is for the frame that it is found at, and not beyond the last.
 //! - `A44 mmio-generation`: An MMIO entry's generation is not from the future.
+//! - `A45 empty-mismatch`: A table of 4 KiB entries that is known to be empty holds no leaf.
 //!
 //! What the tables cannot tell is left out: whether a page is the slot's, whether a slot is logged, whether a leaf without
 //! the C-bit is the host's MMIO (unless [`HostMmio`] says that there is none).

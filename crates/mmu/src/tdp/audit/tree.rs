@@ -114,6 +114,11 @@ impl<'t, F: Format, X, C> Audit<'t, F, X, C> {
             let evidence = Evidence::Count { wanted, found };
             self.report(AuditCode::FullMismatch, Subject::Table(table), evidence);
         }
+        if leaves != 0 && self.tables.page(table).is_empty() {
+            let (wanted, found) = (0, leaves);
+            let evidence = Evidence::Count { wanted, found };
+            self.report(AuditCode::EmptyMismatch, Subject::Table(table), evidence);
+        }
     }
 
     /// Looks at the entries one by one.

@@ -31,8 +31,8 @@ struct Found {
 }
 
 /// Checks all tables, and gives how many leaves and tables there are: nothing is frozen, every leaf maps the page that it
-/// should, every table is linked once and knows where, the counts are those of a walk, a table that was removed
-/// has nothing in it, and none is lost.
+/// should, every table is linked once and knows where, none that is known to be empty has a leaf, the counts are those of a
+/// walk, a table that was removed has nothing in it, and none is lost.
 pub(super) fn consistent<F: Format, X, C>(tables: &mut Tables<F, X, C>) -> Totals {
     let removed: Vec<_> = tables.epochs.drain().collect();
     let tables = &*tables;
@@ -71,6 +71,7 @@ fn walk<F: Format, X, C>(tables: &Tables<F, X, C>, table: TableId, found: &mut F
     assert!(found.tables.insert(table), "{table:?} is linked twice");
     let page = tables.page(table);
     let level = page.role().level();
+    let mut leaf_found = false;
     for index in 0..ENTRIES {
         let gfn = page.gfn().raw() + index as u64 * span(level);
         let spte = tables.load(table, index);
@@ -81,6 +82,7 @@ fn walk<F: Format, X, C>(tables: &Tables<F, X, C>, table: TableId, found: &mut F
             Entry::Leaf(leaf) => {
                 assert_eq!(leaf.pfn, page_of(gfn), "the page of gfn {gfn:#x}");
                 found.leaves[level as usize - 1] += 1;
+                leaf_found = true;
             }
             Entry::Link(_) => {
                 let child = tables.child_of(spte, level).unwrap();
@@ -92,6 +94,10 @@ fn walk<F: Format, X, C>(tables: &Tables<F, X, C>, table: TableId, found: &mut F
             }
         }
     }
+    assert!(
+        !(leaf_found && page.is_empty()),
+        "{table:?} has a leaf and is known to be empty"
+    );
 }
 
 /// A table that was unlinked under the shared lock has frozen entries only; a root's table has empty ones.

@@ -6,6 +6,8 @@
 
 mod check;
 #[cfg(loom)]
+mod empty;
+#[cfg(loom)]
 mod mirror;
 #[cfg(not(loom))]
 mod operations;

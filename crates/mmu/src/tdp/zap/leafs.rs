@@ -7,12 +7,12 @@ use slat_memslot::{AsId, Gfn, GfnRange, Level};
 use crate::roots::RootSelect;
 use crate::spte::{AdMasks, Format, Spte};
 use crate::sync::{set_value, value};
-use crate::table::TableId;
+use crate::table::{ENTRIES, TableId};
 use crate::tdp::change::pass_on;
 use crate::tdp::cursor::Cursor;
 use crate::tdp::events::{FlushReason, FlushScope, Harvest, Harvesting, Observer};
 use crate::tdp::hooks::{AccessCheck, Busy, External};
-use crate::tdp::lock::{Exclusive, Locked};
+use crate::tdp::lock::{Exclusive, Locked, Side};
 use crate::tdp::resched::{Progress, Resched};
 use crate::tdp::rootwalk::{RootTypes, RootWalk};
 
@@ -134,12 +134,16 @@ impl ZapLeafs {
                 progress = Progress::Paused;
                 break;
             }
+            if cursor.level() == Level::L2 && !R::ENABLED && leads_to_nothing(locked, &cursor) {
+                cursor.pass(locked.tables());
+                continue;
+            }
             if cursor.level() == Level::L1 && !R::ENABLED {
                 let run = cursor.run(end);
-                self.zapped += self.zap_run(locked, &cursor, run.clone(), masks);
+                self.zap_run(locked, &cursor, run.clone(), masks);
                 cursor.finish(&run);
             } else if cursor.is_at_leaf() {
-                self.zap_entry(locked, &cursor);
+                let _busy = self.zap_entry(locked, &cursor);
             }
             cursor.advance(locked.tables());
         }
@@ -151,58 +155,80 @@ impl ZapLeafs {
         &mut self,
         locked: &mut Locked<Exclusive<'_, F, X, C>, O>,
         cursor: &Cursor<F>,
-    ) {
+    ) -> Result<(), Busy> {
         let (at, empty) = (locked.at(cursor), locked.tables().codec.nonpresent());
-        match locked.set(cursor.place(), at, cursor.old, empty) {
+        let gone = locked.set(cursor.place(), at, cursor.old, empty);
+        match gone {
             Ok(()) => self.zapped += 1,
             Err(Busy) => self.busy = self.busy.or(Some(Gfn::new(at.gfn))),
         }
+        gone
     }
 
-    /// Zaps a run of entries of a table of level 1, as fast as the observer allows.
+    /// Zaps a run of entries of a table of level 1. A table that has nothing left is not looked at again before it has.
     fn zap_run<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>(
         &mut self,
         locked: &mut Locked<Exclusive<'_, F, X, C>, O>,
         cursor: &Cursor<F>,
         run: Range<usize>,
         masks: AdMasks,
-    ) -> u64 {
-        let table = cursor.table();
-        if O::EVENTS || locked.is_mirror(table) {
-            self.zap_one_by_one(locked, *cursor, run);
-            return 0;
-        }
-        let zapped = match O::HARVEST {
-            Harvesting::Nothing => locked.zap_plainly(table, run),
-            Harvesting::Numbers => locked.zap_counting(table, run, masks),
-            Harvesting::EveryPage => locked.zap_harvesting(table, run, masks),
+    ) {
+        let (table, whole) = (cursor.table(), run.len() == ENTRIES);
+        let gone = if O::EVENTS || locked.is_mirror(table) {
+            self.zap_one_by_one(locked, *cursor, run)
+        } else {
+            self.zapped += locked.zap_at_once(table, run, masks);
+            Ok(())
         };
-        if zapped > 0 {
-            locked.tables().set_full(table, false);
-            let difference = i64::try_from(zapped).unwrap_or(0);
-            locked.counts().add_leaves(Level::L1, -difference);
+        if whole && gone.is_ok() {
+            locked.tables().page(table).set_empty();
         }
-        zapped
     }
 
+    /// With an error where the owner of mirror tables did not let a leaf go.
     fn zap_one_by_one<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>(
         &mut self,
         locked: &mut Locked<Exclusive<'_, F, X, C>, O>,
         mut cursor: Cursor<F>,
         run: Range<usize>,
-    ) {
+    ) -> Result<(), Busy> {
+        let mut gone = Ok(());
         for _ in run.clone() {
             if cursor.is_at_leaf() {
-                self.zap_entry(locked, &cursor);
+                gone = gone.and(self.zap_entry(locked, &cursor));
             }
             if cursor.index() + 1 < run.end {
                 cursor.advance(locked.tables());
             }
         }
+        gone
     }
 }
 
+/// Whether an entry of level 2 links to a table that is known to be empty.
+#[inline]
+fn leads_to_nothing<S: Side, O>(locked: &Locked<S, O>, cursor: &Cursor<S::Format>) -> bool {
+    let tables = locked.tables();
+    let child = tables.child_of(cursor.old, cursor.level());
+    child.is_some_and(|table| tables.page(table).is_empty())
+}
+
 impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive<'_, F, X, C>, O> {
+    /// Zaps a run of entries of a table of level 1, as fast as the observer allows, and gives how many leaves it had.
+    fn zap_at_once(&mut self, table: TableId, run: Range<usize>, masks: AdMasks) -> u64 {
+        let zapped = match O::HARVEST {
+            Harvesting::Nothing => self.zap_plainly(table, run),
+            Harvesting::Numbers => self.zap_counting(table, run, masks),
+            Harvesting::EveryPage => self.zap_harvesting(table, run, masks),
+        };
+        if zapped > 0 {
+            self.tables().set_full(table, false);
+            let difference = i64::try_from(zapped).unwrap_or(0);
+            self.counts().add_leaves(Level::L1, -difference);
+        }
+        zapped
+    }
+
     /// Empties the leaves of a run and gives their number. A table that is known to hold nothing but leaves is not read.
     fn zap_plainly(&mut self, table: TableId, run: Range<usize>) -> u64 {
         let tables = &mut *self.side.tables;

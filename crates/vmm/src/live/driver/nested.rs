@@ -24,6 +24,7 @@ const HUGE_LEAF: u64 = 0xe7;
 const CR0: u64 = 0x8000_0011;
 const CR4_PAE: u64 = 1 << 5;
 const EFER: u64 = 0x500;
+const EFER_NX: u64 = 1 << 11;
 const EFER_SVME: u64 = 1 << 12;
 
 /// A field of the control block (AMD64 APM volume 2, appendix B): where, and how many bytes.
@@ -81,10 +82,9 @@ fn control_block(tables: Option<Gpa>, start: u64) -> Vec<(Field, u64)> {
 
 impl<J: Journal> Driver<J> {
     /// `KVM_SET_MSRS` with one of them.
-    pub(super) fn set_msr(&mut self, op: &Op<'_>, name: &str, value: u64) -> Done {
+    pub(super) fn set_msr(&mut self, op: &Op<'_>, id: u32, (name, value): (&str, u64)) -> Done {
         let machine = self.machine.as_ref().ok_or_else(|| missing(op, "VM"))?;
-        let vcpu = machine.vcpus.values().next();
-        let vcpu = vcpu.ok_or_else(|| missing(op, "vCPU"))?;
+        let vcpu = machine.vcpus.get(&id).ok_or_else(|| missing(op, "vCPU"))?;
         if name != HSAVE.0 {
             return Err(DriveError::Unknown { op: op.to_string() });
         }
@@ -106,6 +106,14 @@ impl<J: Journal> Driver<J> {
         machine.runs_l2 = true;
         let vcpu = machine.vcpus.get(&id).ok_or_else(|| missing(op, "vCPU"))?;
         let result = set_long_mode(vcpu, cr3).map(|()| 0);
+        self.ret(result)
+    }
+
+    /// `KVM_SET_SREGS`: whether L1 has pages that cannot be executed, and with it its nested tables.
+    pub(super) fn set_no_execute(&mut self, op: &Op<'_>, id: u32, set: bool) -> Done {
+        let machine = self.machine.as_ref().ok_or_else(|| missing(op, "VM"))?;
+        let vcpu = machine.vcpus.get(&id).ok_or_else(|| missing(op, "vCPU"))?;
+        let result = set_efer(vcpu, EFER_NX, set).map(|()| 0);
         self.ret(result)
     }
 
@@ -173,6 +181,15 @@ fn set_long_mode(vcpu: &VcpuFd, cr3: Gpa) -> Result<(), Errno> {
     flatten(&mut sregs, true);
     (sregs.cr0, sregs.cr3, sregs.cr4) = (CR0, cr3.raw(), CR4_PAE);
     sregs.efer = EFER | EFER_SVME;
+    vcpu.set_sregs(&sregs).map_err(errno)
+}
+
+fn set_efer(vcpu: &VcpuFd, bit: u64, set: bool) -> Result<(), Errno> {
+    let mut sregs = vcpu.get_sregs().map_err(errno)?;
+    sregs.efer = match set {
+        true => sregs.efer | bit,
+        false => sregs.efer & !bit,
+    };
     vcpu.set_sregs(&sregs).map_err(errno)
 }
 

@@ -26,7 +26,9 @@ impl<J: Journal> Driver<J> {
             return self.set_control(op, vcpu.unwrap_or(0), control);
         }
         match op {
-            Op::SetMsr { msr, value } => return self.set_msr(op, msr, *value),
+            Op::SetMsr { vcpu, msr, value } => {
+                return self.set_msr(op, vcpu.unwrap_or(0), (msr, *value));
+            }
             Op::SetSregs {
                 vcpu,
                 sregs:
@@ -35,6 +37,15 @@ impl<J: Journal> Driver<J> {
                         nesting: Some("EFER.SVME"),
                     },
             } => return self.set_long_mode(op, vcpu.unwrap_or(0), *cr3),
+            Op::SetSregs {
+                vcpu,
+                sregs:
+                    Sregs::Bits {
+                        register: "EFER",
+                        bits: "NXE",
+                        set,
+                    },
+            } => return self.set_no_execute(op, vcpu.unwrap_or(0), *set),
             _ => {}
         }
         let machine = self.machine.as_mut().ok_or_else(|| missing(op, "VM"))?;

@@ -54,6 +54,8 @@ struct Writer {
     vcpus: u32,
     slots: Vec<SetRegion>,
     control: Vec<Control>,
+    /// By vCPU of an L1: whether it has pages that cannot be executed.
+    no_execute: Vec<bool>,
 }
 
 impl Writer {
@@ -69,6 +71,7 @@ impl Writer {
             vcpus,
             slots: Vec::new(),
             control: Vec::new(),
+            no_execute: Vec::new(),
         }
     }
 

@@ -8,6 +8,7 @@ use super::slots::{FIRST_FRAME, slot};
 use super::{AREAS, CODE, Writer};
 use crate::live::Program;
 use crate::live::abilities::Abilities;
+use crate::live::random::capabilities;
 use crate::traces::{GuestAct, Op, Sregs};
 
 /// Where L1 has its own tables, and where hardware keeps its state.
@@ -18,12 +19,13 @@ const SECOND: u64 = 0xc000;
 const LAST: u64 = 0xd000;
 /// Entries that are in use, by level.
 const USED: [u64; 4] = [12, 6, 3, 1];
+/// Where in a page L2 executes: no table has an entry there, so that memory has zeros or what L2 has written.
+const EXECUTED: u64 = 0x800;
 
 impl Program {
     /// A program of about so many operations, whose guest runs a guest of its own, with and without tables for it.
     pub fn nested(seed: u64, operations: usize, abilities: Abilities) -> Self {
         let mut writer = Writer::new(seed, abilities);
-        writer.vcpus = 1;
         writer.begin_nested();
         let end = writer.ops.len() + operations;
         while writer.ops.len() < end {
@@ -45,7 +47,7 @@ impl Program {
                 ..Abilities::default()
             },
         );
-        writer.begin_l1();
+        writer.begin_l1(Vec::new());
         writer.own_nested_tables();
         let kind = Kind::Read;
         let tables = with_tables.then(|| frame_of(0));
@@ -66,31 +68,41 @@ fn frame_of(table: u64) -> Gpa {
 }
 
 impl Writer {
-    fn begin_l1(&mut self) {
+    fn begin_l1(&mut self, capabilities: Vec<Op<'static>>) {
         self.push(Op::CreateVm { vm_type: 0 });
-        self.push(Op::CreateVcpu { id: 0 });
-        self.push(Op::SetCpuid {
-            vcpu: 0,
-            max_phys_addr: None,
-        });
-        self.vcpus = 1;
-        self.push(Op::SetMsr {
-            msr: "VM_HSAVE_PA",
-            value: HSAVE,
-        });
-        self.push(Op::SetSregs {
-            vcpu: Some(0),
-            sregs: Sregs::LongMode {
-                cr3: L1_TABLES,
-                nesting: Some("EFER.SVME"),
-            },
-        });
+        self.ops.extend(capabilities);
+        for id in 0..self.vcpus {
+            self.push(Op::CreateVcpu { id });
+            self.push(Op::SetCpuid {
+                vcpu: id,
+                max_phys_addr: None,
+            });
+            self.push(Op::SetMsr {
+                vcpu: Some(id),
+                msr: "VM_HSAVE_PA",
+                value: HSAVE,
+            });
+            self.push(Op::SetSregs {
+                vcpu: Some(id),
+                sregs: Sregs::LongMode {
+                    cr3: L1_TABLES,
+                    nesting: Some("EFER.SVME"),
+                },
+            });
+            self.no_execute.push(false);
+        }
         self.push(Op::SetRegion(slot(0, 0, 0x10, AREAS[0].start)));
         self.create_table_slot();
     }
 
     fn begin_nested(&mut self) {
-        self.begin_l1();
+        let capabilities = capabilities(&mut self.dice);
+        self.begin_l1(capabilities);
+        for id in 0..self.vcpus {
+            if self.dice.percent(60) {
+                self.switch_no_execute(id);
+            }
+        }
         self.create_slot();
         self.create_slot();
         self.own_nested_tables();
@@ -141,8 +153,30 @@ impl Writer {
             182..184 => self.move_slot(),
             184..188 => self.switch_log(),
             188..193 => self.read_log(),
-            _ => self.clear_log(),
+            193..199 => self.clear_log(),
+            _ => {
+                let id = self.vcpu();
+                self.switch_no_execute(id);
+            }
         }
+    }
+
+    /// Whether L1 has pages that cannot be executed; where it has not, their bit is reserved.
+    fn switch_no_execute(&mut self, id: u32) {
+        let Some(is_on) = usize::try_from(id)
+            .ok()
+            .and_then(|at| self.no_execute.get_mut(at))
+        else {
+            return;
+        };
+        *is_on = !*is_on;
+        let sregs = Sregs::Bits {
+            register: "EFER",
+            bits: "NXE",
+            set: *is_on,
+        };
+        let vcpu = Some(id);
+        self.push(Op::SetSregs { vcpu, sregs });
     }
 
     fn run_l2(&mut self) {
@@ -150,9 +184,16 @@ impl Writer {
             let (first, count) = OF_LEVEL[3];
             frame_of(first + self.dice.below(count))
         });
-        let kind = match self.dice.percent(55) {
-            true => Kind::Read,
-            false => Kind::Write,
+        let kind = match self.dice.below(100) {
+            0..45 => Kind::Read,
+            45..82 => Kind::Write,
+            // Without tables L2 would execute zeros for ever.
+            _ if tables.is_none() => Kind::Read,
+            _ => Kind::Execute,
+        };
+        let offset = match kind {
+            Kind::Execute => EXECUTED,
+            Kind::Read | Kind::Write => self.dice.pick(&[0, EXECUTED]),
         };
         let gpa = match tables {
             Some(_) => (0..3)
@@ -160,9 +201,10 @@ impl Writer {
                 .sum::<u64>(),
             None => self.memory_frame() << PAGE_SHIFT,
         };
-        let gpa = Gpa::new(gpa);
+        let gpa = Gpa::new(gpa + offset);
         let act = GuestAct::RunL2 { tables, kind, gpa };
-        self.push(Op::Guest { vcpu: 0, act });
+        let vcpu = self.vcpu();
+        self.push(Op::Guest { vcpu, act });
     }
 
     /// A frame that is no table.
@@ -205,7 +247,8 @@ impl Writer {
         let (Place { table, index }, value) = self.edit();
         let gpa = Gpa::new(frame_of(table).raw() + index * 8);
         let act = GuestAct::StoreOfL1 { gpa, value };
-        self.push(Op::Guest { vcpu: 0, act });
+        let vcpu = self.vcpu();
+        self.push(Op::Guest { vcpu, act });
     }
 
     fn poke_nested(&mut self) {

@@ -86,9 +86,12 @@ fn sev() -> impl Strategy<Value = SevCall> {
         }),
         number().prop_map(|hva| SevCall::Host(SevHost::Read { hva })),
         part().prop_map(|(hva, value)| SevCall::Host(SevHost::Write { hva, value })),
+        number().prop_map(|hva| SevCall::Host(SevHost::Move { hva })),
         number().prop_map(|hva| SevCall::Host(SevHost::SendPlain { hva })),
         part().prop_map(|(hva, packet)| SevCall::Host(SevHost::ReceivePlain { hva, packet })),
         Just(SevCall::Ask(SevQuestion::PinnedPages)),
+        number().prop_map(|hva| SevCall::Ask(SevQuestion::IsPinned { hva })),
+        Just(SevCall::Ask(SevQuestion::CacheFlushes)),
         number().prop_map(|gpa| SevCall::Ask(SevQuestion::IsShared { gpa })),
     ]
 }

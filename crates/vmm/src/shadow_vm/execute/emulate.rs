@@ -6,11 +6,10 @@ use slat_mmu::shadow::{EmulatedWrite, EntryWritten, MarkedTrail};
 use slat_mmu::spte::Format;
 use slat_mmu::walk::{ErrorCode, Privilege, TableMemory, Unnested, WalkFault};
 
-use super::{Access, Executed, place_of};
+use super::{Access, Accesses, Executed};
 use crate::shadow_vm::ShadowVm;
 use crate::shadow_vm::guest::Reached;
 use crate::shadow_vm::paged::marked;
-use crate::shadow_vm::ram::RamView;
 use crate::tdp_vm::Step;
 use crate::traces::Instruction;
 
@@ -22,29 +21,23 @@ impl<F: Format> ShadowVm<F> {
         instruction: &Instruction,
         privilege: Privilege,
     ) -> Executed {
-        let (code, len) = place_of(instruction, privilege);
+        let accesses = Accesses::of(instruction, privilege);
         if !self.enter_or_fail(id) {
             return Executed::Ended;
         }
-        let access = |kind, address, data| Access {
-            step: Step { kind, address },
-            privilege,
-            data,
-            code: Some(code),
-        };
-        let fetch = |code| access(Kind::Execute, code, (1, 0));
-        let fetched = self.emulate_access(id, &fetch(code));
-        if !self.goes_on(id, &fetch(code), fetched) {
+        let fetch = accesses.fetch();
+        let fetched = self.emulate_access(id, &fetch);
+        if !self.goes_on(id, &fetch, fetched) {
             return Executed::Ended;
         }
         let done = match *instruction {
             Instruction::Load { gva } => {
-                let load = access(Kind::Read, gva, (8, 0));
+                let load = accesses.of_data(Kind::Read, gva, (8, 0));
                 let reached = self.emulate_access(id, &load);
                 self.goes_on(id, &load, reached)
             }
             Instruction::Store { gva, len, value } => {
-                let store = access(Kind::Write, gva, (len, value));
+                let store = accesses.of_data(Kind::Write, gva, (len, value));
                 let reached = self.emulate_access(id, &store);
                 self.goes_on(id, &store, reached)
             }
@@ -62,7 +55,7 @@ impl<F: Format> ShadowVm<F> {
         if !done || !self.stay(id) {
             return Executed::Ended;
         }
-        let halt = fetch(code + len);
+        let halt = accesses.fetch_behind();
         let fetched = self.emulate_access(id, &halt);
         match self.goes_on(id, &halt, fetched) {
             true => Executed::Done,
@@ -77,11 +70,7 @@ impl<F: Format> ShadowVm<F> {
         };
         let paging = self.paging_of(vcpu);
         let as_id = vcpu.roots.mmu.role().as_id();
-        let tables = RamView {
-            ram: &self.ram,
-            memory: &self.memory,
-            as_id,
-        };
+        let tables = self.ram.view(&self.memory, as_id);
         let mut trail = MarkedTrail::default();
         let (address, wanted) = (
             Gva::new(access.step.address),
@@ -160,11 +149,7 @@ impl<F: Format> ShadowVm<F> {
     fn write_emulated(&mut self, id: u32, as_id: AsId, gpa: Gpa, data: (u8, u64)) {
         self.write_memory(as_id, gpa, data);
         let _ = self.memory.mark_dirty(id, as_id, gpa.gfn());
-        let tables = RamView {
-            ram: &self.ram,
-            memory: &self.memory,
-            as_id,
-        };
+        let tables = self.ram.view(&self.memory, as_id);
         // Half of an entry is told as the whole of it, and other sizes as no entry at all.
         let (gpa, len) = match data.0 {
             4 => (Gpa::new(gpa.raw() & !7), 8),

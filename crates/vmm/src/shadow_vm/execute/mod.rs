@@ -78,6 +78,47 @@ impl Access {
     }
 }
 
+/// The accesses of one instruction.
+struct Accesses {
+    code: u64,
+    behind: u64,
+    privilege: Privilege,
+}
+
+impl Accesses {
+    fn of(instruction: &Instruction, privilege: Privilege) -> Self {
+        let (code, len) = place_of(instruction, privilege);
+        Self {
+            code,
+            behind: code + len,
+            privilege,
+        }
+    }
+
+    /// The fetch of the instruction itself.
+    fn fetch(&self) -> Access {
+        self.of_data(Kind::Execute, self.code, (1, 0))
+    }
+
+    /// The fetch of what stands behind it.
+    fn fetch_behind(&self) -> Access {
+        Access {
+            code: Some(self.behind),
+            ..self.of_data(Kind::Execute, self.behind, (1, 0))
+        }
+    }
+
+    /// What the instruction itself reads, writes or jumps to.
+    fn of_data(&self, kind: Kind, address: u64, data: (u8, u64)) -> Access {
+        Access {
+            step: Step { kind, address },
+            privilege: self.privilege,
+            data,
+            code: Some(self.code),
+        }
+    }
+}
+
 /// `KVM_EXIT_INTERNAL_ERROR`.
 const INTERNAL_ERROR: u32 = 17;
 
@@ -139,25 +180,17 @@ impl<F: Format> ShadowVm<F> {
         instruction: &Instruction,
         privilege: Privilege,
     ) -> Executed {
-        let (code, len) = place_of(instruction, privilege);
+        let accesses = Accesses::of(instruction, privilege);
         if !self.enter_or_fail(id) {
             return Executed::Ended;
         }
-        let access = |kind, address, data| Access {
-            step: Step { kind, address },
-            privilege,
-            data,
-            code: Some(code),
-        };
-        let fetch = access(Kind::Execute, code, (1, 0));
+        let fetch = accesses.fetch();
         // Behind the instruction is what stops the guest; a jump leads there by itself.
         let behind = match instruction {
             Instruction::Jump { .. } => None,
-            _ => Some(Access {
-                code: Some(code + len),
-                ..access(Kind::Execute, code + len, (1, 0))
-            }),
+            _ => Some(accesses.fetch_behind()),
         };
+        let access = |kind, address, data| accesses.of_data(kind, address, data);
         let (pages, other) = match *instruction {
             Instruction::MoveToCr { .. } | Instruction::Invlpg { .. } => {
                 return self.intercept(id, instruction, (&fetch, behind.as_ref()));
@@ -233,6 +266,8 @@ impl<F: Format> ShadowVm<F> {
                 self.tell(Predicted::ToldToL1(exit));
                 false
             }
+            // Guests of single instructions start no L2.
+            Reached::L2Ends => false,
             // An exception, where user mode can have one of its own.
             Reached::NoInstruction if self.tells_user(access) => {
                 self.goes_on(id, access, Reached::Shutdown)

@@ -3,11 +3,10 @@
 use slat_memslot::Gpa;
 use slat_mmu::role::{Cr0, Cr4};
 use slat_mmu::roots::{FlushOnReuse, Pgd, Request};
-use slat_mmu::shadow::Shadowed;
 use slat_mmu::spte::Format;
 
 use crate::shadow_vm::ShadowVm;
-use crate::shadow_vm::ram::RamView;
+use crate::shadow_vm::log::mark_dirtied;
 
 impl<F: Format> ShadowVm<F> {
     /// `mov` to CR0, CR3 or CR4.
@@ -65,26 +64,14 @@ impl<F: Format> ShadowVm<F> {
         if previous {
             roots.extend(vcpu.roots.previous(&self.mmu));
         }
-        let tables = RamView {
-            ram: &self.ram,
-            memory: &self.memory,
-            as_id: role.as_id(),
-        };
-        let guest = Shadowed {
-            paging: &paging,
-            tables: &tables,
-            memory: &self.memory,
-            settings,
-            role,
-        };
+        let tables = self.ram.view(&self.memory, role.as_id());
+        let guest = tables.followed(&paging, settings, role);
         let mut locked = self.mmu.lock(&mut self.out);
         for root in roots {
             locked.invalidate_address(root, address, &guest);
         }
         let dirtied = locked.take_dirtied();
-        for (as_id, gfn) in dirtied {
-            let _ = self.memory.mark_dirty(id, as_id, gfn);
-        }
+        mark_dirtied(&mut self.memory, id, dirtied);
         if let Some(vcpu) = self.vcpus.get_mut(&id) {
             vcpu.mmio.clear_at(Gpa::new(address).gfn());
         }

@@ -5,6 +5,8 @@ use slat_mmu::fault::Kind;
 use slat_mmu::walk::Privilege;
 
 mod parse;
+#[cfg(test)]
+mod tests;
 mod write;
 
 pub(super) use parse::op;
@@ -255,6 +257,8 @@ pub enum Op<'a> {
     },
     /// `KVM_SET_MSRS` with one of them.
     SetMsr {
+        /// The vCPU, where it is said; else the only one.
+        vcpu: Option<u32>,
         /// The name.
         msr: &'a str,
         /// The value.

@@ -149,7 +149,11 @@ fn long_mode_with<'a>(input: &mut Input<'a>) -> ModalResult<Sregs<'a>> {
 }
 
 fn set_msr<'a>(input: &mut Input<'a>) -> ModalResult<Op<'a>> {
-    seq!(Op::SetMsr { _: "KVM_SET_MSRS ", msr: name, _: '=', value: hex }).parse_next(input)
+    seq!(Op::SetMsr {
+        _: "KVM_SET_MSRS ", vcpu: opt(terminated(vcpu, ' ')),
+        msr: name, _: '=', value: hex,
+    })
+    .parse_next(input)
 }
 
 fn set_smm<'a>(input: &mut Input<'a>) -> ModalResult<Op<'a>> {

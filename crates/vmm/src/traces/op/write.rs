@@ -39,6 +39,11 @@ impl Display for Op<'_> {
     }
 }
 
+/// The vCPU, where it is said.
+fn said(f: &mut Formatter<'_>, vcpu: Option<u32>) -> Result {
+    vcpu.map_or(Ok(()), |vcpu| write!(f, "vcpu={vcpu} "))
+}
+
 impl Op<'_> {
     /// VMs, vCPUs and their state.
     fn machine(&self, f: &mut Formatter<'_>) -> Result {
@@ -61,12 +66,14 @@ impl Op<'_> {
             ),
             Self::SetSregs { vcpu, sregs } => {
                 write!(f, "KVM_SET_SREGS ")?;
-                if let Some(vcpu) = vcpu {
-                    write!(f, "vcpu={vcpu} ")?;
-                }
+                said(f, *vcpu)?;
                 sregs.fmt(f)
             }
-            Self::SetMsr { msr, value } => write!(f, "KVM_SET_MSRS {msr}={value:#x}"),
+            Self::SetMsr { vcpu, msr, value } => {
+                write!(f, "KVM_SET_MSRS ")?;
+                said(f, *vcpu)?;
+                write!(f, "{msr}={value:#x}")
+            }
             Self::SetSmm(inside) => write!(f, "KVM_SET_VCPU_EVENTS smi.smm={}", u8::from(*inside)),
             Self::Smi => write!(f, "KVM_SMI"),
             Self::EnableCap { cap, bits, arg } => {

@@ -90,6 +90,7 @@ fn plant(code: Code) -> Planted {
         Code::MmioBits => mmio(|raw| raw | 1 << 51),
         Code::MmioGfn => mmio(|raw| raw + (1 << 12)),
         Code::MmioGeneration => mmio(|raw| raw + (3 << 3)),
+        Code::EmptyMismatch => empty_mismatch(),
     }
 }
 
@@ -292,6 +293,14 @@ fn full_mismatch() -> Planted {
     memory(|world| {
         let table = world.below(7, Level::L2);
         world.tables.set_full(table, true);
+        table
+    })
+}
+
+fn empty_mismatch() -> Planted {
+    memory(|world| {
+        let table = world.below(7, Level::L2);
+        world.tables.page(table).set_empty();
         table
     })
 }

@@ -1,6 +1,9 @@
 //! L2 on tables of L1's: the second MMU of a vCPU (`guest_mmu`), which shadows them.
 
-use slat_memslot::{Errno, Gpa, Gva, Memory};
+mod emulate;
+mod run;
+
+use slat_memslot::{Gpa, Gva, Memory};
 use slat_mmu::fault::{
     Env, Invalidation, Kind, MmioAccess, MmioCache, NotTracked, Outcome, Present, Settings,
 };
@@ -11,23 +14,24 @@ use slat_mmu::role::{
 };
 use slat_mmu::roots::{FlushOnReuse, Pgd};
 use slat_mmu::shadow::{
-    GuestWalk, MarkedTrail, NoTdp, Roots, ShadowFault, ShadowLocked, ShadowMmu, ShadowRoot,
-    Shadowed, TdpBeside,
+    GuestWalk, MarkedTrail, Roots, ShadowFault, ShadowLocked, ShadowMmu, ShadowRoot, TdpBeside,
 };
-use slat_mmu::spte::{Access, Format};
+use slat_mmu::spte::{Access, Format, Mmio, Spte};
 use slat_mmu::tdp::{HardwareAccess, Observer};
 use slat_mmu::walk::second::{FaultPlace, SecondExit};
 use slat_mmu::walk::{
     ErrorCode, GuestCpu, GuestPaging, NestedEptRoot, PagingMode, Pointers, Privilege, TableMemory,
-    Unnested, WalkFault,
+    Translation, Unnested, WalkFault,
 };
 
-use super::ShadowVm;
-use super::guest::Reached;
+use super::log::mark_dirtied;
 use super::paged::marked;
-use super::ram::{Ram, RamView};
+use super::ram::Ram;
+use crate::paged_vm::fault::MetMmio;
 use crate::tdp_vm::{HostMemory, SecondStageOfL2};
 use crate::traces::Predicted;
+
+pub(crate) use emulate::{Code, EmulatedAccess};
 
 /// What a vCPU has while L2 runs on tables of L1's.
 #[derive(Debug)]
@@ -119,18 +123,8 @@ impl<F: Format, O: Observer<F> + Extend<Predicted>, T: TdpBeside<F>> L2Access<'_
     /// Loads L2's root; says whether there is room for it.
     pub(crate) fn load(&mut self) -> bool {
         let role = self.l2.roots.mmu.role();
-        let tables = RamView {
-            ram: self.ram,
-            memory: self.memory,
-            as_id: role.as_id(),
-        };
-        let guest = Shadowed {
-            paging: &self.l2.paging,
-            tables: &tables,
-            memory: self.memory,
-            settings: self.settings,
-            role,
-        };
+        let tables = self.ram.view(self.memory, role.as_id());
+        let guest = tables.followed(&self.l2.paging, self.settings, role);
         let pointers = pointers_of(&self.l2.paging, &tables);
         let mut locked = self.mmu.lock_beside(&mut *self.out, &mut self.tdp);
         let roots = &mut self.l2.roots;
@@ -140,9 +134,7 @@ impl<F: Format, O: Observer<F> + Extend<Predicted>, T: TdpBeside<F>> L2Access<'_
         }
         let loaded = locked.load_shadow(roots, pointers, &guest).is_ok();
         let dirtied = locked.take_dirtied();
-        for (as_id, gfn) in dirtied {
-            let _ = self.memory.mark_dirty(self.vcpu, as_id, gfn);
-        }
+        mark_dirtied(self.memory, self.vcpu, dirtied);
         loaded
     }
 
@@ -158,6 +150,32 @@ impl<F: Format, O: Observer<F> + Extend<Predicted>, T: TdpBeside<F>> L2Access<'_
         self.mmu.hardware_access(root, gpa.raw(), access)
     }
 
+    /// Where L1 has what hardware has reached.
+    pub(crate) fn mapped(&self, gpa: Gpa) -> Option<Gpa> {
+        let root = self.l2.roots.current(self.mmu)?;
+        let gfn = self.mmu.frame_at(root, gpa.raw())?;
+        Some(Gpa::new(gfn.gpa().raw() | gpa.raw() & 0xfff))
+    }
+
+    /// Whether an MMIO entry still holds, and KVM carries out the access.
+    pub(crate) fn is_known_mmio(&mut self, spte: Spte<F>, mmio: Mmio) -> bool {
+        let as_id = self.l2.roots.mmu.role().as_id();
+        let met = MetMmio {
+            spte,
+            mmio,
+            as_id,
+            gfn: mmio.gfn,
+        };
+        // L2's addresses are not those of the cache.
+        let mut none = MmioCache::default();
+        let known = met.is_known(self.memory, self.mmu.codec(), &mut none, &mut *self.out);
+        let generation = self.memory.space(as_id).generation();
+        if let Some(found) = none.at(mmio.gfn, generation).filter(|_| known) {
+            self.mmio.remember_at(found, generation);
+        }
+        known
+    }
+
     /// The outcome and L1's address.
     ///
     /// # Errors
@@ -168,28 +186,13 @@ impl<F: Format, O: Observer<F> + Extend<Predicted>, T: TdpBeside<F>> L2Access<'_
         gpa: Gpa,
         place: FaultPlace,
     ) -> Result<(Outcome, Gpa), SecondExit> {
-        let role = self.l2.roots.mmu.role();
-        let tables = RamView {
-            ram: self.ram,
-            memory: self.memory,
-            as_id: role.as_id(),
-        };
-        let mut trail = MarkedTrail::default();
         let wanted = self.error_code(kind);
-        let address = Gva::new(gpa.raw());
-        let pointers = pointers_of(&self.l2.paging, &tables);
-        let walked = self.l2.paging.with_pointers(pointers);
-        let walked = walked.without_canonical_check();
-        let found = walked.walk(&tables, &mut Unnested, &mut trail, address, wanted);
-        self.out.extend(trail.marks().iter().flat_map(marked));
-        let found = found.map_err(|fault| self.told_to_l1(&fault, wanted, place))?;
-        let guest = Shadowed {
-            paging: &self.l2.paging,
-            tables: &tables,
-            memory: self.memory,
-            settings: self.settings,
-            role,
-        };
+        let (trail, found) = self
+            .walk(wanted, gpa)
+            .map_err(|fault| self.told_to_l1(&fault, wanted, place))?;
+        let role = self.l2.roots.mmu.role();
+        let tables = self.ram.view(self.memory, role.as_id());
+        let guest = tables.followed(&self.l2.paging, self.settings, role);
         let walk = GuestWalk {
             trail: &trail,
             found: &found,
@@ -220,15 +223,31 @@ impl<F: Format, O: Observer<F> + Extend<Predicted>, T: TdpBeside<F>> L2Access<'_
             self.mmio
                 .remember_at(MmioAccess { place, ..met }, generation);
         }
-        for mark in trail.marks().iter().filter(|mark| mark.written) {
-            let _ = self
-                .memory
-                .mark_dirty(self.vcpu, role.as_id(), mark.place.gfn());
-        }
         if let Some((slot, gfn)) = handled.mark_dirty {
             let _ = self.memory.mark_dirty(self.vcpu, slot.as_id, gfn);
         }
         Ok((handled.outcome, found.gpa))
+    }
+
+    /// Walks L1's tables for an address of L2's, which leaves marks.
+    fn walk(
+        &mut self,
+        wanted: ErrorCode,
+        gpa: Gpa,
+    ) -> Result<(MarkedTrail, Translation), WalkFault> {
+        let as_id = self.l2.roots.mmu.role().as_id();
+        let tables = self.ram.view(self.memory, as_id);
+        let mut trail = MarkedTrail::default();
+        let pointers = pointers_of(&self.l2.paging, &tables);
+        let paging = self.l2.paging.with_pointers(pointers);
+        let paging = paging.without_canonical_check();
+        let address = Gva::new(gpa.raw());
+        let found = paging.walk(&tables, &mut Unnested, &mut trail, address, wanted);
+        self.out.extend(trail.marks().iter().flat_map(marked));
+        for mark in trail.marks().iter().filter(|mark| mark.written) {
+            let _ = self.memory.mark_dirty(self.vcpu, as_id, mark.place.gfn());
+        }
+        found.map(|found| (trail, found))
     }
 
     /// What an exit of hardware asks L1's tables for: one thing with EPT, where only reading counts as user mode
@@ -273,98 +292,3 @@ fn pointers_of(paging: &GuestPaging, tables: &impl TableMemory) -> Pointers {
 
 /// Where the pointers are, in `nCR3`.
 const POINTERS: u64 = 0xffff_ffe0;
-
-/// How often an access is tried: an emulated guest would go on for ever.
-const ATTEMPTS: u32 = 64;
-
-impl<F: Format> ShadowVm<F> {
-    /// L1 starts an L2 that has tables of L1's.
-    pub(super) fn start_l2(&mut self, id: u32, tables: &SecondStageOfL2) -> bool {
-        let Some(tdp) = self.tdp else {
-            return false;
-        };
-        let Some(vcpu) = self.vcpus.get(&id) else {
-            return false;
-        };
-        let l2 = L2::new(&vcpu.state, tables, &tdp, &self.cpu_of(vcpu));
-        self.ram.make_l2_tables(tables);
-        let Some(vcpu) = self.vcpus.get_mut(&id) else {
-            return false;
-        };
-        match (&mut vcpu.l2, l2) {
-            (Some(before), Some(anew)) => {
-                before.restart(&anew, &mut self.mmu.lock(&mut self.out));
-            }
-            (before, anew) => *before = anew,
-        }
-        vcpu.pause_l1();
-        true
-    }
-
-    fn l2_access(&mut self, id: u32) -> Option<L2Access<'_, F, crate::tdp_vm::Sink, NoTdp>> {
-        let settings = self.settings();
-        let vcpu = self.vcpus.get_mut(&id)?;
-        Some(L2Access {
-            vcpu: id,
-            mmu: &mut self.mmu,
-            tdp: NoTdp,
-            l2: vcpu.l2.as_mut()?,
-            memory: &mut self.memory,
-            ram: &self.ram,
-            host: &mut self.host,
-            invalidation: &self.invalidation,
-            settings,
-            mmio: &mut vcpu.mmio,
-            out: &mut self.out,
-        })
-    }
-
-    /// Loads L2's root; says whether there is room for it.
-    pub(super) fn load_l2_root(&mut self, id: u32) -> bool {
-        let loaded = self.l2_access(id).is_some_and(|mut access| access.load());
-        self.spread_requests();
-        loaded
-    }
-
-    /// One access of L2 to an address that L1's tables translate.
-    pub(super) fn access_l2(&mut self, id: u32, kind: Kind, gpa: Gpa) -> Reached {
-        for _ in 0..ATTEMPTS {
-            self.serve_requests(id);
-            if !self.load_root(id) {
-                return Reached::Failed(Errno::ENOSPC);
-            }
-            let Some(mut access) = self.l2_access(id) else {
-                return Reached::Shutdown;
-            };
-            let present = match access.hardware(kind, gpa) {
-                HardwareAccess::Done { .. } => return Reached::Done,
-                HardwareAccess::Mmio { mmio, .. } => {
-                    let inside = gpa.raw() & 0xfff;
-                    return Reached::Mmio(Gpa::new(mmio.gfn.gpa().raw() | inside));
-                }
-                HardwareAccess::NotPresent => Present::No,
-                HardwareAccess::NotAllowed => Present::Yes,
-            };
-            let fault = access.fault((kind, present), gpa, FaultPlace::Final);
-            while let Some(moved) = self.host.take_moved() {
-                self.unmap_hva(moved);
-            }
-            self.spread_requests();
-            match fault {
-                Ok((Outcome::Retry | Outcome::Fixed | Outcome::Spurious, _)) => {}
-                Ok((Outcome::Emulate, gpa)) => return Reached::Mmio(gpa),
-                Ok((Outcome::WriteProtected, gpa)) => {
-                    self.emulate_write(id, gpa);
-                    return Reached::Done;
-                }
-                Ok((Outcome::MemoryFault | Outcome::BadPage, _)) => {
-                    return Reached::Failed(Errno::EFAULT);
-                }
-                Ok((Outcome::Interrupted, _)) => return Reached::Failed(Errno::EINTR),
-                Ok((Outcome::OutOfTables, _)) => return Reached::Failed(Errno::ENOSPC),
-                Err(exit) => return Reached::ToL1(exit),
-            }
-        }
-        Reached::Failed(Errno::EINTR)
-    }
-}
