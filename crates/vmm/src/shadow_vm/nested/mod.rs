@@ -143,7 +143,9 @@ impl<F: Format, O: Observer<F> + Extend<Predicted>, T: TdpBeside<F>> L2Access<'_
         let access = match kind {
             Kind::Read => Access::USER,
             Kind::Write => Access::USER | Access::WRITE,
-            Kind::Execute => Access::EXECUTE,
+            // EPT has entries that allow nothing else.
+            Kind::Execute if F::EXECUTE != 0 => Access::EXECUTE,
+            Kind::Execute => Access::USER | Access::EXECUTE,
         };
         let root = self.l2.roots.current(self.mmu);
         let root = root.unwrap_or(ShadowRoot::Dummy);
