@@ -58,6 +58,15 @@ fn run(vm: &mut impl PagedVm, tables: SecondStageOfL2, kind: Kind, address: u64)
     lines(vm)
 }
 
+/// L2 is left, so that L1 can start it again.
+fn leave(vm: &mut impl PagedVm) {
+    let leave = Activity {
+        mode_then: Some(VcpuMode::Normal),
+        ..Activity::halt(Gpa::new(0x1000))
+    };
+    vm.run_guest(0, &leave);
+}
+
 const TOLD: &str = "  kvm_nested_vmexit_inject: ";
 
 /// What L1 was told; it runs on after that.
@@ -110,6 +119,34 @@ fn l1_is_told_of_nested_page_faults() {
     violations::<ShadowVm<Npt>>("npt-l4-legacy-mmu", NPT, wanted);
 }
 
+/// All that a guest behind NPT does is done in user mode: a page without the user bit cannot be executed either, although a
+/// neighbour's fault has mapped it.
+fn fetches_are_of_user_mode<V: PagedVm>(machine: &str) {
+    let mut vm = vm::<V>(machine);
+    let tables = [0xb000_u64, 0xc000, 0xd000].map(|table| (table, (table + 0x1000) | 7));
+    let pages = (0..16).map(|page| {
+        let rights = if page == 3 { 0x21 } else { 0x27 };
+        (0xe000 + 8 * page, page << 12 | rights)
+    });
+    for (gpa, entry) in tables.into_iter().chain(pages) {
+        vm.poke(0x7f00_0000_0000 + gpa, entry);
+    }
+    let (cr3, pages) = (L1_TABLES, Vec::new());
+    vm.set_paging(0, Paging::Long { cr3, pages });
+    let mapped = run(&mut vm, NPT, Kind::Read, 0x2000);
+    let neighbour = |line: &String| line.contains("kvm_mmu_set_spte: gfn 3 ");
+    assert!(mapped.iter().any(neighbour), "{mapped:#?}");
+    leave(&mut vm);
+    let lines = run(&mut vm, NPT, Kind::Execute, 0x3000);
+    assert_eq!(told(&lines), "#NPF(0x100000005 PRESENT|USER|GUEST_FINAL)");
+}
+
+#[test]
+fn l2_executes_nothing_without_the_user_bit() {
+    fetches_are_of_user_mode::<TdpVm<Npt>>("npt-l4");
+    fetches_are_of_user_mode::<ShadowVm<Npt>>("npt-l4-legacy-mmu");
+}
+
 /// The root that shadows L1's tables stays with the vCPU while L1 runs, and is used again.
 fn second_entry_finds_the_root<V: PagedVm>(machine: &str) {
     let mut vm = vm::<V>(machine);
@@ -117,12 +154,7 @@ fn second_entry_finds_the_root<V: PagedVm>(machine: &str) {
     let makes_root =
         |line: &&String| line.contains("kvm_mmu_get_page") && line.contains(" gfn b l4 ");
     assert_eq!(first.iter().filter(makes_root).count(), 1, "{first:#?}");
-    // L2 is left, and L1 starts it again.
-    let leave = Activity {
-        mode_then: Some(VcpuMode::Normal),
-        ..Activity::halt(Gpa::new(0x1000))
-    };
-    vm.run_guest(0, &leave);
+    leave(&mut vm);
     let second = run(&mut vm, EPT, Kind::Read, 0x40_0000);
     assert_eq!(second.iter().filter(makes_root).count(), 0, "{second:#?}");
     assert_eq!(second.last().unwrap(), "NOTE exit HLT");
