@@ -340,3 +340,51 @@ fn a_region_for_an_older_kernel_keeps_the_flags_that_it_knows() {
     let call = Call::SetRegion(newer);
     assert_eq!(repaired(&old, &call), Call::SetRegion(older));
 }
+
+/// Flags of the newer struct need the newer call, where the kernel has it.
+#[test]
+fn flags_of_the_newer_struct_need_the_newer_call() {
+    let with_gmem = Region {
+        version: RegionVersion::V1,
+        ..Region::new(SlotKey::normal(0), 0, 0x1000, 0).with_flags(SlotFlags::GUEST_MEMFD)
+    };
+    let mend = |name| {
+        let memory = Memory::new(Profile::named(name).unwrap(), VmType::Default);
+        let call = Call::SetRegion(with_gmem);
+        let refusal = memory.check(&call).unwrap_err();
+        match memory.repair(&call, &refusal.reason) {
+            Repair::Calls { call, .. } => call,
+            Repair::Impossible { why } => panic!("{name}: {why}"),
+        }
+    };
+    let newer = Region {
+        version: RegionVersion::V2,
+        ..with_gmem
+    };
+    assert_eq!(mend("linux-6.18"), Call::SetRegion(newer));
+    let without = Region {
+        flags: 0,
+        ..with_gmem
+    };
+    assert_eq!(mend("linux-6.1"), Call::SetRegion(without));
+}
+
+/// Rings are switched on before the first vCPU, if at all.
+#[test]
+fn rings_are_enabled_for_a_reset_only_while_that_is_possible() {
+    let repair = |rings, vcpu| {
+        let mut profile = Profile::latest();
+        profile.dirty_ring.set(rings);
+        let mut memory = Memory::new(profile, VmType::Default);
+        if vcpu {
+            memory.call(&Call::CreateVcpu).unwrap();
+        }
+        let refusal = memory.check(&Call::ResetDirtyRings).unwrap_err();
+        assert_eq!(refusal.reason.code(), "ring-not-enabled");
+        memory.repair(&Call::ResetDirtyRings, &refusal.reason)
+    };
+    assert!(matches!(repair(true, false), Repair::Calls { first, .. } if first.len() == 1));
+    for (rings, vcpu) in [(true, true), (false, false), (false, true)] {
+        assert!(matches!(repair(rings, vcpu), Repair::Impossible { .. }));
+    }
+}
