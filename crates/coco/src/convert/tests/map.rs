@@ -8,7 +8,7 @@ use slat_memslot::{
 use crate::convert::PrivateMap;
 use crate::migration::Status;
 
-const FRAMES: u64 = 48;
+const FRAMES: usize = 48;
 
 /// What is said of a frame: private or not, the slot, the file and the page there.
 type Frame = (Status, Option<SlotKey>, Option<(GmemId, u64)>);
@@ -36,8 +36,8 @@ fn frame(memory: &Memory, gfn: Gfn) -> Option<Frame> {
 proptest! {
     #[test]
     fn a_map_says_what_each_frame_is(
-        slots in prop::collection::vec((0..FRAMES - 8, 1..8_u64, prop::option::of(0..4_u64)), 0..5),
-        private in prop::collection::vec((0..FRAMES - 8, 1..8_u64), 0..6),
+        slots in prop::collection::vec((0..FRAMES as u64 - 8, 1..8_u64, prop::option::of(0..4_u64)), 0..5),
+        private in prop::collection::vec((0..FRAMES as u64 - 8, 1..8_u64), 0..6),
     ) {
         let mut memory = Memory::new(Profile::latest(), VmType::SwProtected);
         let file = memory.create_gmem(64 * PAGE_SIZE, 0).unwrap();
@@ -54,7 +54,7 @@ proptest! {
             memory.set_attributes(gfn * PAGE_SIZE, pages * PAGE_SIZE, bits, 0).unwrap();
         }
         let map = PrivateMap::of(&memory);
-        let mut said = [None; FRAMES as usize];
+        let mut said = [None; FRAMES];
         let mut counts = [0; 2];
         let mut end = 0;
         for part in map.parts() {
@@ -63,7 +63,7 @@ proptest! {
             for gfn in part.range.start().raw()..end {
                 let within = (gfn - part.range.start().raw()) * PAGE_SIZE;
                 let file = part.file.map(|(file, at)| (file, at + within));
-                said[gfn as usize] = Some((part.status, part.slot, file));
+                said[usize::try_from(gfn).unwrap()] = Some((part.status, part.slot, file));
                 counts[usize::from(part.status == Status::Private)] += u64::from(part.slot.is_some());
             }
         }
