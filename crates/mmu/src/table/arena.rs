@@ -73,6 +73,50 @@ fn boxed<T>(make: impl Fn() -> T) -> Box<[T; CHUNK as usize]> {
     }
 }
 
+impl<M> Chunk<M> {
+    #[inline]
+    fn note(&self, id: TableId) -> Note<'_> {
+        let (word, shift) = place_of_note(id);
+        Note {
+            word: &self.notes[word],
+            shift,
+        }
+    }
+}
+
+/// A number below 4 that is kept with a table. What it means is the user's to say. It starts as 0, and stays when the table is
+/// recycled.
+#[derive(Clone, Copy, Debug)]
+pub struct Note<'a> {
+    word: &'a AtomicU64,
+    shift: u32,
+}
+
+impl Note<'_> {
+    /// The number.
+    #[inline]
+    pub fn get(self) -> u8 {
+        (self.word.load(Ordering::Relaxed) >> self.shift & 0b11) as u8
+    }
+
+    /// Sets bits of it.
+    #[inline]
+    pub fn add(self, bits: u8) {
+        let bits = u64::from(bits & 0b11) << self.shift;
+        self.word.fetch_or(bits, Ordering::Relaxed);
+    }
+
+    /// Clears bits of it. Costs a load where they are clear.
+    #[inline]
+    pub fn take(self, bits: u8) {
+        let bits = u64::from(bits & 0b11) << self.shift;
+        // A store would take the line from others.
+        if self.word.load(Ordering::Relaxed) & bits != 0 {
+            self.word.fetch_and(!bits, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Numbers that can be given out.
 #[derive(Debug, Default)]
 struct Free {
@@ -210,14 +254,14 @@ impl<M> Arena<M> {
         &self.chunk(id).meta[(id.0 % CHUNK) as usize]
     }
 
-    /// Both: the entries of a table, and what is known about it.
+    /// All of it: the entries of a table, what is known about it, and its note.
     ///
     /// # Panics
     /// The number was never given out.
     #[inline]
-    pub(crate) fn table_and_meta(&self, id: TableId) -> (&Table, &M) {
+    pub(crate) fn parts(&self, id: TableId) -> (&Table, &M, Note<'_>) {
         let (chunk, at) = (self.chunk(id), (id.0 % CHUNK) as usize);
-        (&chunk.tables[at], &chunk.meta[at])
+        (&chunk.tables[at], &chunk.meta[at], chunk.note(id))
     }
 
     /// The entries of a table, for plain stores: whoever has the arena to itself needs no atomic operation.
@@ -238,15 +282,13 @@ impl<M> Arena<M> {
         &mut self.chunk_mut(id).meta[(id.0 % CHUNK) as usize]
     }
 
-    /// A number below 4 that is kept with a table. What it means is the user's to say; a chunk's notes lie close together,
-    /// so that going through many tables costs little. It starts as 0, and stays when a table is recycled.
+    /// The note that is kept with a table. A chunk's notes lie close together, so that going through many tables costs little.
     ///
     /// # Panics
     /// The number was never given out.
     #[inline]
-    pub fn note(&self, id: TableId) -> u8 {
-        let (word, shift) = self.note_of(id);
-        (word.load(Ordering::Relaxed) >> shift & 0b11) as u8
+    pub fn note(&self, id: TableId) -> Note<'_> {
+        self.chunk(id).note(id)
     }
 
     /// Changes a table's note, for whoever has the arena to itself.
@@ -261,30 +303,6 @@ impl<M> Arena<M> {
         set_value(word, others | u64::from(note & 0b11) << shift);
     }
 
-    /// Sets bits of a table's note.
-    ///
-    /// # Panics
-    /// The number was never given out.
-    #[inline]
-    pub fn add_to_note(&self, id: TableId, bits: u8) {
-        let (word, shift) = self.note_of(id);
-        word.fetch_or(u64::from(bits & 0b11) << shift, Ordering::Relaxed);
-    }
-
-    /// Clears bits of a table's note. Costs a load where they are clear.
-    ///
-    /// # Panics
-    /// The number was never given out.
-    #[inline]
-    pub fn take_from_note(&self, id: TableId, bits: u8) {
-        let (word, shift) = self.note_of(id);
-        let bits = u64::from(bits & 0b11) << shift;
-        // A store would take the line from others.
-        if word.load(Ordering::Relaxed) & bits != 0 {
-            word.fetch_and(!bits, Ordering::Relaxed);
-        }
-    }
-
     /// Finds tables for one walk, which begins at this one.
     ///
     /// # Panics
@@ -296,12 +314,6 @@ impl<M> Arena<M> {
             number: first.0 / CHUNK,
             tables: &self.chunk(first).tables,
         }
-    }
-
-    #[inline]
-    fn note_of(&self, id: TableId) -> (&AtomicU64, u32) {
-        let (word, shift) = place_of_note(id);
-        (&self.chunk(id).notes[word], shift)
     }
 
     #[inline]
@@ -394,12 +406,16 @@ mod tests {
         for (number, &id) in ids.iter().enumerate() {
             arena.set_note(id, note(number));
         }
-        let notes = |arena: &Arena<()>| ids.iter().map(|&id| arena.note(id)).collect::<Vec<_>>();
+        let notes = |arena: &Arena<()>| {
+            ids.iter()
+                .map(|&id| arena.note(id).get())
+                .collect::<Vec<_>>()
+        };
         let mut expected: Vec<u8> = (0..ids.len()).map(note).collect();
         assert_eq!(notes(&arena), expected);
-        arena.add_to_note(ids[32], 0b01);
-        arena.take_from_note(ids[9], 0b10);
-        arena.take_from_note(ids[513], 0b11);
+        arena.note(ids[32]).add(0b01);
+        arena.note(ids[9]).take(0b10);
+        arena.note(ids[513]).take(0b11);
         (expected[32], expected[9], expected[513]) = (0b11, 0b01, 0);
         assert_eq!(notes(&arena), expected);
     }

@@ -141,7 +141,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
         new: Spte<F>,
     ) -> Result<(), NotStored> {
         let (tables, table) = (self.side.tables, cursor.table());
-        let (entries, page) = tables.arena.table_and_meta(table);
+        let (entries, page, note) = tables.arena.parts(table);
         let (entry, at) = (&entries[cursor.index()], At::of(page, cursor));
         if X::PRESENT && new.is_present() && self.is_mirror(table) {
             self.set_mirror(entry, cursor, at, new)?;
@@ -151,10 +151,10 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
         // Whoever asks for these marks has the tables to himself.
         let leaf_gone = cursor.old.is_leaf(at.level) && !new.is_leaf(at.level);
         if leaf_gone && !cfg!(slat_mutant = "keep_full") {
-            tables.forget(table, Leaves::All);
+            Leaves::All.forget(note);
         }
         if new.is_present() && !cfg!(slat_mutant = "keep_empty") {
-            tables.forget(table, Leaves::None);
+            Leaves::None.forget(note);
         }
         self.changed(at, cursor.old, new);
         Ok(())
