@@ -197,16 +197,16 @@ fn the_proposal_of_2021_leaves_pages_assigned_that_nobody_has() {
     assert!(count > 0);
 }
 
+fn config() -> Config {
+    let mut config = Config::new();
+    config.silence_warnings = true;
+    config.max_steps = shuttle::MaxSteps::None;
+    config
+}
+
 /// Two instructions at one entry, or at a tail and its head: one of them gives way, and what is left is consistent.
 #[test]
 fn instructions_meet() {
-    use crate::rmp::RmpState;
-    let config = || {
-        let mut config = Config::new();
-        config.silence_warnings = true;
-        config.max_steps = shuttle::MaxSteps::None;
-        config
-    };
     let scheduler = RandomScheduler::new(schedules());
     Runner::new(scheduler, config()).run(|| {
         let rmp = Arc::new(Rmp::new(0x400));
@@ -222,4 +222,97 @@ fn instructions_meet() {
         assert_eq!(head.assigned, huge.is_ok());
         assert_eq!(rmp.own_entry(Pfn::new(0x203)).assigned, tail.is_ok());
     });
+}
+
+/// A walk that is let through while PSMASH is under way has seen all of it: a page of 4 KiB is there from then on.
+#[test]
+fn walks_meet_psmash() {
+    const HEAD: u64 = 0x200;
+    let scheduler = RandomScheduler::new(schedules());
+    let let_through = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&let_through);
+    Runner::new(scheduler, config()).run(move || {
+        let rmp = Arc::new(Rmp::new(0x400));
+        let state = RmpState::private(asid(), gfn(0), RmpSize::Size2M);
+        rmp.rmpupdate(Pfn::new(HEAD), &state).unwrap();
+        let _ = rmp.pvalidate(cpu(Vmpl::Vmpl0), guest_page(0, HEAD), RmpSize::Size2M, true);
+        let smash = {
+            let rmp = Arc::clone(&rmp);
+            thread::spawn(move || rmp.psmash(Pfn::new(HEAD)).unwrap())
+        };
+        let guard = rmp.guard(cpu(Vmpl::Vmpl0), Visibility::Private);
+        for _ in 0..4 {
+            // The second check finds the entry by a guess.
+            if guard.check(&write(3, HEAD + 3)).is_ok() {
+                count.fetch_add(1, Ordering::Relaxed);
+                assert_eq!(rmp.own_entry(Pfn::new(HEAD)).size, RmpSize::Size4K);
+            }
+            thread::yield_now();
+        }
+        smash.join().unwrap();
+        assert!(guard.check(&write(3, HEAD + 3)).is_ok());
+    });
+    println!("{} let through", let_through.load(Ordering::Relaxed));
+    assert!(let_through.load(Ordering::Relaxed) > 0);
+}
+
+/// A walk never takes permissions of one owner of a page for those of the next.
+#[test]
+fn walks_meet_a_new_owner() {
+    const AT: u64 = 0x203;
+    let scheduler = RandomScheduler::new(schedules());
+    Runner::new(scheduler, config()).run(|| {
+        let rmp = Arc::new(Rmp::new(0x400));
+        let give = |rmp: &Rmp, frame: u64| {
+            let state = RmpState::private(asid(), gfn(frame), RmpSize::Size4K);
+            rmp.rmpupdate(Pfn::new(AT), &state).unwrap();
+            let page = guest_page(frame, AT);
+            let _ = rmp.pvalidate(cpu(Vmpl::Vmpl0), page, RmpSize::Size4K, true);
+        };
+        give(&rmp, 3);
+        let adjustment = Adjustment {
+            target: Vmpl::Vmpl1,
+            permissions: Permissions::all(),
+            vmsa: false,
+        };
+        let (level, page) = (cpu(Vmpl::Vmpl0), guest_page(3, AT));
+        rmp.rmpadjust(level, page, RmpSize::Size4K, adjustment)
+            .unwrap();
+        let guard = rmp.guard(cpu(Vmpl::Vmpl1), Visibility::Private);
+        assert!(guard.check(&write(3, AT)).is_ok());
+        let owner = {
+            let rmp = Arc::clone(&rmp);
+            thread::spawn(move || give(&rmp, 515))
+        };
+        for _ in 0..4 {
+            assert!(
+                guard.check(&write(515, AT)).is_err(),
+                "VMPL1 was not permitted"
+            );
+            thread::yield_now();
+        }
+        owner.join().unwrap();
+        assert!(guard.check(&write(3, AT)).is_err());
+    });
+}
+
+fn cpu(vmpl: Vmpl) -> GuestCpu {
+    GuestCpu { asid: asid(), vmpl }
+}
+
+fn guest_page(frame: u64, pfn: u64) -> GuestPage {
+    GuestPage {
+        gfn: gfn(frame),
+        pfn: Pfn::new(pfn),
+        nested: PageSize::Size2M,
+    }
+}
+
+fn write(frame: u64, pfn: u64) -> Translated {
+    Translated {
+        gfn: gfn(frame),
+        pfn: Pfn::new(pfn),
+        level: Level::L1,
+        access: Access::WRITE,
+    }
 }
