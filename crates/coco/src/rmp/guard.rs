@@ -48,9 +48,9 @@ impl RmpGuard<'_> {
         if self.visibility == Visibility::Shared || access.level != Level::L1 {
             return false;
         }
-        let guess = Pfn::new(self.near[place(access.gfn)].load(Ordering::Relaxed));
+        let near = Pfn::new(self.near[place(access.gfn)].load(Ordering::Relaxed));
         let frames = (access.gfn, access.pfn);
-        self.rmp.tail_has(guess, frames, &self.wanted(access))
+        self.rmp.own_has_near(near, frames, &self.wanted(access))
     }
 
     #[inline(always)]

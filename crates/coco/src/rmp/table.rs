@@ -261,17 +261,16 @@ impl Rmp {
             .is_some_and(|region| region.own_has(index_of(pfn), wanted))
     }
 
-    /// The same by a guess: the tail is read at a guest frame's place in the region that another frame was in, and counts if
-    /// that is where the frame is. A CPU that guesses so too need not wait for the frame.
+    /// The same for a frame that is probably in one region with another, and at a guest frame's place in it: a CPU guesses
+    /// so too, and need not wait for the frame. A wrong guess at the region gives up.
     #[inline(always)]
-    pub(super) fn tail_has(&self, guess: Pfn, (gfn, pfn): (Gfn, Pfn), wanted: &Wanted) -> bool {
-        let index = to_usize(gfn.raw() % REGION);
-        if index == 0 || (gfn.raw() ^ pfn.raw()) % REGION != 0 {
-            return false;
+    pub(super) fn own_has_near(&self, near: Pfn, (gfn, pfn): (Gfn, Pfn), wanted: &Wanted) -> bool {
+        if (gfn.raw() ^ pfn.raw()) % REGION != 0 {
+            return self.own_has(pfn, wanted);
         }
-        match self.region(guess) {
-            Some(region) if guess.raw() / REGION == pfn.raw() / REGION => {
-                region.own_has(index, wanted)
+        match self.region(near) {
+            Some(region) if near.raw() / REGION == pfn.raw() / REGION => {
+                region.own_has(to_usize(gfn.raw() % REGION), wanted)
             }
             _ => false,
         }
