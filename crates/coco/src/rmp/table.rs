@@ -10,6 +10,7 @@
 //! locked, a change of the head to 2 MiB looks at its tails once the head is locked: one of two that meet sees the other.
 //! Readers take no lock.
 
+use core::fmt::Debug;
 use std::sync::OnceLock;
 
 use slat_memslot::Gfn;
@@ -64,8 +65,7 @@ impl Region {
     }
 
     fn make_tails(&self) -> &[Cell; TAILS] {
-        self.tails
-            .get_or_init(|| Box::new([const { Cell::new() }; TAILS]))
+        self.tails.get_or_init(|| boxed(Cell::new))
     }
 
     /// Whether an own entry decides, is assigned, and has all that is wanted, at one moment. If that cannot be told at a
@@ -223,8 +223,8 @@ impl Rmp {
     }
 
     fn make_region(&self, pfn: Pfn) -> &Region {
-        let make = || Box::new([const { Region::new() }; GROUP as usize]);
-        &self.groups[group_of(pfn)].get_or_init(make)[region_of(pfn)]
+        let group = &self.groups[group_of(pfn)];
+        &group.get_or_init(|| boxed(Region::new))[region_of(pfn)]
     }
 
     fn own(&self, pfn: Pfn) -> Option<&Cell> {
@@ -363,6 +363,12 @@ fn tails_state(tails: &[Cell]) -> Tails {
         }
     }
     state
+}
+
+/// An array that is made where it stays, since it is too large for a stack.
+fn boxed<T: Debug, const N: usize>(make: fn() -> T) -> Box<[T; N]> {
+    let all: Box<[T]> = (0..N).map(|_| make()).collect();
+    all.try_into().expect("there are as many")
 }
 
 /// Numbers that are looked up in tables, where those that are too large are not found.
