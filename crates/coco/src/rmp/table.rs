@@ -25,7 +25,8 @@ use super::rules::Rules;
 pub(super) const REGION: u64 = 512;
 const TAILS: usize = 511;
 /// Regions that are made together: 1 GiB.
-const GROUP: u64 = 512;
+const REGIONS: usize = 512;
+const GROUP: u64 = REGIONS as u64;
 
 /// 512 entries.
 #[derive(Debug)]
@@ -79,7 +80,7 @@ impl Region {
     }
 }
 
-type Group = [Region; GROUP as usize];
+type Group = [Region; REGIONS];
 
 /// Two changes met. Trying again may succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
