@@ -27,7 +27,7 @@ enum Plan {
 
 /// Beginnings of commands that are not run, or whose output is not compared. The first that fits counts; `slat` commands
 /// that are not listed print what their page says.
-const PLANS: [(&str, Plan); 28] = [
+const PLANS: [(&str, Plan); 29] = [
     (
         "cargo vm",
         Plan::Elsewhere("it needs the emulated machine, docs/vm.md"),
@@ -71,6 +71,10 @@ const PLANS: [(&str, Plan); 28] = [
     ),
     ("cargo run --example", Plan::Elsewhere("tests/examples.rs")),
     (".ci/run", Plan::Elsewhere("it runs this test")),
+    (
+        ".ci/mutants",
+        Plan::Elsewhere("minutes to hours, and tools that are installed apart"),
+    ),
     ("git ", Plan::Elsewhere("the reader's own clone")),
     (
         "SLAT_",

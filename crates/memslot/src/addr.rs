@@ -297,3 +297,6 @@ impl fmt::Display for GfnRange {
         write!(f, "[{:#x}, {:#x})", self.start.0, self.end.0)
     }
 }
+
+#[cfg(test)]
+mod tests;

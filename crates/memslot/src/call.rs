@@ -530,3 +530,48 @@ impl Outcome {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_agree_wherever_they_lie() {
+        let at = |map, hva| Outcome::Mapped(MapId::new(map), Hva::new(hva));
+        assert!(at(1, 0x1000).agrees_with(&at(1, 0x2000)));
+        assert!(!at(1, 0x1000).agrees_with(&at(2, 0x1000)));
+        assert!(!at(1, 0x1000).agrees_with(&Outcome::Done));
+        assert!(Outcome::Value(3).agrees_with(&Outcome::Value(3)));
+        assert!(!Outcome::Value(3).agrees_with(&Outcome::Value(4)));
+    }
+
+    #[test]
+    fn an_access_says_who_does_what_and_by_which_code() {
+        let access = GuestAccess::write(0x1234).by_vcpu(3).in_smm();
+        let expected = GuestAccess {
+            vcpu: 3,
+            as_id: crate::AsId::SMM,
+            kind: AccessKind::Write,
+            gpa: 0x1234,
+            code: None,
+        };
+        assert_eq!(access, expected);
+        assert_eq!(access.by_code_at(0x9000).code, Some(0x9000));
+        assert_eq!(GuestAccess::read(1).kind, AccessKind::Read);
+        assert_eq!(GuestAccess::execute(1).kind, AccessKind::Execute);
+    }
+
+    /// An instruction that writes over itself would be another one.
+    #[test]
+    fn an_instruction_lies_in_the_other_half_of_the_page() {
+        for gpa in [0x5000, 0x57ff, 0x5800, 0x5fff] {
+            let at = GuestAccess::read(gpa).instruction();
+            assert_eq!(at / 0x1000, 5, "{gpa:#x}");
+            assert_ne!(at & 0x800, gpa & 0x800, "{gpa:#x}");
+            assert_eq!(at % 0x800, 0, "{gpa:#x}");
+            assert_eq!(GuestAccess::execute(gpa).instruction(), gpa);
+            let far = GuestAccess::write(gpa).by_code_at(0x9000);
+            assert_eq!(far.instruction(), 0x9000);
+        }
+    }
+}

@@ -61,3 +61,18 @@ pub fn name(cap: u32) -> Option<&'static str> {
         .find(|(number, _)| *number == cap)
         .map(|(_, name)| *name)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three numbers of the kernel's header.
+    #[test]
+    fn capabilities_are_named() {
+        assert_eq!(name(3), Some("USER_MEMORY"));
+        assert_eq!(name(192), Some("DIRTY_LOG_RING"));
+        assert_eq!(name(236), Some("PRE_FAULT_MEMORY"));
+        assert_eq!(name(0), None);
+        assert_eq!(name(237), None);
+    }
+}

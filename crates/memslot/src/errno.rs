@@ -105,3 +105,29 @@ impl<'de> serde::Deserialize<'de> for Errno {
         text.parse().map_err(serde::de::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        for (number, name) in [(2, "ENOENT"), (17, "EEXIST"), (95, "EOPNOTSUPP"), (3, "E3")] {
+            let errno = Errno::new(number);
+            assert_eq!(errno.to_string(), name);
+            assert_eq!(name.parse(), Ok(errno));
+        }
+        for text in ["ENOENTS", "E", "E0", "E4096", "E-1", "17", ""] {
+            assert_eq!(text.parse::<Errno>(), Err(UnknownErrno(text.to_owned())));
+        }
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn in_json_an_error_is_its_name() {
+        let json = serde_json::to_string(&Errno::EFAULT).unwrap();
+        assert_eq!(json, "\"EFAULT\"");
+        assert_eq!(serde_json::from_str::<Errno>(&json).unwrap(), Errno::EFAULT);
+        assert!(serde_json::from_str::<Errno>("\"EWHAT\"").is_err());
+    }
+}

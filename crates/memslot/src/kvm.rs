@@ -68,3 +68,71 @@ impl Region {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::GmemId;
+
+    /// `struct kvm_userspace_memory_region` of `linux/kvm.h`, with another value in each field.
+    #[test]
+    fn the_older_struct_keeps_its_fields() {
+        let raw = kvm_userspace_memory_region {
+            slot: 1,
+            flags: 2,
+            guest_phys_addr: 3,
+            memory_size: 4,
+            userspace_addr: 5,
+        };
+        let region = Region::from(raw);
+        let expected = Region {
+            version: RegionVersion::V1,
+            slot: 1,
+            flags: 2,
+            gpa: 3,
+            size: 4,
+            hva: 5,
+            ..Region::default()
+        };
+        assert_eq!(region, expected);
+        assert_eq!(kvm_userspace_memory_region::from(&region), raw);
+    }
+
+    /// `struct kvm_userspace_memory_region2`, the same.
+    #[test]
+    fn the_newer_struct_keeps_its_fields_and_its_file() {
+        let raw = kvm_userspace_memory_region2 {
+            slot: 1,
+            flags: 2,
+            guest_phys_addr: 3,
+            memory_size: 4,
+            userspace_addr: 5,
+            guest_memfd_offset: 6,
+            guest_memfd: 7,
+            pad1: 8,
+            pad2: [8; 14],
+        };
+        let file = FileRef::Gmem(GmemId::new(9));
+        let region = Region::from_region2(&raw, |descriptor| {
+            assert_eq!(descriptor, 7);
+            file
+        });
+        let expected = Region {
+            version: RegionVersion::V2,
+            slot: 1,
+            flags: 2,
+            gpa: 3,
+            size: 4,
+            hva: 5,
+            gmem: file,
+            gmem_offset: 6,
+            padding: 8,
+        };
+        assert_eq!(region, expected);
+        let back = region.to_region2(|named| {
+            assert_eq!(named, file);
+            7
+        });
+        assert_eq!(back, raw);
+    }
+}

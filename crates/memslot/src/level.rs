@@ -102,3 +102,32 @@ impl core::fmt::Display for PageSize {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_level_is_512_times_the_one_below() {
+        for pair in Level::ALL.windows(2) {
+            let [below, above] = [pair[0], pair[1]];
+            assert_eq!(above.pages().raw(), 512 * below.pages().raw());
+            assert_eq!(below.parent(), Some(above));
+            assert_eq!(above.child(), Some(below));
+        }
+        assert_eq!((Level::L1.child(), Level::L5.parent()), (None, None));
+        assert_eq!(Level::L1.pages(), Pages::new(1));
+    }
+
+    #[test]
+    fn sizes_are_named_by_their_bytes() {
+        let named = [("4K", 1 << 12), ("2M", 1 << 21), ("1G", 1 << 30)];
+        let sizes = [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G];
+        for (size, (name, bytes)) in sizes.into_iter().zip(named) {
+            assert_eq!(
+                (size.to_string().as_str(), size.pages().bytes()),
+                (name, bytes)
+            );
+        }
+    }
+}

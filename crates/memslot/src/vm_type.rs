@@ -106,3 +106,28 @@ impl core::str::FromStr for VmType {
             .ok_or_else(|| UnknownVmType(text.to_owned()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The numbers of `KVM_X86_*_VM` in the kernel's header.
+    #[test]
+    fn types_go_by_number_and_by_name() {
+        let names = ["default", "sw-protected", "sev", "sev-es", "snp", "tdx"];
+        for (number, name) in (0..).zip(names) {
+            let vm_type = VmType::from_raw(number).unwrap();
+            assert_eq!(
+                (vm_type.raw(), vm_type.to_string().as_str()),
+                (number, name)
+            );
+            assert_eq!(vm_type.mask(), [1, 2, 4, 8, 16, 32][number as usize]);
+            assert_eq!(name.parse(), Ok(vm_type));
+            assert_eq!(number.to_string().parse(), Ok(vm_type));
+        }
+        assert_eq!(VmType::from_raw(6), None);
+        for text in ["6", "SEV", "", "sev-"] {
+            assert_eq!(text.parse::<VmType>(), Err(UnknownVmType(text.to_owned())));
+        }
+    }
+}

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use slat_memslot::{
-    Call, ClearBits, Errno, GuestAccess, Memory, Profile, Reason, Region, RegionVersion, Repair,
-    SlotFlags, SlotKey, VmType, catalogue,
+    Call, ClearBits, Errno, FileCall, GuestAccess, Memory, Profile, Reason, Region, RegionVersion,
+    Repair, SlotFlags, SlotKey, VmType, cap, catalogue,
 };
 
 mod triggers;
@@ -194,4 +194,197 @@ fn a_closed_gate_stops_every_ioctl_but_no_system_call() {
     memory.set_gate(slat_memslot::Gate::OtherProcess);
     let refusal = memory.call(&Call::CheckExtension { cap: 10 }).unwrap_err();
     assert_eq!(refusal.reason.code(), "other-process");
+}
+
+/// The call that comes of all repairs, if nothing is in the way.
+fn repaired(memory: &Memory, call: &Call) -> Call {
+    match memory.repairs(call).pop() {
+        None => call.clone(),
+        Some(step) => match step.repair {
+            Repair::Calls { call, .. } => call,
+            Repair::Impossible { why } => panic!("{call:?}: {why}"),
+        },
+    }
+}
+
+/// Wrong arguments are what repairs can always mend; whatever they come to, [`follow`] sees accepted.
+#[test]
+fn wrong_arguments_are_mended() {
+    let mut memory = Memory::new(Profile::latest(), VmType::SwProtected);
+    let file = memory.create_gmem(0x4000, 0).unwrap();
+    let slot = Region::new(SlotKey::normal(0), 0, 0x10_0000, 0);
+    let _effects = memory.set_region(&slot).unwrap();
+    memory.call(&Call::CreateVcpu).unwrap();
+    let values = [
+        0,
+        1,
+        0x1000,
+        0x1800,
+        0x5000,
+        1 << 63,
+        u64::MAX - 0xfff,
+        u64::MAX,
+    ];
+    let mut calls = Vec::new();
+    for (a, b) in values.iter().flat_map(|a| values.map(|b| (*a, b))) {
+        for mode in [0, 1, 2, 3, 4, 8, 0x11, 0x80] {
+            let (offset, len) = (a, b);
+            calls.push(Call::File(file, FileCall::Fallocate { mode, offset, len }));
+        }
+        for attributes in [0, 8, 9, u64::MAX] {
+            calls.push(Call::SetAttributes {
+                address: a,
+                size: b,
+                attributes,
+                flags: a & 1,
+            });
+        }
+        let (vcpu, gpa, size) = (0, a % 0x10_0000, b);
+        let flags = a & 1;
+        calls.push(Call::PreFault {
+            vcpu,
+            gpa,
+            size,
+            flags,
+        });
+    }
+    for cap in [
+        cap::MANUAL_DIRTY_LOG_PROTECT2,
+        cap::DISABLE_QUIRKS2,
+        cap::EXIT_HYPERCALL,
+    ] {
+        for (flags, arg) in (0..2).flat_map(|flags| values.map(|arg| (flags, arg))) {
+            for arg in [arg, arg | 2, arg | 1 << 12] {
+                let args = [arg, 0, 0, 0];
+                calls.push(Call::EnableCap { cap, flags, args });
+            }
+        }
+    }
+    for call in &calls {
+        repaired(&memory, call);
+        follow(memory.clone(), call);
+    }
+}
+
+/// What was right stays: a repair changes the argument that was refused.
+#[test]
+fn a_repair_leaves_the_rest_alone() {
+    let mut memory = Memory::new(Profile::latest(), VmType::SwProtected);
+    let file = memory.create_gmem(0x4000, 0).unwrap();
+    let punch = |mode, offset, len| Call::File(file, FileCall::Fallocate { mode, offset, len });
+    assert_eq!(
+        repaired(&memory, &punch(2, 0x1000, 0x2000)),
+        punch(3, 0x1000, 0x2000)
+    );
+    assert_eq!(
+        repaired(&memory, &punch(0x80, 0x1000, 0x2000)),
+        punch(1, 0x1000, 0x2000)
+    );
+    assert_eq!(
+        repaired(&memory, &punch(3, 0x1234, 0x100)),
+        punch(3, 0x1000, 0x1000)
+    );
+    assert_eq!(
+        repaired(&memory, &punch(1, 0x3000, 0x2000)),
+        punch(1, 0x2000, 0x2000)
+    );
+    let set = |address, size, attributes, flags| Call::SetAttributes {
+        address,
+        size,
+        attributes,
+        flags,
+    };
+    assert_eq!(
+        repaired(&memory, &set(0x1000, 0x1000, 0x18, 1)),
+        set(0x1000, 0x1000, 8, 0)
+    );
+    assert_eq!(
+        repaired(&memory, &set(0x1000, 0, 8, 0)),
+        set(0x1000, 0x1000, 8, 0)
+    );
+    let enable = |cap, flags, arg| Call::EnableCap {
+        cap,
+        flags,
+        args: [arg, 0, 0, 0],
+    };
+    let manual = cap::MANUAL_DIRTY_LOG_PROTECT2;
+    for (wrong, right) in [(2, 3), (4, 0), (5, 1), (6, 3)] {
+        assert_eq!(
+            repaired(&memory, &enable(manual, 0, wrong)),
+            enable(manual, 0, right)
+        );
+    }
+    let calls = cap::EXIT_HYPERCALL;
+    assert_eq!(
+        repaired(&memory, &enable(calls, 1, 0x1001)),
+        enable(calls, 0, 0x1000)
+    );
+    // A vCPU that is missing is made where it is the next one.
+    let access = |vcpu| Call::Guest(GuestAccess::read(0).by_vcpu(vcpu));
+    assert_eq!(repaired(&memory, &access(0)), access(0));
+}
+
+/// The older struct and an older kernel know two flags.
+#[test]
+fn a_region_for_an_older_kernel_keeps_the_flags_that_it_knows() {
+    let old = Memory::new(Profile::named("linux-6.1").unwrap(), VmType::Default);
+    let region = Region::new(SlotKey::normal(0), 0, 0x1000, 0);
+    let newer = Region {
+        version: RegionVersion::V2,
+        ..region.with_flags(SlotFlags::READONLY | SlotFlags::LOG_DIRTY_PAGES)
+    };
+    let older = Region {
+        version: RegionVersion::V1,
+        ..newer
+    };
+    let call = Call::SetRegion(newer);
+    assert_eq!(repaired(&old, &call), Call::SetRegion(older));
+}
+
+/// Flags of the newer struct need the newer call, where the kernel has it.
+#[test]
+fn flags_of_the_newer_struct_need_the_newer_call() {
+    let with_gmem = Region {
+        version: RegionVersion::V1,
+        ..Region::new(SlotKey::normal(0), 0, 0x1000, 0).with_flags(SlotFlags::GUEST_MEMFD)
+    };
+    let mend = |name| {
+        let memory = Memory::new(Profile::named(name).unwrap(), VmType::Default);
+        let call = Call::SetRegion(with_gmem);
+        let refusal = memory.check(&call).unwrap_err();
+        match memory.repair(&call, &refusal.reason) {
+            Repair::Calls { call, .. } => call,
+            Repair::Impossible { why } => panic!("{name}: {why}"),
+        }
+    };
+    let newer = Region {
+        version: RegionVersion::V2,
+        ..with_gmem
+    };
+    assert_eq!(mend("linux-6.18"), Call::SetRegion(newer));
+    let without = Region {
+        flags: 0,
+        ..with_gmem
+    };
+    assert_eq!(mend("linux-6.1"), Call::SetRegion(without));
+}
+
+/// Rings are switched on before the first vCPU, if at all.
+#[test]
+fn rings_are_enabled_for_a_reset_only_while_that_is_possible() {
+    let repair = |rings, vcpu| {
+        let mut profile = Profile::latest();
+        profile.dirty_ring.set(rings);
+        let mut memory = Memory::new(profile, VmType::Default);
+        if vcpu {
+            memory.call(&Call::CreateVcpu).unwrap();
+        }
+        let refusal = memory.check(&Call::ResetDirtyRings).unwrap_err();
+        assert_eq!(refusal.reason.code(), "ring-not-enabled");
+        memory.repair(&Call::ResetDirtyRings, &refusal.reason)
+    };
+    assert!(matches!(repair(true, false), Repair::Calls { first, .. } if first.len() == 1));
+    for (rings, vcpu) in [(true, true), (false, false), (false, true)] {
+        assert!(matches!(repair(rings, vcpu), Repair::Impossible { .. }));
+    }
 }

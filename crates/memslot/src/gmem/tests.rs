@@ -189,3 +189,27 @@ fn flags_follow_kernel_and_vm_type() {
         assert_eq!(private, flags & 2 == 0);
     }
 }
+
+/// First `vfs_fallocate`, which knows nine modes, then `kvm_gmem_fallocate`, which keeps the size and may punch holes.
+#[test]
+fn of_all_modes_two_reach_the_file() {
+    const VFS: [u32; 9] = [0, 1, 0x10, 0x11, 0x40, 0x41, 3, 8, 0x20];
+    let mut memory = vm();
+    let file = memory.create_gmem(MIB, 0).unwrap();
+    for mode in 0..0x200 {
+        let call = FileCall::Fallocate {
+            mode,
+            offset: 0,
+            len: 0x1000,
+        };
+        let answer = memory.file_call(file, call);
+        let found = answer.map_or_else(|refusal| refusal.reason.code(), |_| "done");
+        let expected = match mode {
+            1 | 3 => "done",
+            _ if !VFS.contains(&mode) => "fallocate-mode",
+            _ if mode % 2 == 0 => "fallocate-keep-size",
+            _ => "fallocate-other",
+        };
+        assert_eq!(found, expected, "mode {mode:#x}");
+    }
+}

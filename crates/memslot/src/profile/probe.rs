@@ -155,12 +155,16 @@ fn probe_quirks(p: &mut Profile, caps: &Capabilities) {
         update,
         Evidence::Inferred("the quirks that the kernel knows, and its release".into()),
     );
+    // What a vendor's hosts have no use for is off since the same patches.
     let off = match caps.vendor {
-        Vendor::Intel => Quirks::CD_NW_CLEARED,
-        Vendor::Amd => Quirks::IGNORE_GUEST_PAT,
-        Vendor::Paravirtual => Quirks::empty(),
+        Vendor::Intel if accumulates => Quirks::CD_NW_CLEARED,
+        Vendor::Amd if accumulates => Quirks::IGNORE_GUEST_PAT,
+        _ => Quirks::empty(),
     };
-    p.quirks_off_at_birth = Fact::new(off, Evidence::Inferred("the vendor module".into()));
+    p.quirks_off_at_birth = Fact::new(
+        off,
+        Evidence::Inferred("the vendor module, and how quirks are disabled".into()),
+    );
 }
 
 fn probe_host(p: &mut Profile, caps: &Capabilities) {
@@ -193,3 +197,6 @@ fn at_least(release: &str, major: u32, minor: u32) -> bool {
         _ => true,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -246,3 +246,6 @@ impl fmt::Display for Effects {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -118,3 +118,6 @@ fn check_manual_protect(flags: u32, bits: u64) -> Result<(), CapError> {
         None => Err(CapError::ManualProtect { bits }),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -142,3 +142,6 @@ impl GuestContents {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! Requests, plans and runs.
 
 mod decode;
+mod map;
 mod plan;
 mod reference;
 mod run;

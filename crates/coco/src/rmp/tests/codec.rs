@@ -50,6 +50,24 @@ proptest! {
     }
 }
 
+/// The bytes that the manual gives to RMPUPDATE's operand: assigned, page size, immutable, each 0 or 1, and the ASID.
+#[test]
+fn an_operand_has_four_fields() {
+    for fields in 0..8u64 {
+        let [assigned, size, immutable] = [1, 2, 4].map(|bit| u64::from(fields & bit != 0));
+        let flags = assigned | size << 8 | immutable << 16 | 0x1234_5678 << 32;
+        let state = RmpState::from_words([0x7000, flags]).unwrap();
+        assert_eq!((state.gpa, state.asid), (0x7000, 0x1234_5678));
+        assert_eq!(u64::from(state.assigned), assigned);
+        assert_eq!(u64::from(state.size == RmpSize::Size2M), size);
+        assert_eq!(u64::from(state.immutable), immutable);
+        for reserved in (0..32).filter(|bit| ![0, 8, 16].contains(bit)) {
+            let words = [0x7000, flags | 1 << reserved];
+            assert_eq!(RmpState::from_words(words), None, "bit {reserved}");
+        }
+    }
+}
+
 #[test]
 fn operand_and_answer_have_their_bytes_in_place() {
     let state = RmpState {

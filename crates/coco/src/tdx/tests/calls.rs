@@ -339,3 +339,71 @@ fn a_planned_busy_changes_nothing() {
         .unwrap();
     world.audit();
 }
+
+/// A table is a page of 4 KiB; metadata are kept for each page of a block that is in use.
+#[test]
+fn memory_is_counted_by_tables_and_blocks() {
+    let world = World::building();
+    let (metadata, tables) = world.module.bytes();
+    // Levels 4 to 1 of the first 2 MiB.
+    assert_eq!(tables, 4 * 4096);
+    assert!(metadata > 0);
+    world.table(1 << 30, Level::L3);
+    let (same, more) = world.module.bytes();
+    assert_eq!((same, more), (metadata, 5 * 4096));
+    assert_eq!(Module::new(Pfn::new(0x4000)).bytes().1, 0);
+}
+
+/// Bit 63 says that it is an error, bit 62 that it stays one.
+#[test]
+fn a_status_is_final_where_asking_again_is_no_use() {
+    for code in Code::ALL {
+        let top = (*code as u32) >> 28;
+        let status = Status::of(*code, Operand::Tdr);
+        let asked = (status.is_error(), status.is_final());
+        let expected = match top {
+            0 => (false, false),
+            8 => (true, false),
+            0xc => (true, true),
+            _ => panic!("{code}"),
+        };
+        assert_eq!(asked, expected, "{code}");
+        assert_eq!(status.is_busy(), *code == Code::OperandBusy, "{code}");
+    }
+}
+
+#[test]
+fn a_plan_of_busy_calls_is_spent_when_all_were_busy() {
+    let world = World::running();
+    let twice = |leaf| BusyPlan::times(leaf, 0, 1, Operand::Tdr);
+    let plan = twice(Seamcall::MemTrack).and(twice(Seamcall::MemPageAug));
+    assert!(!plan.is_spent() && BusyPlan::default().is_spent());
+    assert!(!BusyPlan::random(3, 1).is_spent());
+    assert!(!BusyPlan::default().and(BusyPlan::random(3, 1)).is_spent());
+    world.module.plan_busy(plan);
+    let track = || world.module.tdh_mem_track(world.td).is_ok();
+    assert_eq!([track(), track()], [false, true]);
+    let page = world.page();
+    let aug = || {
+        let added = world.module.tdh_mem_page_aug(world.td, small(0x1000), page);
+        added.is_ok()
+    };
+    assert_eq!([aug(), aug()], [false, true]);
+}
+
+#[test]
+fn what_a_td_does_and_counts_is_asked_by_its_root_page() {
+    let world = World::building();
+    let other = Tdr::new(Pfn::new(0x3fff));
+    let module = &world.module;
+    assert_eq!(module.op_state(world.td), Some(OpState::Initialized));
+    assert!(module.epochs(world.td).is_some() && module.mrtd(world.td).is_none());
+    world.module.tdh_mr_finalize(world.td).unwrap();
+    assert_eq!(module.op_state(world.td), Some(OpState::Runnable));
+    assert!(module.mrtd(world.td).is_some());
+    assert_eq!((module.op_state(other), module.epochs(other)), (None, None));
+    assert_eq!(
+        (module.children(other), module.measured(other)),
+        (None, None)
+    );
+}

@@ -87,3 +87,86 @@ fn values_that_are_refused() {
     let flags = TdxCall::InitMemRegion { vcpu: 0, flags: 2 };
     assert_eq!(td.check(flags, 0), Err(TdxRefusal::Flags(2)));
 }
+
+/// The names are those that scenarios and reports use; the functions are those of Linux 6.18.
+#[test]
+fn each_refusal_has_its_name_its_errno_and_its_place() {
+    use Errno as E;
+    let (early, late) = (TdState::Uninitialized, TdState::Runnable);
+    let table = [
+        (
+            TdxRefusal::HwError(1),
+            "tdx-hw-error",
+            E::EINVAL,
+            "tdx_get_cmd",
+        ),
+        (
+            TdxRefusal::Stage(late),
+            "tdx-stage",
+            E::EINVAL,
+            "tdx_vm_ioctl",
+        ),
+        (
+            TdxRefusal::VcpuStage(early),
+            "tdx-vcpu-stage",
+            E::EIO,
+            "tdx_vcpu_create",
+        ),
+        (TdxRefusal::Flags(1), "tdx-flags", E::EINVAL, "tdx_vm_ioctl"),
+        (
+            TdxRefusal::Reserved(1),
+            "tdx-reserved",
+            E::EINVAL,
+            "tdx_td_init",
+        ),
+        (
+            TdxRefusal::TooManyEntries(257),
+            "tdx-cpuid-too-many",
+            E::E2BIG,
+            "tdx_td_init",
+        ),
+        (
+            TdxRefusal::EntriesChanged(1, 2),
+            "tdx-cpuid-changed",
+            E::EINVAL,
+            "tdx_td_init",
+        ),
+        (
+            TdxRefusal::IrqChip,
+            "tdx-irqchip",
+            E::EINVAL,
+            "tdx_vcpu_create",
+        ),
+        (
+            TdxRefusal::NoVcpu(1),
+            "tdx-no-vcpu",
+            E::EINVAL,
+            "kvm_vm_ioctl_create_vcpu",
+        ),
+        (
+            TdxRefusal::VcpuState(0),
+            "tdx-vcpu-state",
+            E::EINVAL,
+            "tdx_vcpu_ioctl",
+        ),
+        (
+            TdxRefusal::TooManyVcpus(8),
+            "tdx-too-many-vcpus",
+            E::EINVAL,
+            "kvm_vm_ioctl_create_vcpu",
+        ),
+        (
+            TdxRefusal::PreFaultTooEarly,
+            "tdx-pre-fault-early",
+            E::EOPNOTSUPP,
+            "kvm_arch_vcpu_pre_fault_memory",
+        ),
+    ];
+    for (refusal, code, errno, function) in table {
+        assert_eq!((refusal.code(), refusal.errno()), (code, errno));
+        let (_file, site) = refusal.kernel_site().split_once(':').unwrap();
+        assert_eq!(site, function, "{code}");
+    }
+    assert_eq!(after(&[]).state(), TdState::Uninitialized);
+    assert_eq!(after(&[INIT_VM]).state(), TdState::Initialized);
+}

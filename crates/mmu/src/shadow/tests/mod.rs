@@ -1,6 +1,7 @@
 //! A small VM for tests: a guest with tables of its own in real words of memory, and one without.
 
 mod beside;
+mod frames;
 mod nx;
 mod random;
 mod rules;

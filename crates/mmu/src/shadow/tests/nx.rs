@@ -36,6 +36,21 @@ fn a_part_goes_the_first_split_first_and_becomes_huge_when_it_is_read() {
     assert_eq!(world.audit(), []);
 }
 
+/// `disallowed_hugepage_adjust`: a table that stands in for a huge page stays, and each part of it maps its own page.
+#[test]
+fn the_parts_of_a_split_page_are_its_own() {
+    let mut world = world(2);
+    for gfn in [0x30, 0x123, 0x1ff, 0x2c1] {
+        world.touch(gfn << 12);
+        let root = world.roots.current(&world.mmu).unwrap();
+        let reached = world.mmu.walk(root, gfn << 12).unwrap();
+        assert_eq!(reached.level, Level::L1);
+        let pfn = world.mmu.codec().pfn(reached.spte).raw();
+        assert_eq!(pfn, FIRST_PFN + gfn, "{gfn:#x}");
+    }
+    assert_eq!(world.audit(), []);
+}
+
 #[test]
 fn a_ratio_of_zero_recovers_nothing() {
     let mut world = world(2);

@@ -3,6 +3,7 @@
 use slat_memslot::{ChangeKind, GfnRange, Level, PageSize, Pages};
 
 use super::*;
+use crate::fault::Apicv;
 use crate::role::RoleFlag;
 use crate::shadow::page::NxDisallowed;
 
@@ -307,4 +308,29 @@ fn a_guest_with_four_byte_entries_takes_quadrants() {
         assert!(!world.mmu.walk(root, address).unwrap().spte.is_present());
     }
     assert_eq!(world.audit(), []);
+}
+
+/// KVM's own slot for the APIC access page: mapped while hardware virtualises the APIC, emulated while that is inhibited,
+/// and no slot at all to L2 (`mmu.c:kvm_mmu_faultin_pfn`).
+#[test]
+fn the_apic_is_mapped_for_l1_while_hardware_has_it() {
+    const APIC: u64 = 0xfee0_0000;
+    let write = |apicv, guest_mode: bool| {
+        let mut world = World::<Npt>::direct(&Host::npt(40));
+        world.memory.create_irqchip().unwrap();
+        let _vcpu = world.memory.create_vcpu().unwrap();
+        world.settings.apicv = apicv;
+        if guest_mode {
+            let role = world.roots.mmu.role().with(RoleFlag::GuestMode);
+            world.roots = Roots::new(role);
+        }
+        let outcome = world.access(APIC, Kind::Write);
+        assert_eq!(world.audit(), []);
+        (outcome, world.mmu.stats().pages_4k)
+    };
+    assert_eq!(write(Apicv::Active, false), (Outcome::Fixed, 1));
+    assert_eq!(write(Apicv::Inhibited, false), (Outcome::Emulate, 0));
+    for apicv in [Apicv::Active, Apicv::Inhibited] {
+        assert_eq!(write(apicv, true), (Outcome::Emulate, 0));
+    }
 }

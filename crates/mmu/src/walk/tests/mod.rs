@@ -6,5 +6,7 @@
 )]
 
 mod golden;
+mod memory;
+mod observers;
 mod random;
 mod reference;
