@@ -64,7 +64,7 @@ pub(crate) fn index(gfn: u64, level: u32) -> usize {
     usize::from(u16::try_from(gfn >> (9 * (level - 1)) & 511).unwrap_or(0))
 }
 
-/// Four levels of tables over a whole number of GiB.
+/// Four levels of tables over a whole number of 2 MiB.
 pub(crate) struct Tree {
     pub(crate) arena: Arena<()>,
     pub(crate) values: Values,
@@ -131,8 +131,11 @@ impl Tree {
     pub(crate) fn fill(&mut self, filling: Filling) {
         for (base, directory) in self.directories() {
             for at in 0..ENTRIES {
-                let leaves = self.grow(directory, at);
                 let base = base + ((at as u64) << 9);
+                if base >= self.pages {
+                    return;
+                }
+                let leaves = self.grow(directory, at);
                 let values = self.values;
                 for (gfn, entry) in (base..).zip(self.arena.table_mut(leaves)) {
                     *entry.get_mut() = values.entry(filling.at(gfn));

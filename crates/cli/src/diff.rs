@@ -208,6 +208,35 @@ fn exit_code(good: bool) -> ExitCode {
     }
 }
 
+/// What every comparison of walks comes to.
+struct Concluded<'o, S, D> {
+    area: &'static str,
+    skipped: &'o [S],
+    difference: Option<&'o D>,
+}
+
+impl<S: std::fmt::Display, D: std::fmt::Display> Concluded<'_, S, D> {
+    /// Says what was skipped and what differed, and between them the numbers for a machine or for people.
+    fn report(
+        &self,
+        args: &Args,
+        summary: impl FnOnce() -> serde_json::Value,
+        print: impl FnOnce(),
+    ) -> Result<ExitCode, Error> {
+        for skipped in self.skipped {
+            eprintln!("skipped: {}, {skipped}", self.area);
+        }
+        match args.json {
+            true => println!("{}", serde_json::to_string_pretty(&summary())?),
+            false => print(),
+        }
+        if let Some(difference) = self.difference {
+            eprintln!("{difference}");
+        }
+        Ok(exit_code(self.difference.is_none()))
+    }
+}
+
 fn clock_seed() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |d| u64::from(d.subsec_nanos()) ^ d.as_secs())

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod audit_codes;
 pub mod fault;
 pub mod host;
 mod limits;

@@ -38,7 +38,7 @@ fn scenes() -> impl Iterator<Item = Scene> {
     })
 }
 
-/// What both can tell: leaves that went with the call and came back behind it, and shadow pages.
+/// What both can tell: leaves that went with the call and came back behind it, faults, and shadow pages.
 fn compare(kernel: &KernelCost, model: &Cost, paged: Paged) {
     let scene = kernel.scene;
     let own = |mapped: Option<u64>| mapped.unwrap_or(0);
@@ -46,15 +46,17 @@ fn compare(kernel: &KernelCost, model: &Cost, paged: Paged) {
         kernel.change.zapped(),
         kernel.others_again.mapped(),
         own(kernel.own_again.map(|step| step.mapped())),
+        kernel.refaults(),
     );
     let counted = (
         model.change.zapped(),
         model.others_again.mapped(),
         own(model.own_again.map(|work| work.mapped())),
+        model.refaults(),
     );
     if kernel.change.zapped() > 0 {
         println!(
-            "{} {}, {} pages, {} of others, {} vCPUs: zapped {}, others' back {}, own back {}",
+            "{} {}, {} pages, {} of others, {} vCPUs: zapped {}, others' back {}, own back {}, faults {}",
             scene.operation,
             scene.policy,
             scene.pages.raw(),
@@ -62,7 +64,8 @@ fn compare(kernel: &KernelCost, model: &Cost, paged: Paged) {
             scene.vcpus,
             seen.0,
             seen.1,
-            seen.2
+            seen.2,
+            seen.3
         );
     }
     assert_eq!(seen, counted, "{scene:?}");

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use slat_vmm::walks::{AccessConfig, AccessOutcome, Executor as _, compare_accesses};
 
-use super::{Args, exit_code, progress};
+use super::{Args, Concluded, progress};
 use crate::{Error, table};
 
 /// Random accesses by a guest and by the model.
@@ -29,20 +29,12 @@ pub(super) fn run(args: &Args, seed: u64) -> Result<ExitCode, Error> {
     let outcome = compare_accesses(&mut guest, &config, |done| bar.set_position(done))
         .map_err(|errno| format!("accesses cannot be compared: {errno}"))?;
     bar.finish_and_clear();
-    for skipped in &outcome.skipped {
-        eprintln!("skipped: access, {skipped}");
-    }
-    match args.json {
-        true => println!(
-            "{}",
-            serde_json::to_string_pretty(&summary(seed, &outcome))?
-        ),
-        false => print(&outcome),
-    }
-    if let Some(difference) = &outcome.difference {
-        eprintln!("{difference}");
-    }
-    Ok(exit_code(outcome.difference.is_none()))
+    let concluded = Concluded {
+        area: "access",
+        skipped: &outcome.skipped,
+        difference: outcome.difference.as_ref(),
+    };
+    concluded.report(args, || summary(seed, &outcome), || print(&outcome))
 }
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use slat_vmm::walks::{self, Config, Outcome};
 
-use super::{Args, exit_code, progress};
+use super::{Args, Concluded, progress};
 use crate::{Error, table};
 
 /// Random translations on the kernel and on the model.
@@ -26,20 +26,12 @@ pub(super) fn run(args: &Args, seed: u64) -> Result<ExitCode, Error> {
     let outcome = walks::compare(&mut translator, &config, |done| bar.set_position(done))
         .map_err(|errno| format!("KVM_TRANSLATE cannot be compared: {errno}"))?;
     bar.finish_and_clear();
-    for skipped in &outcome.skipped {
-        eprintln!("skipped: walk, {skipped}");
-    }
-    match args.json {
-        true => println!(
-            "{}",
-            serde_json::to_string_pretty(&summary(seed, &outcome))?
-        ),
-        false => print(&outcome),
-    }
-    if let Some(difference) = &outcome.difference {
-        eprintln!("{difference}");
-    }
-    Ok(exit_code(outcome.difference.is_none()))
+    let concluded = Concluded {
+        area: "walk",
+        skipped: &outcome.skipped,
+        difference: outcome.difference.as_ref(),
+    };
+    concluded.report(args, || summary(seed, &outcome), || print(&outcome))
 }
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

@@ -140,9 +140,10 @@ pub(super) struct Line {
     pub(super) own_back: u64,
     /// Tables or shadow pages that went.
     pub(super) tables: u64,
-    /// What only the model counts: entries and faults.
+    /// What only the model counts.
     pub(super) entries: Option<u64>,
-    pub(super) faults: Option<u64>,
+    /// Faults behind the call.
+    pub(super) faults: u64,
     pub(super) zap_us: f64,
     pub(super) again_us: f64,
 }
@@ -165,7 +166,7 @@ impl Measured {
             own_back: own.mapped(),
             tables: cost.change.shadow_zapped(),
             entries: None,
-            faults: None,
+            faults: cost.refaults(),
             zap_us: micros(cost.change.time),
             again_us: micros(cost.others_again.time + own.time),
         })
@@ -178,7 +179,7 @@ impl Measured {
 
     /// Whether both have counted the same, where both have counted.
     pub(super) fn agrees(&self) -> bool {
-        let counts = |line: &Line| (line.zapped, line.others_back, line.own_back);
+        let counts = |line: &Line| (line.zapped, line.others_back, line.own_back, line.faults);
         let lines = self.lines();
         lines
             .windows(2)
@@ -195,7 +196,7 @@ fn model_line(cost: &Cost) -> Line {
         own_back: own.mapped(),
         tables: cost.change.counts.tables_zapped,
         entries: Some(cost.change.counts.entries),
-        faults: Some(cost.refaults()),
+        faults: cost.refaults(),
         zap_us: micros(cost.change.time),
         again_us: micros(cost.others_again.time + own.time),
     }

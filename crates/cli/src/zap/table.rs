@@ -59,7 +59,7 @@ pub(super) fn print(measured: &[Measured]) {
                 number(line.entries),
                 line.tables.to_string(),
                 (line.others_back + line.own_back).to_string(),
-                number(line.faults),
+                line.faults.to_string(),
                 format!("{:.1}", line.zap_us),
                 format!("{:.1}", line.again_us),
             ];

@@ -1,5 +1,10 @@
 //! Walks with the reverse map behind them beside walks without: by a miss of the TLB with all other caches on, by a hit, and
 //! through the nested tables alone.
+//!
+//! Both go to the same addresses: every page of 64 MiB in turn, in an order that has no neighbours. Each page has an entry
+//! of 4 KiB of its own: 256 KiB of reverse map are read, more than a first-level cache holds, in pages of 4 KiB. Inside of
+//! 2 MiB the host has the pages as the guest has them, as after PSMASH; then as well all mixed up, where no guess finds an
+//! entry.
 
 use std::hint::black_box;
 
@@ -21,7 +26,7 @@ use crate::{compare, time};
 const PAGES: u64 = 1 << 14;
 /// Frames in front of them, for the guest's tables.
 const TABLES: u64 = 64;
-/// Where the guest's pages are on the host. Its tables are where it thinks they are.
+/// Where the guest's pages are on the host, or from where on. Its tables are where it thinks they are.
 const MOVED: u64 = 0x1_0000;
 /// Present, writable, user, accessed, dirty.
 const FLAGS: u64 = 0x67;
@@ -47,15 +52,32 @@ fn guest_tables() -> Vec<u64> {
     words
 }
 
-fn host_frame(gfn: u64) -> Pfn {
-    Pfn::new(if gfn < TABLES { gfn } else { gfn + MOVED })
+/// Where the host has the guest's pages.
+#[derive(Clone, Copy)]
+enum Layout {
+    /// As the guest has them.
+    Whole,
+    /// Each in another 2 MiB than its neighbours, and at another place of it than of its own.
+    Mixed,
+}
+
+impl Layout {
+    fn frame(self, gfn: u64) -> Pfn {
+        let Some(page) = gfn.checked_sub(TABLES) else {
+            return Pfn::new(gfn);
+        };
+        Pfn::new(match self {
+            Self::Whole => gfn + MOVED,
+            Self::Mixed => (page * 5683 + 77) % PAGES + MOVED,
+        })
+    }
 }
 
 /// All of the guest's frames are its own, and validated.
-fn reverse_map() -> Rmp {
+fn reverse_map(layout: Layout) -> Rmp {
     let rmp = Rmp::new(1 << 20);
     for gfn in 0..TABLES + PAGES {
-        let (gfn, pfn) = (Gfn::new(gfn), host_frame(gfn));
+        let (gfn, pfn) = (Gfn::new(gfn), layout.frame(gfn));
         let state = RmpState::private(CPU.asid, gfn, RmpSize::Size4K);
         rmp.rmpupdate(pfn, &state).expect("the page is free");
         let page = GuestPage {
@@ -79,7 +101,7 @@ struct Guest<C: AccessCheck> {
 }
 
 impl<C: AccessCheck> Guest<C> {
-    fn new(check: C) -> Self {
+    fn new(check: C, layout: Layout) -> Self {
         let host = Host::npt(48);
         let limits = Limits {
             tables: 1 << 12,
@@ -92,7 +114,7 @@ impl<C: AccessCheck> Guest<C> {
         let root = locked.acquire_root(role).expect("there is room").root();
         let root = locked.root_table(root).expect("it is held");
         for gfn in 0..TABLES + PAGES {
-            let request = MapRequest::page(Gfn::new(gfn), PageSize::Size4K, host_frame(gfn));
+            let request = MapRequest::page(Gfn::new(gfn), PageSize::Size4K, layout.frame(gfn));
             let _ = locked.map(root, &request).expect("there is room");
         }
         drop(locked);
@@ -146,40 +168,44 @@ fn all_hit(number: u64) -> u64 {
 }
 
 pub(crate) fn walks(rounds: u32, times: u64) {
-    let rmp = reverse_map();
-    let mut plain = Guest::new(NoCheck);
-    let guard: RmpGuard<'_> = rmp.guard(CPU, Visibility::Private);
-    let mut checked = Guest::new(guard);
-    assert!((0..PAGES).all(|page| plain.access(page) && checked.access(page)));
-    let mut report = |name: &str, page: fn(u64) -> u64, goal: &str| {
-        for number in 0..PAGES {
-            let _ = (plain.access(page(number)), checked.access(page(number)));
-        }
-        let (without, with, ratio) = compare(rounds, || {
+    for (layout, name) in [(Layout::Whole, ""), (Layout::Mixed, ", pages mixed up")] {
+        let rmp = reverse_map(layout);
+        let mut plain = Guest::new(NoCheck, layout);
+        let guard: RmpGuard<'_> = rmp.guard(CPU, Visibility::Private);
+        let mut checked = Guest::new(guard, layout);
+        assert!((0..PAGES).all(|page| plain.access(page) && checked.access(page)));
+        let mut accesses = |name: &str, page: fn(u64) -> u64, goal: &str| {
+            for number in 0..PAGES {
+                let _ = (plain.access(page(number)), checked.access(page(number)));
+            }
+            let (without, with, ratio) = compare(rounds, || {
+                let without = time(times, |number| {
+                    black_box(plain.access(page(number)));
+                });
+                let with = time(times, |number| {
+                    black_box(checked.access(page(number)));
+                });
+                (without, with)
+            });
+            print(name, (without, with, ratio), goal);
+        };
+        accesses(&format!("access, TLB miss{name}"), all_miss, "goal 1.5");
+        accesses(&format!("access, TLB hit{name}"), all_hit, "goal 1.0");
+        let ratio = compare(rounds, || {
             let without = time(times, |number| {
-                black_box(plain.access(page(number)));
+                black_box(plain.translate(all_miss(number)));
             });
             let with = time(times, |number| {
-                black_box(checked.access(page(number)));
+                black_box(checked.translate(all_miss(number)));
             });
             (without, with)
         });
-        println!(
-            "{name}: {without:.1} ns, with the reverse map {with:.1} ns, ratio {ratio:.2} ({goal})"
-        );
-    };
-    report("access, TLB miss", all_miss, "goal 1.5");
-    report("access, TLB hit", all_hit, "goal 1.0");
-    let (without, with, ratio) = compare(rounds, || {
-        let without = time(times, |number| {
-            black_box(plain.translate(all_miss(number)));
-        });
-        let with = time(times, |number| {
-            black_box(checked.translate(all_miss(number)));
-        });
-        (without, with)
-    });
+        print(&format!("nested tables alone{name}"), ratio, "no goal");
+    }
+}
+
+fn print(name: &str, (without, with, ratio): (f64, f64, f64), goal: &str) {
     println!(
-        "nested tables alone: {without:.1} ns, with the reverse map {with:.1} ns, ratio {ratio:.2}"
+        "{name}: {without:.1} ns, with the reverse map {with:.1} ns, ratio {ratio:.2} ({goal})"
     );
 }

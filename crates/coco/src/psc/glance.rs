@@ -18,9 +18,11 @@ const SMALL: u64 = 1 << 12;
 const LARGE: u64 = 1 << 21;
 const ADDRESS: u64 = (PscEntry::END_GFN - 1) << 12;
 const FIRST_OPERATION: u64 = 1 << 52;
-/// What is not usual in any entry, once the first of the four operations counts as 0: pages that are done, other
-/// operations, what is reserved.
-const ODD: u64 = 0xfff | 0b1100 << 52 | PscEntry::RESERVED;
+/// The highest bit of an address.
+const FAR: u64 = 1 << 51;
+/// What is not usual in any entry, once the first of the four operations counts as 0 and the first address beyond the limit
+/// as [`FAR`]: pages that are done, addresses from there on, other operations, what is reserved.
+const ODD: u64 = 0xfff | FAR | 0b1100 << 52 | PscEntry::RESERVED;
 
 /// How far behind an entry comes the one that goes on with it, by the entry's highest byte: size and reserved bits.
 static STEPS: [u64; PLACES] = {
@@ -34,7 +36,9 @@ static STEPS: [u64; PLACES] = {
 pub(super) struct Glance {
     /// The end of the guest's memory, in whole 2 MiB. Above the highest of them no frame has one behind it.
     limit: u64,
-    /// Bits that an entry should not have, by its highest byte. Of an address those from the limit's highest bit on.
+    /// What is added to an entry so that its bits tell.
+    shift: u64,
+    /// Bits that it should not have then, by the entry's highest byte.
     unusual: [u64; PLACES],
 }
 
@@ -62,11 +66,15 @@ impl Glance {
         let limit = end << 12 & !(LARGE - 1);
         let mut unusual = [u64::MAX; PLACES];
         if limit > 0 {
-            let far = ADDRESS & !((1 << limit.ilog2()) - 1);
-            unusual[0] = ODD | far;
-            unusual[1] = ODD | far | (LARGE - SMALL);
+            unusual[0] = ODD;
+            unusual[1] = ODD | (LARGE - SMALL);
         }
-        Self { limit, unusual }
+        let near = if limit < FAR { limit } else { FAR };
+        Self {
+            limit,
+            shift: (FAR - near).wrapping_sub(FIRST_OPERATION),
+            unusual,
+        }
     }
 
     /// Reads entries, each once, and marks where ranges begin.
@@ -87,15 +95,32 @@ impl Glance {
         let head = buffer.load_u64(offset_of(start));
         entries.words[place(range.start)] = head;
         let (first, mut follows) = self.see(head);
-        let mut unusual = 0;
-        for index in start + 1..end {
+        let (mut unusual, mut all) = (0, 0);
+        let mut take = |index: usize| {
             let word = buffer.load_u64(offset_of(index));
             entries.words[index] = word;
             entries.breaks[index] = word ^ follows;
             let seen = self.see(word);
             unusual |= seen.0;
+            all |= word;
             follows = seen.1;
+        };
+        // Four at a time: what the loop itself costs is felt.
+        let mut index = start + 1;
+        while index < end.saturating_sub(3) {
+            take(index);
+            take(index + 1);
+            take(index + 2);
+            take(index + 3);
+            index += 4;
         }
+        while index < end {
+            take(index);
+            index += 1;
+        }
+        // An address with this bit may look near again once the shift is added.
+        unusual |= all & FAR;
+        let first = first | head & FAR;
         if first | unusual == 0 && self.limit > 0 {
             return Usual::All;
         }
@@ -108,15 +133,14 @@ impl Glance {
     fn see(&self, word: u64) -> (u64, u64) {
         let [.., top] = word.to_le_bytes();
         let top = usize::from(top);
-        let unusual = word.wrapping_sub(FIRST_OPERATION) & self.unusual[top];
+        let unusual = word.wrapping_add(self.shift) & self.unusual[top];
         (unusual, word.wrapping_add(STEPS[top]))
     }
 
-    /// Something is unusual: perhaps no more than addresses with the limit's highest bit, which can be below the limit.
+    /// Something is unusual: perhaps no more than addresses with the highest bit, which can be below the limit.
     #[inline(never)]
     fn look(&self, first: u64, rest: u64, words: &[u64]) -> Usual {
-        let far = self.unusual[0] & ADDRESS;
-        if self.limit == 0 || rest & !far != 0 {
+        if self.limit == 0 || rest & !FAR != 0 {
             return Usual::No;
         }
         let last = self.limit - SMALL;
@@ -127,7 +151,7 @@ impl Glance {
         };
         if rest != 0 && beyond(words.get(1..).unwrap_or_default()) {
             Usual::No
-        } else if first & !far != 0 || beyond(words.get(..1).unwrap_or_default()) {
+        } else if first & !FAR != 0 || beyond(words.get(..1).unwrap_or_default()) {
             Usual::AllButFirst
         } else {
             Usual::All

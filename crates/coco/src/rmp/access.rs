@@ -18,13 +18,14 @@
 //! Manual: AMD64 APM volume 2, 15.36.10 and 15.36.11.
 
 use slat_memslot::{Gfn, Level, PageSize};
-use slat_mmu::spte::{Access, Pfn};
+use slat_mmu::spte::Pfn;
 use slat_mmu::tdp::{AccessCheck, Translated};
 
 use super::entry::{RmpEntry, RmpSize};
 use super::fault::{ErrorCode, Fault, VC_NOT_VALIDATED};
 use super::guest::GuestCpu;
 use super::id::{Permissions, Vmpl};
+use super::raw::Wanted;
 use super::rules::SharedRead;
 use super::table::Rmp;
 
@@ -93,7 +94,7 @@ impl Touch {
     }
 
     #[inline]
-    const fn needs(self) -> Permissions {
+    pub(super) const fn needs(self) -> Permissions {
         match self {
             Self::Read | Self::Table => Permissions::READ,
             Self::Write | Self::TableWrite => Permissions::WRITE,
@@ -150,7 +151,7 @@ impl Rmp {
     /// ```
     /// use slat_coco::rmp::{Accessor, Asid, Fault, Reached, Rmp, RmpSize, RmpState, Touch};
     /// use slat_memslot::Gfn;
-    /// use slat_mmu::spte::{Access, Pfn};
+    /// use slat_mmu::spte::Pfn;
     /// let rmp = Rmp::new(1 << 18);
     /// let page = Pfn::new(0x200);
     /// let state = RmpState::private(Asid::new(5).unwrap(), Gfn::new(7), RmpSize::Size4K);
@@ -214,10 +215,8 @@ impl Rmp {
     /// Whether the page's own entry is in force, of 4 KiB, and grants all that the access needs, as most do.
     #[inline]
     fn is_plainly_allowed(&self, cpu: GuestCpu, touch: Touch, page: &Reached) -> bool {
-        page.size == PageSize::Size4K
-            && self.own_in_force(page.pfn).is_some_and(|seen| {
-                seen.is_valid_page_of(cpu.asid, page.gfn) && seen.permits(cpu.vmpl, touch.needs())
-            })
+        let wanted = Wanted::new(cpu.asid, page.gfn, cpu.vmpl, touch.needs());
+        page.size == PageSize::Size4K && self.own_has(page.pfn, &wanted)
     }
 
     #[inline(never)]
@@ -244,16 +243,6 @@ impl Rmp {
             PageSize::Size2M | PageSize::Size1G => !self.any_assigned(page.pfn),
         };
         if owned { Ok(()) } else { Err(fault) }
-    }
-
-    /// The check behind all walks of one vCPU, for tables that only it uses (`Tables::with`). What is done to a page
-    /// follows from the rights that are asked for.
-    pub const fn guard(&self, cpu: GuestCpu, visibility: Visibility) -> RmpGuard<'_> {
-        RmpGuard {
-            rmp: self,
-            cpu,
-            visibility,
-        }
     }
 
     /// The check behind a walk of nested tables, for one access by one accessor.
@@ -309,7 +298,7 @@ impl AccessCheck for RmpCheck<'_> {
 }
 
 #[inline]
-const fn reached(access: &Translated) -> Reached {
+pub(super) const fn reached(access: &Translated) -> Reached {
     Reached {
         gfn: access.gfn,
         pfn: access.pfn,
@@ -318,45 +307,5 @@ const fn reached(access: &Translated) -> Reached {
             Level::L2 => PageSize::Size2M,
             Level::L3 | Level::L4 | Level::L5 => PageSize::Size1G,
         },
-    }
-}
-
-/// The check behind all walks of one vCPU: [`Rmp::guard`].
-///
-/// It cannot tell tables from data, which in an SNP guest's private memory are checked alike.
-#[derive(Clone, Copy, Debug)]
-pub struct RmpGuard<'r> {
-    rmp: &'r Rmp,
-    cpu: GuestCpu,
-    visibility: Visibility,
-}
-
-impl RmpGuard<'_> {
-    #[cold]
-    #[inline(never)]
-    fn check_closely(&self, touch: Touch, page: &Reached) -> Result<(), Fault> {
-        let by = Accessor::Snp(self.cpu, self.visibility);
-        self.rmp.check_access(by, touch, page)
-    }
-}
-
-impl AccessCheck for RmpGuard<'_> {
-    type Denied = Fault;
-
-    #[inline]
-    fn check(&self, access: &Translated) -> Result<(), Fault> {
-        let touch = if access.access.contains(Access::WRITE) {
-            Touch::Write
-        } else if access.access.contains(Access::EXECUTE) {
-            Touch::Fetch { user: false }
-        } else {
-            Touch::Read
-        };
-        let page = reached(access);
-        let private = self.visibility == Visibility::Private;
-        if private && self.rmp.is_plainly_allowed(self.cpu, touch, &page) {
-            return Ok(());
-        }
-        self.check_closely(touch, &page)
     }
 }

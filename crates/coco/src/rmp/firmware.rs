@@ -4,9 +4,10 @@ use slat_memslot::Gfn;
 use slat_mmu::spte::Pfn;
 use thiserror::Error;
 
+use super::cell::Held;
 use super::entry::{FirmwareUse, PageState, RmpEntry, RmpSize};
 use super::id::Asid;
-use super::table::{Held, Rmp};
+use super::table::Rmp;
 
 /// Why firmware refuses a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]

@@ -4,11 +4,12 @@ use slat_memslot::{Gfn, PageSize};
 use slat_mmu::spte::Pfn;
 use thiserror::Error;
 
+use super::cell::Held;
 use super::entry::{RmpEntry, RmpSize};
 use super::fault::{ErrorCode, Fault, VC_NOT_VALIDATED};
 use super::id::{Asid, Permissions, Vmpl};
 use super::rules::{AdjustSelf, SmallerNested};
-use super::table::{Deciding, Held, Rmp};
+use super::table::{Deciding, Rmp};
 
 /// Who executes an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

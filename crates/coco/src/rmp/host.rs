@@ -4,11 +4,12 @@ use slat_memslot::Gfn;
 use slat_mmu::spte::Pfn;
 use thiserror::Error;
 
+use super::cell::Held;
 use super::entry::{FirmwareUse, RmpEntry, RmpReadEntry, RmpSize, RmpState};
 use super::id::{Asid, VmplPermissions};
 use super::raw::END_GFN;
 use super::rules::{NothingToSmash, OddOperand, SameUpdate, UnalignedPsmash};
-use super::table::{Conflict, Held, REGION, Rmp, Tails};
+use super::table::{Conflict, REGION, Rmp, Tails};
 
 /// What is wrong with the input of RMPUPDATE or PSMASH.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]

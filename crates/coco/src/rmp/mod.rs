@@ -13,9 +13,11 @@
 //! `arch/x86/virt/svm/sev.c:rmpupdate`, `psmash`, `__snp_lookup_rmpentry`; kernel 6.12.117.
 
 mod access;
+mod cell;
 mod entry;
 mod fault;
 mod firmware;
+mod guard;
 mod guest;
 mod host;
 mod id;
@@ -25,10 +27,11 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use access::{Accessor, Reached, RmpCheck, RmpGuard, Touch, Visibility};
+pub use access::{Accessor, Reached, RmpCheck, Touch, Visibility};
 pub use entry::{FirmwareUse, PageState, RmpEntry, RmpReadEntry, RmpSize, RmpState};
 pub use fault::{ErrorCode, Fault, VC_NOT_VALIDATED};
 pub use firmware::{FirmwareError, LaunchPage};
+pub use guard::RmpGuard;
 pub use guest::{Adjustment, GuestCpu, GuestError, GuestPage, Query, Validation};
 pub use host::{
     BadInput, Lookup, NotPermitted, Overlap, PsmashError, RmpreadError, RmpupdateError,

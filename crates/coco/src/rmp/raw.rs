@@ -26,6 +26,8 @@ pub(super) const SIZE_2M: u64 = 1 << 1;
 pub(super) const IMMUTABLE: u64 = 1 << 2;
 const CHANGES_SHIFT: u32 = 3;
 const CHANGES: u64 = 0x1ff << CHANGES_SHIFT;
+/// Both words are being written: the count is odd.
+const WRITING: u64 = 1 << CHANGES_SHIFT;
 const GFN_SHIFT: u32 = 12;
 const GFN: u64 = (1 << 39) - 1;
 const ASID_SHIFT: u32 = 51;
@@ -48,20 +50,35 @@ pub(super) const fn is_huge(low: u64) -> bool {
     low & (ASSIGNED | SIZE_2M) == ASSIGNED | SIZE_2M
 }
 
-/// The lower word is that of a guest's page at a frame, validated, of 4 KiB and not immutable.
-#[inline]
-pub(super) const fn is_valid_page_of(low: u64, asid: Asid, gfn: Gfn) -> bool {
-    const COMPARED: u64 =
-        ASSIGNED | SIZE_2M | IMMUTABLE | GFN << GFN_SHIFT | ASID << ASID_SHIFT | VALIDATED;
-    let page = gfn.raw() << GFN_SHIFT | (asid.raw() as u64) << ASID_SHIFT;
-    gfn.raw() < END_GFN && low & COMPARED == ASSIGNED | VALIDATED | page
+/// What both words must have so that a level of a guest may do something with a page of 4 KiB: it is the guest's at this
+/// frame, validated, not immutable, and permits it to the level. Nobody is writing it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    /// The lower word without the frame.
+    low: u64,
+    gfn: u64,
+    /// Bits that the upper word has at least.
+    high: u64,
 }
 
-/// Whether the upper word permits a level all this.
-#[inline]
-pub(super) const fn permits(high: u64, vmpl: Vmpl, needs: Permissions) -> bool {
-    let needs = (needs.bits() as u64) << (4 * vmpl as u32);
-    high & needs == needs
+impl Wanted {
+    const LOW: u64 = ASSIGNED | SIZE_2M | IMMUTABLE | WRITING | ASID << ASID_SHIFT | VALIDATED;
+
+    #[inline(always)]
+    pub(super) const fn new(asid: Asid, gfn: Gfn, vmpl: Vmpl, needs: Permissions) -> Self {
+        Self {
+            low: ASSIGNED | VALIDATED | (asid.raw() as u64) << ASID_SHIFT,
+            gfn: gfn.raw(),
+            high: (needs.bits() as u64) << (4 * vmpl as u32),
+        }
+    }
+
+    #[inline(always)]
+    pub(super) const fn are_in(&self, low: u64, high: u64) -> bool {
+        low & Self::LOW == self.low
+            && low >> GFN_SHIFT & GFN == self.gfn
+            && high & self.high == self.high
+    }
 }
 
 /// The upper word of a page that is fixed to the hypervisor.
@@ -91,11 +108,11 @@ pub(super) const fn written(before: u64, after: u64) -> u64 {
 /// Whether both words are being written.
 #[inline]
 pub(super) const fn is_writing(low: u64) -> bool {
-    low & 1 << CHANGES_SHIFT != 0
+    low & WRITING != 0
 }
 
 const fn next(before: u64, after: u64) -> u64 {
-    visible(after) | ((before & CHANGES) + (1 << CHANGES_SHIFT)) & CHANGES
+    visible(after) | ((before & CHANGES) + WRITING) & CHANGES
 }
 
 impl RmpEntry {

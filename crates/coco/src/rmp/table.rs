@@ -1,7 +1,7 @@
 //! The table: an entry for each frame of the host, made when it is first written.
 //!
 //! Frames come in regions of 512. A region's first entry, the head, decides for all of them if it is of 2 MiB; the 511
-//! others, the tails, need memory only once one of them is written. A host whose guests have 2 MiB pages costs 40 bytes a
+//! others, the tails, need memory only once one of them is written. A host whose guests have 2 MiB pages costs 32 bytes a
 //! region, one with 4 KiB pages 16 bytes a page, as on hardware.
 //!
 //! # Who waits for whom
@@ -10,167 +10,29 @@
 //! locked, a change of the head to 2 MiB looks at its tails once the head is locked: one of two that meet sees the other.
 //! Readers take no lock.
 
+use core::fmt::Debug;
 use std::sync::OnceLock;
 
 use slat_memslot::Gfn;
 use slat_mmu::spte::Pfn;
 
+use super::cell::{Cell, Held, Seen};
 use super::entry::{RmpEntry, RmpSize};
-use super::id::{Asid, Permissions, Vmpl};
-use super::raw;
+use super::raw::{self, Wanted};
 use super::rules::Rules;
-use crate::sync::{AtomicU64, Ordering, fence, spin};
 
 /// Pages of a region.
 pub(super) const REGION: u64 = 512;
 const TAILS: usize = 511;
 /// Regions that are made together: 1 GiB.
-const GROUP: u64 = 512;
-
-/// One entry.
-#[derive(Debug)]
-pub(super) struct Cell {
-    low: AtomicU64,
-    high: AtomicU64,
-}
-
-/// The value of an entry, and how to tell whether it is still that.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Seen {
-    low: u64,
-    high: u64,
-}
-
-impl Seen {
-    const ZERO: Self = Self { low: 0, high: 0 };
-
-    #[inline]
-    pub(super) const fn entry(self) -> RmpEntry {
-        RmpEntry::from_words(self.low, self.high)
-    }
-
-    #[inline]
-    pub(super) const fn is_huge(self) -> bool {
-        raw::is_huge(self.low)
-    }
-
-    #[inline]
-    pub(super) const fn is_assigned(self) -> bool {
-        self.low & raw::ASSIGNED != 0
-    }
-
-    /// Whether this is a guest's page at a frame, validated, of 4 KiB and not immutable.
-    #[inline]
-    pub(super) const fn is_valid_page_of(self, asid: Asid, gfn: Gfn) -> bool {
-        raw::is_valid_page_of(self.low, asid, gfn)
-    }
-
-    /// Whether a level of the guest may do all this.
-    #[inline]
-    pub(super) const fn permits(self, vmpl: Vmpl, needs: Permissions) -> bool {
-        raw::permits(self.high, vmpl, needs)
-    }
-}
-
-impl Cell {
-    const fn new() -> Self {
-        Self {
-            low: AtomicU64::new(0),
-            high: AtomicU64::new(0),
-        }
-    }
-
-    /// The entry as it was when it was last not locked, or as it is about to be.
-    #[inline]
-    fn peek(&self) -> u64 {
-        self.low.load(Ordering::SeqCst)
-    }
-
-    /// Both words, of one moment. Who holds the lock without writing is not waited for.
-    fn read(&self) -> Seen {
-        loop {
-            if let Some(seen) = self.try_read() {
-                return seen;
-            }
-            spin();
-        }
-    }
-
-    /// The same if nobody is writing.
-    #[inline]
-    fn try_read(&self) -> Option<Seen> {
-        let low = self.low.load(Ordering::SeqCst) & !raw::LOCK;
-        let high = self.high.load(Ordering::Relaxed);
-        fence(Ordering::Acquire);
-        let still = self.low.load(Ordering::Relaxed) & !raw::LOCK == low;
-        (still && !raw::is_writing(low)).then_some(Seen { low, high })
-    }
-
-    fn try_lock(&self) -> Option<Held<'_>> {
-        let low = self.low.load(Ordering::SeqCst);
-        if low & raw::LOCK != 0 {
-            return None;
-        }
-        let locked = low | raw::LOCK;
-        self.low
-            .compare_exchange(low, locked, Ordering::SeqCst, Ordering::SeqCst)
-            .ok()?;
-        let high = self.high.load(Ordering::SeqCst);
-        let seen = Seen { low, high };
-        Some(Held {
-            cell: self,
-            seen,
-            after: None,
-        })
-    }
-}
-
-/// A locked entry. It is unlocked when this goes, with the value that was set last.
-#[derive(Debug)]
-pub(super) struct Held<'t> {
-    cell: &'t Cell,
-    seen: Seen,
-    after: Option<RmpEntry>,
-}
-
-impl Held<'_> {
-    #[inline]
-    pub(super) const fn seen(&self) -> Seen {
-        self.seen
-    }
-
-    #[inline]
-    pub(super) const fn entry(&self) -> RmpEntry {
-        self.seen.entry()
-    }
-
-    /// Sets what the entry shall be.
-    pub(super) const fn set(&mut self, entry: RmpEntry) {
-        self.after = Some(entry);
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        let (cell, before) = (self.cell, self.seen.low);
-        let Some(after) = &self.after else {
-            cell.low.store(before, Ordering::Release);
-            return;
-        };
-        cell.low.store(raw::writing(before), Ordering::Relaxed);
-        // Nobody sees the upper word change who does not see that it is being written.
-        fence(Ordering::Release);
-        cell.high.store(after.high(), Ordering::Relaxed);
-        cell.low
-            .store(raw::written(before, after.raw()), Ordering::Release);
-    }
-}
+const REGIONS: usize = 512;
+const GROUP: u64 = REGIONS as u64;
 
 /// 512 entries.
 #[derive(Debug)]
 pub(super) struct Region {
     head: Cell,
-    tails: OnceLock<Box<[Cell]>>,
+    tails: OnceLock<Box<[Cell; TAILS]>>,
 }
 
 impl Region {
@@ -183,15 +45,15 @@ impl Region {
 
     #[inline]
     fn tails(&self) -> &[Cell] {
-        self.tails.get().map_or(&[], |tails| tails)
+        self.tails.get().map_or(&[], |tails| &tails[..])
     }
 
     /// The cell of a frame, if it has memory.
-    #[inline]
+    #[inline(always)]
     fn cell(&self, index: usize) -> Option<&Cell> {
-        match index.checked_sub(1) {
-            None => Some(&self.head),
-            Some(tail) => self.tails().get(tail),
+        match index {
+            0 => Some(&self.head),
+            _ => self.tails.get()?.get(index - 1),
         }
     }
 
@@ -203,13 +65,22 @@ impl Region {
         }
     }
 
-    fn make_tails(&self) -> &[Cell] {
-        self.tails
-            .get_or_init(|| (0..TAILS).map(|_| Cell::new()).collect())
+    fn make_tails(&self) -> &[Cell; TAILS] {
+        self.tails.get_or_init(|| boxed(Cell::new))
+    }
+
+    /// Whether an own entry decides, is assigned, and has all that is wanted, at one moment. If that cannot be told at a
+    /// glance, it has not.
+    ///
+    /// A tail that is assigned decides, but for the moment in which PSMASH writes: the tails first, then the head. So
+    /// whoever sees the head after the tail, and not huge, has seen a tail that decides, then or already before.
+    #[inline(always)]
+    fn own_has(&self, index: usize, wanted: &Wanted) -> bool {
+        self.cell(index).is_some_and(|own| own.has(wanted)) && !raw::is_huge(self.head.peek())
     }
 }
 
-type Group = Box<[Region]>;
+type Group = [Region; REGIONS];
 
 /// Two changes met. Trying again may succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,7 +108,7 @@ pub(super) enum Deciding<'t> {
 /// use slat_coco::rmp::{Asid, Rmp, RmpSize, RmpState};
 /// use slat_memslot::Gfn;
 /// use slat_mmu::spte::Pfn;
-/// // 1 TiB of memory, 64 KiB of table so far.
+/// // 1 TiB of memory, 16 KiB of table so far.
 /// let rmp = Rmp::new(1 << 28);
 /// let guest = Asid::new(5).unwrap();
 /// let state = RmpState::private(guest, Gfn::new(0x40000), RmpSize::Size2M);
@@ -252,7 +123,7 @@ pub(super) enum Deciding<'t> {
 /// ```
 #[derive(Debug)]
 pub struct Rmp {
-    groups: Box<[OnceLock<Group>]>,
+    groups: Box<[OnceLock<Box<Group>>]>,
     end: u64,
     rules: Rules,
 }
@@ -339,22 +210,22 @@ impl Rmp {
 
     fn regions(&self) -> impl Iterator<Item = (u64, &Region)> + Clone {
         (0..).zip(&self.groups).flat_map(|(number, group)| {
-            let regions = group.get().map_or(&[][..], |group| group);
+            let regions = group.get().map_or(&[][..], |group| &group[..]);
             let numbered = (number * GROUP..).zip(regions);
             numbered.map(|(number, region)| (number * REGION, region))
         })
     }
 
     /// The region of a frame, if it has memory.
-    #[inline]
+    #[inline(always)]
     fn region(&self, pfn: Pfn) -> Option<&Region> {
         let group = self.groups.get(group_of(pfn))?.get()?;
-        group.get(region_of(pfn))
+        Some(&group[region_of(pfn)])
     }
 
     fn make_region(&self, pfn: Pfn) -> &Region {
-        let make = || (0..GROUP).map(|_| Region::new()).collect();
-        &self.groups[group_of(pfn)].get_or_init(make)[region_of(pfn)]
+        let group = &self.groups[group_of(pfn)];
+        &group.get_or_init(|| boxed(Region::new))[region_of(pfn)]
     }
 
     fn own(&self, pfn: Pfn) -> Option<&Cell> {
@@ -377,21 +248,33 @@ impl Rmp {
             }
             let own = region.cell(index_of(pfn)).map_or(Seen::ZERO, Cell::read);
             // The head may have become huge, and the tail means nothing then.
-            if region.head.peek() & !raw::LOCK == head.low {
+            if region.head.is_still(head) {
                 return (own.entry(), RmpSize::Size4K);
             }
         }
     }
 
-    /// A frame's own entry, if it has memory, decides, and neither it nor the region's head is just being written.
-    #[inline]
-    pub(super) fn own_in_force(&self, pfn: Pfn) -> Option<Seen> {
-        let region = self.region(pfn)?;
-        let head = region.head.peek() & !raw::LOCK;
-        let own = region.cell(index_of(pfn))?.try_read()?;
-        let decides = !raw::is_huge(head) && !raw::is_writing(head);
-        // The head may have become huge, and the tail means nothing then.
-        (decides && region.head.peek() & !raw::LOCK == head).then_some(own)
+    /// Whether a frame's own entry decides, is assigned, and has all that is wanted. If that cannot be told at a glance, it
+    /// has not.
+    #[inline(always)]
+    pub(super) fn own_has(&self, pfn: Pfn, wanted: &Wanted) -> bool {
+        self.region(pfn)
+            .is_some_and(|region| region.own_has(index_of(pfn), wanted))
+    }
+
+    /// The same for a frame that is probably in one region with another, and at a guest frame's place in it: a CPU guesses
+    /// so too, and need not wait for the frame. A wrong guess at the region gives up.
+    #[inline(always)]
+    pub(super) fn own_has_near(&self, near: Pfn, (gfn, pfn): (Gfn, Pfn), wanted: &Wanted) -> bool {
+        if (gfn.raw() ^ pfn.raw()) % REGION != 0 {
+            return self.own_has(pfn, wanted);
+        }
+        match self.region(near) {
+            Some(region) if near.raw() / REGION == pfn.raw() / REGION => {
+                region.own_has(to_usize(gfn.raw() % REGION), wanted)
+            }
+            _ => false,
+        }
     }
 
     /// Whether any of the 512 frames around one is assigned.
@@ -420,11 +303,7 @@ impl Rmp {
         let Some(region) = self.region(pfn) else {
             return Ok(Seen::ZERO);
         };
-        let low = region.head.peek();
-        match low & raw::LOCK {
-            0 => Ok(Seen { low, high: 0 }),
-            _ => Err(Conflict::Region),
-        }
+        region.head.peek_unlocked().ok_or(Conflict::Region)
     }
 
     /// What the tails say while the head is locked.
@@ -475,7 +354,7 @@ fn tails_state(tails: &[Cell]) -> Tails {
     let mut state = Tails::Free;
     for tail in tails {
         let low = tail.peek();
-        if raw::is_fixed(tail.high.load(Ordering::SeqCst)) {
+        if tail.is_fixed() {
             return Tails::Fixed;
         }
         if low & raw::ASSIGNED != 0 {
@@ -485,6 +364,12 @@ fn tails_state(tails: &[Cell]) -> Tails {
         }
     }
     state
+}
+
+/// An array that is made where it stays, since it is too large for a stack.
+fn boxed<T: Debug, const N: usize>(make: fn() -> T) -> Box<[T; N]> {
+    let all: Box<[T]> = (0..N).map(|_| make()).collect();
+    all.try_into().expect("there are as many")
 }
 
 /// Numbers that are looked up in tables, where those that are too large are not found.

@@ -1,7 +1,5 @@
 //! What always holds between a module's tables, its page metadata and the TLBs.
 
-use core::fmt;
-
 use rustc_hash::FxHashMap;
 use slat_memslot::{Gpa, PageSize};
 use slat_mmu::spte::Pfn;
@@ -12,38 +10,9 @@ use super::pamt::{PageType, size_at};
 use super::sept::{Place, SeptEntry, SeptState};
 use super::td::{Td, Tdr};
 
-macro_rules! codes {
-    ($($number:literal $variant:ident $name:literal $rule:literal)*) => {
-        /// An invariant of the module. Numbers and names are stable; new ones come at the end.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[non_exhaustive]
-        #[repr(u8)]
-        pub enum TdxCode {
-            $(#[doc = $rule] $variant = $number,)*
-        }
-
-        impl TdxCode {
-            /// All codes, by number.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
-
-            /// The name.
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)*
-                }
-            }
-
-            /// What has to hold.
-            pub const fn rule(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $rule,)*
-                }
-            }
-        }
-    };
-}
-
-codes! {
+slat_mmu::audit_codes! {
+    /// An invariant of the module.
+    TdxCode "T":
     1 TableType "table-type" "A linked table is a page of the S-EPT that the TD owns."
     2 LeafType "leaf-type" "A mapped page is a page of memory of that size that the TD owns."
     3 MappedTwice "mapped-twice" "No page is mapped or linked by two entries."
@@ -56,12 +25,6 @@ codes! {
     10 OldEpoch "old-epoch" "A vCPU inside entered in the present epoch or in the one before."
     11 StaleTlb "stale-tlb" "No TLB of a vCPU inside leads to a page that the TD does not own."
     12 LockLeftBehind "lock-left-behind" "No lock is held while no call is under way."
-}
-
-impl fmt::Display for TdxCode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "T{:02} {}", *self as u8, self.name())
-    }
 }
 
 /// Where an invariant does not hold.

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use crate::sync::{AtomicU64, Mutex, Ordering, lock};
+use crate::sync::{AtomicU64, Mutex, Ordering, lock, set_value, value};
 
 /// Entries of a table. In this crate's own tests a model checker cannot explore 512.
 pub const ENTRIES: usize = if cfg!(all(test, any(loom, shuttle))) {
@@ -13,6 +13,9 @@ pub const ENTRIES: usize = if cfg!(all(test, any(loom, shuttle))) {
 
 /// Tables made at a time: 2 MiB of entries, or a few where a model checker makes them anew for every run.
 const CHUNK: u32 = if cfg!(any(loom, shuttle)) { 4 } else { 512 };
+
+/// Notes in a word.
+const NOTES: u32 = 32;
 
 /// The entries of one table.
 pub type Table = [AtomicU64; ENTRIES];
@@ -42,13 +45,17 @@ impl TableId {
     }
 }
 
-/// Tables and what is known about each, beside it.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Notes([AtomicU64; CHUNK.div_ceil(NOTES) as usize]);
+
+/// Tables and what is known about each, beside it. Three pointers and a state of 8 bytes: a walk finds a chunk by a shift.
 #[derive(Debug)]
 struct Chunk<M> {
     tables: Box<[Table; CHUNK as usize]>,
     meta: Box<[M; CHUNK as usize]>,
-    /// A bit for each table, all of them on one cache line.
-    marks: [AtomicU64; (CHUNK as usize).div_ceil(64)],
+    /// Two bits for each table, all of them on two cache lines.
+    notes: Box<Notes>,
 }
 
 impl<M: Default> Chunk<M> {
@@ -56,7 +63,7 @@ impl<M: Default> Chunk<M> {
         Self {
             tables: boxed(|| core::array::from_fn(|_| AtomicU64::new(fill))),
             meta: boxed(M::default),
-            marks: core::array::from_fn(|_| AtomicU64::new(0)),
+            notes: Box::new(Notes(core::array::from_fn(|_| AtomicU64::new(0)))),
         }
     }
 }
@@ -67,6 +74,50 @@ fn boxed<T>(make: impl Fn() -> T) -> Box<[T; CHUNK as usize]> {
     match slice.try_into() {
         Ok(array) => array,
         Err(_) => unreachable!("there are as many elements as the array has"),
+    }
+}
+
+impl<M> Chunk<M> {
+    #[inline]
+    fn note(&self, id: TableId) -> Note<'_> {
+        let (word, shift) = place_of_note(id);
+        Note {
+            word: &self.notes.0[word],
+            shift,
+        }
+    }
+}
+
+/// A number below 4 that is kept with a table. What it means is the user's to say. It starts as 0, and stays when the table is
+/// recycled.
+#[derive(Clone, Copy, Debug)]
+pub struct Note<'a> {
+    word: &'a AtomicU64,
+    shift: u32,
+}
+
+impl Note<'_> {
+    /// The number.
+    #[inline]
+    pub fn get(self) -> u8 {
+        (self.word.load(Ordering::Relaxed) >> self.shift & 0b11) as u8
+    }
+
+    /// Sets bits of it.
+    #[inline]
+    pub fn add(self, bits: u8) {
+        let bits = u64::from(bits & 0b11) << self.shift;
+        self.word.fetch_or(bits, Ordering::Relaxed);
+    }
+
+    /// Clears bits of it. Costs a load where they are clear.
+    #[inline]
+    pub fn take(self, bits: u8) {
+        let bits = u64::from(bits & 0b11) << self.shift;
+        // A store would take the line from others.
+        if self.word.load(Ordering::Relaxed) & bits != 0 {
+            self.word.fetch_and(!bits, Ordering::Relaxed);
+        }
     }
 }
 
@@ -207,14 +258,14 @@ impl<M> Arena<M> {
         &self.chunk(id).meta[(id.0 % CHUNK) as usize]
     }
 
-    /// Both: the entries of a table, and what is known about it.
+    /// All of it: the entries of a table, what is known about it, and its note.
     ///
     /// # Panics
     /// The number was never given out.
     #[inline]
-    pub(crate) fn table_and_meta(&self, id: TableId) -> (&Table, &M) {
+    pub(crate) fn parts(&self, id: TableId) -> (&Table, &M, Note<'_>) {
         let (chunk, at) = (self.chunk(id), (id.0 % CHUNK) as usize);
-        (&chunk.tables[at], &chunk.meta[at])
+        (&chunk.tables[at], &chunk.meta[at], chunk.note(id))
     }
 
     /// The entries of a table, for plain stores: whoever has the arena to itself needs no atomic operation.
@@ -235,26 +286,25 @@ impl<M> Arena<M> {
         &mut self.chunk_mut(id).meta[(id.0 % CHUNK) as usize]
     }
 
-    /// Whether a table is marked. What a mark means is the user's to say; a chunk's marks lie close together, so that
-    /// going through many tables costs little.
+    /// The note that is kept with a table. A chunk's notes lie close together, so that going through many tables costs little.
+    ///
+    /// # Panics
+    /// The number was never given out.
     #[inline]
-    pub fn is_marked(&self, id: TableId) -> bool {
-        let (word, bit) = self.mark_of(id);
-        word.load(Ordering::Relaxed) & bit != 0
+    pub fn note(&self, id: TableId) -> Note<'_> {
+        self.chunk(id).note(id)
     }
 
-    /// Marks a table, or takes the mark away.
+    /// Changes a table's note, for whoever has the arena to itself.
+    ///
+    /// # Panics
+    /// The number was never given out.
     #[inline]
-    pub fn set_mark(&self, id: TableId, marked: bool) {
-        if self.is_marked(id) == marked {
-            return;
-        }
-        let (word, bit) = self.mark_of(id);
-        if marked {
-            word.fetch_or(bit, Ordering::Relaxed);
-        } else {
-            word.fetch_and(!bit, Ordering::Relaxed);
-        }
+    pub fn set_note(&mut self, id: TableId, note: u8) {
+        let (word, shift) = place_of_note(id);
+        let word = &mut self.chunk_mut(id).notes.0[word];
+        let others = value(word) & !(0b11 << shift);
+        set_value(word, others | u64::from(note & 0b11) << shift);
     }
 
     /// Finds tables for one walk, which begins at this one.
@@ -271,13 +321,6 @@ impl<M> Arena<M> {
     }
 
     #[inline]
-    fn mark_of(&self, id: TableId) -> (&AtomicU64, u64) {
-        let number = id.0 % CHUNK;
-        let marks = &self.chunk(id).marks;
-        (&marks[(number / 64) as usize], 1 << (number % 64))
-    }
-
-    #[inline]
     fn chunk(&self, id: TableId) -> &Chunk<M> {
         let chunk = self.chunks[(id.0 / CHUNK) as usize].get();
         chunk.expect("a table that was given out lies in a chunk that was made")
@@ -288,6 +331,13 @@ impl<M> Arena<M> {
         let chunk = self.chunks[(id.0 / CHUNK) as usize].get_mut();
         chunk.expect("a table that was given out lies in a chunk that was made")
     }
+}
+
+/// The word of a table's note in its chunk, and the note's lowest bit.
+#[inline]
+const fn place_of_note(id: TableId) -> (usize, u32) {
+    let number = id.0 % CHUNK;
+    ((number / NOTES) as usize, number % NOTES * 2)
 }
 
 /// Finds the tables of one walk. Most lie in the chunk of the one before: a CPU guesses that and need not wait for the
@@ -350,6 +400,28 @@ mod tests {
                 .iter()
                 .all(|e| e.load(Ordering::Relaxed) == 1 << 63)
         );
+    }
+
+    #[test]
+    fn every_table_has_its_own_note() {
+        let mut arena = Arena::<()>::new(0, 600);
+        let ids: Vec<TableId> = std::iter::from_fn(|| arena.allocate()).collect();
+        let note = |number: usize| u8::try_from(number / 3 % 4).unwrap();
+        for (number, &id) in ids.iter().enumerate() {
+            arena.set_note(id, note(number));
+        }
+        let notes = |arena: &Arena<()>| {
+            ids.iter()
+                .map(|&id| arena.note(id).get())
+                .collect::<Vec<_>>()
+        };
+        let mut expected: Vec<u8> = (0..ids.len()).map(note).collect();
+        assert_eq!(notes(&arena), expected);
+        arena.note(ids[32]).add(0b01);
+        arena.note(ids[9]).take(0b10);
+        arena.note(ids[513]).take(0b11);
+        (expected[32], expected[9], expected[513]) = (0b11, 0b01, 0);
+        assert_eq!(notes(&arena), expected);
     }
 
     #[test]

@@ -10,6 +10,6 @@ mod epoch;
 mod geometry;
 
 pub(crate) use arena::Finder;
-pub use arena::{Arena, ENTRIES, Table, TableId};
+pub use arena::{Arena, ENTRIES, Note, Table, TableId};
 pub use epoch::{Epochs, Pin, Reader};
 pub(crate) use geometry::{first, index, span};

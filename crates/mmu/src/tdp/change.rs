@@ -6,6 +6,7 @@ use slat_memslot::{AsId, Gfn, Level};
 use super::cursor::Cursor;
 use super::events::{Event, Harvest, Harvesting, Observer};
 use super::hooks::External;
+use super::leaves::Leaves;
 use super::lock::{Locked, Side};
 use super::page::Page;
 use crate::role::RoleFlag;
@@ -95,7 +96,7 @@ impl<S: Side, O: Observer<S::Format>> Locked<S, O> {
     pub(super) fn take_apart(&mut self, table: TableId) {
         let page = self.tables().page(table);
         let (role, gfn) = (page.role(), page.gfn());
-        self.tables().set_full(table, false);
+        self.tables().forget(table, Leaves::All);
         if O::EVENTS {
             self.observer.event(Event::PageZapped { table, gfn, role });
         }

@@ -192,6 +192,14 @@ impl<F: Format> Cursor<F> {
         start..start + frames.min(left) as usize
     }
 
+    /// Those entries of a run that map nothing outside of the frames from where the cursor has come to, up to `end`.
+    #[inline]
+    pub(super) fn whole(&self, run: &Range<usize>, end: u64) -> Range<usize> {
+        let first = run.start + usize::from(self.next > self.gfn);
+        let last = self.gfn + run.len() as u64 * span(self.level);
+        first..run.end - usize::from(last > end)
+    }
+
     /// Goes to the last entry of a run, all of whose entries have been seen to.
     #[inline]
     pub(super) fn finish(&mut self, run: &Range<usize>) {

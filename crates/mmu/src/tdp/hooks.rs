@@ -44,12 +44,20 @@ pub trait External<F> {
     /// Whether there is one. If not, no entry is ever frozen for it.
     const PRESENT: bool = true;
 
-    /// An entry is to change. Who wants to judge by what it was and what it becomes defines this one; otherwise it asks
-    /// the method for that kind of change, and nobody about a link that goes: its table will be freed.
+    /// An entry is to change. Who wants to judge by what it was and what it becomes defines this one; otherwise it goes by
+    /// its [kind](External::by_kind).
     ///
     /// # Errors
     /// Busy.
     fn change(&self, change: &EntryChange<F>) -> Result<(), Busy> {
+        self.by_kind(change)
+    }
+
+    /// Asks the method for that kind of change, and nobody about a link that goes: its table will be freed.
+    ///
+    /// # Errors
+    /// Busy.
+    fn by_kind(&self, change: &EntryChange<F>) -> Result<(), Busy> {
         let EntryChange {
             gfn,
             level,

@@ -29,6 +29,7 @@ mod fast;
 mod hardware;
 mod hardware_walk;
 mod hooks;
+mod leaves;
 mod lock;
 mod log;
 mod map;

@@ -37,13 +37,11 @@ impl Parent {
 }
 
 /// What is known about a table. All of it is written before the table is linked, but for a root's role, which changes
-/// under the exclusive lock only, `nx_disallowed`, which is taken back, and `empty`.
+/// under the exclusive lock only, and `nx_disallowed`, which is taken back.
 #[derive(Debug, Default)]
 pub(super) struct Page {
     role: AtomicU32,
     nx_disallowed: AtomicBool,
-    /// Beside the role, which whoever stores an entry has just read.
-    empty: AtomicBool,
     gfn: AtomicU64,
     parent: AtomicU64,
 }
@@ -53,7 +51,6 @@ impl Page {
     pub(super) fn describe(&self, role: PageRole, gfn: Gfn, parent: Option<Parent>) {
         self.role.store(role.bits(), Ordering::Relaxed);
         self.nx_disallowed.store(false, Ordering::Relaxed);
-        self.empty.store(false, Ordering::Relaxed);
         self.gfn.store(gfn.raw(), Ordering::Relaxed);
         let parent = parent.map_or(ROOT, Parent::pack);
         self.parent.store(parent, Ordering::Relaxed);
@@ -88,29 +85,5 @@ impl Page {
     #[inline]
     pub(super) fn set_nx_disallowed(&self, disallowed: bool) {
         self.nx_disallowed.store(disallowed, Ordering::Relaxed);
-    }
-
-    /// Whether no entry is known to be a leaf. If not, nothing is known.
-    ///
-    /// Only whoever has the tables to himself says so and asks. Under the shared lock it is taken back, by whoever stores a
-    /// leaf; the lock orders that before the next question.
-    #[inline]
-    pub(super) fn is_empty(&self) -> bool {
-        self.empty.load(Ordering::Relaxed)
-    }
-
-    /// All entries have been looked at, with the tables to oneself, and none is a leaf.
-    #[inline]
-    pub(super) fn set_empty(&self) {
-        self.empty.store(true, Ordering::Relaxed);
-    }
-
-    /// A leaf is there, or is about to be.
-    #[inline]
-    pub(super) fn not_empty(&self) {
-        // Most tables with leaves to come are not marked, and a store would take the line from other vCPUs.
-        if self.is_empty() {
-            self.empty.store(false, Ordering::Relaxed);
-        }
     }
 }

@@ -7,6 +7,7 @@ use slat_memslot::{Gfn, Level, PageSize, Pages};
 use super::cursor::Cursor;
 use super::events::Observer;
 use super::hooks::{AccessCheck, External};
+use super::leaves::Leaves;
 use super::lock::{Exclusive, Locked};
 use super::map::{MapError, MapRequest, NxFault, Target};
 use super::page::Parent;
@@ -91,10 +92,12 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
         }
         fill(entries, template);
         let filled = entries.len();
-        tables.page(table).not_empty();
-        if filled == ENTRIES {
-            tables.set_full(table, true);
-        }
+        let leaves = if filled == ENTRIES {
+            Leaves::All
+        } else {
+            Leaves::Unknown
+        };
+        tables.learn(table, leaves);
         self.counts().add_leaves(Level::L1, filled as i64);
         filled as u64
     }
@@ -110,7 +113,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
         };
         fill(tables.arena.table_mut(table), template);
         tables.describe(table, role, gfn, Some(parent));
-        tables.set_full(table, true);
+        tables.learn(table, Leaves::All);
         let link = tables.link_to(table).raw();
         let entry = &mut tables.arena.table_mut(parent.table)[parent.index];
         set_value(entry, link);

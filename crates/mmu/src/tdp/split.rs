@@ -5,6 +5,7 @@ use slat_memslot::{AsId, Gfn, GfnRange, Level, PageSize};
 
 use super::cursor::Cursor;
 use super::events::{Event, Observer, SplitResult};
+use super::leaves::Leaves;
 use super::lock::Locked;
 use super::resched::{Progress, Resched};
 use super::root::OutOfTables;
@@ -81,7 +82,7 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
                 .make_small(huge, &child_role, index, nx_huge_pages)?;
             entry.store(small.raw(), Ordering::Relaxed);
         }
-        tables.set_full(child, true);
+        tables.learn_of_new(child, Leaves::All);
         Some(())
     }
 

@@ -11,6 +11,7 @@ use super::change::At;
 use super::cursor::Cursor;
 use super::events::{Event, FlushReason, FlushScope, Observer};
 use super::hooks::{AccessCheck, Busy, EntryChange, External};
+use super::leaves::Leaves;
 use super::lock::{Exclusive, Locked, Shared, Side};
 use super::page::Parent;
 use crate::spte::{Format, Spte};
@@ -140,7 +141,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
         new: Spte<F>,
     ) -> Result<(), NotStored> {
         let (tables, table) = (self.side.tables, cursor.table());
-        let (entries, page) = tables.arena.table_and_meta(table);
+        let (entries, page, note) = tables.arena.parts(table);
         let (entry, at) = (&entries[cursor.index()], At::of(page, cursor));
         if X::PRESENT && new.is_present() && self.is_mirror(table) {
             self.set_mirror(entry, cursor, at, new)?;
@@ -150,10 +151,10 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
         // Whoever asks for these marks has the tables to himself.
         let leaf_gone = cursor.old.is_leaf(at.level) && !new.is_leaf(at.level);
         if leaf_gone && !cfg!(slat_mutant = "keep_full") {
-            tables.set_full(table, false);
+            Leaves::All.forget(note);
         }
         if new.is_present() && !cfg!(slat_mutant = "keep_empty") {
-            page.not_empty();
+            Leaves::None.forget(note);
         }
         self.changed(at, cursor.old, new);
         Ok(())
@@ -234,10 +235,10 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
         let entry = tables.entry(place.table, place.index);
         entry.store(new.raw(), Ordering::Relaxed);
         if !new.is_leaf(at.level) {
-            tables.set_full(place.table, false);
+            tables.forget(place.table, Leaves::All);
         }
         if new.is_present() {
-            tables.page(place.table).not_empty();
+            tables.forget(place.table, Leaves::None);
         }
         self.changed(at, old, new);
         Ok(())

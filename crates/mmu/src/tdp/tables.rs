@@ -238,19 +238,7 @@ impl<F: Format, X, C> Tables<F, X, C> {
         parent: Option<Parent>,
     ) {
         self.page(table).describe(role, gfn, parent);
-        self.set_full(table, false);
-    }
-
-    /// Whether every entry of a table is known to be a leaf. If not, nothing is known. Under the shared lock it is taken
-    /// back and never looked at.
-    #[inline]
-    pub(super) fn is_full(&self, table: TableId) -> bool {
-        self.arena.is_marked(table)
-    }
-
-    #[inline]
-    pub(super) fn set_full(&self, table: TableId, full: bool) {
-        self.arena.set_mark(table, full);
+        self.forget_all(table);
     }
 
     #[inline]

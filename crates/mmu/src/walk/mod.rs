@@ -40,7 +40,8 @@ mod pointers;
 mod reserved;
 pub mod second;
 mod stage;
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests;
 pub mod tlb;
 

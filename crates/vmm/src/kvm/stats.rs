@@ -1,14 +1,13 @@
-//! A VM's statistics (`KVM_GET_STATS_FD`), by name.
+//! Statistics of a VM or of a vCPU (`KVM_GET_STATS_FD`), by name.
 #![expect(unsafe_code, reason = "an ioctl makes a descriptor")]
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 
 use kvm_bindings::KVMIO;
-use kvm_ioctls::VmFd;
 use vmm_sys_util::ioctl::ioctl;
 use vmm_sys_util::ioctl_io_nr;
 
@@ -26,13 +25,13 @@ const HEADER: usize = 24;
 const DESCRIPTION: usize = 16;
 
 impl Stats {
-    /// Those of a VM.
+    /// Those of a VM or of a vCPU.
     ///
     /// # Errors
     /// The kernel has none, or they cannot be read.
-    pub(crate) fn of(vm: &VmFd) -> io::Result<Self> {
+    pub(crate) fn of(of: &impl AsRawFd) -> io::Result<Self> {
         // SAFETY: the call has no argument, and makes a new descriptor.
-        let descriptor = unsafe { ioctl(vm, KVM_GET_STATS_FD()) };
+        let descriptor = unsafe { ioctl(of, KVM_GET_STATS_FD()) };
         if descriptor < 0 {
             return Err(io::Error::last_os_error());
         }

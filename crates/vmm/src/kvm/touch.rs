@@ -44,6 +44,14 @@ impl Vm {
         Stats::of(&self.vm)
     }
 
+    /// What the kernel counts of each vCPU.
+    ///
+    /// # Errors
+    /// It does not tell.
+    pub(crate) fn vcpu_stats(&self) -> std::io::Result<Vec<Stats>> {
+        self.vcpus.iter().map(|vcpu| Stats::of(vcpu.fd())).collect()
+    }
+
     /// Writes instructions and tables into host memory that slots of guest frames from 0 have behind them at `base`, and to
     /// `pages` pages from there, so that the host has them.
     ///

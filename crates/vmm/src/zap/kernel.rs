@@ -24,6 +24,8 @@ pub struct Seen {
     pub shadow_zapped: u64,
     /// Shadow pages that had to be made (`mmu_cache_miss`).
     pub shadow_made: u64,
+    /// Faults of all vCPUs that mapped something (`pf_fixed`).
+    pub faults: u64,
 }
 
 /// One step on the kernel.
@@ -57,6 +59,11 @@ impl Step {
     pub const fn shadow_made(&self) -> u64 {
         self.after.shadow_made - self.before.shadow_made
     }
+
+    /// Faults that mapped something.
+    pub const fn faults(&self) -> u64 {
+        self.after.faults - self.before.faults
+    }
 }
 
 const fn all(leaves: Leaves) -> u64 {
@@ -74,6 +81,13 @@ pub struct KernelCost {
     pub others_again: Step,
     /// The same of the slot itself, where it is still there.
     pub own_again: Option<Step>,
+}
+
+impl KernelCost {
+    /// Faults that would not have been without the call.
+    pub fn refaults(&self) -> u64 {
+        self.others_again.faults() + self.own_again.map_or(0, |step| step.faults())
+    }
 }
 
 /// The local kernel.
@@ -171,6 +185,7 @@ const NOWHERE: u64 = (1 << 30) - (2 << 20);
 struct Stage {
     vm: Vm,
     stats: Stats,
+    vcpu_stats: Vec<Stats>,
     scene: Scene,
     layout: TouchLayout,
     base: Hva,
@@ -203,12 +218,15 @@ impl Stage {
         for _ in 0..scene.vcpus {
             vm.create_toucher(&layout).map_err(CallError::errno)?;
         }
-        let stats = vm
-            .stats()
-            .map_err(|why| CallError::errno(Errno::new(why.raw_os_error().unwrap_or(libc::EIO))))?;
+        let errno = |why: std::io::Error| Errno::new(why.raw_os_error().unwrap_or(libc::EIO));
+        let stats = vm.stats().map_err(|why| CallError::errno(errno(why)))?;
+        let vcpu_stats = vm
+            .vcpu_stats()
+            .map_err(|why| CallError::errno(errno(why)))?;
         Ok(Self {
             vm,
             stats,
+            vcpu_stats,
             scene: *scene,
             layout,
             base,
@@ -267,6 +285,11 @@ impl Stage {
         })
     }
 
+    fn faults(&self) -> u64 {
+        let each = self.vcpu_stats.iter();
+        each.map(|stats| stats.read("pf_fixed").unwrap_or(0)).sum()
+    }
+
     fn seen(&self) -> Seen {
         let read = |name| self.stats.read(name).unwrap_or(0);
         Seen {
@@ -277,6 +300,7 @@ impl Stage {
             },
             shadow_zapped: read("mmu_shadow_zapped"),
             shadow_made: read("mmu_cache_miss"),
+            faults: self.faults(),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! once more.
 
 mod engine;
+mod glance;
 mod msr;
 mod reference;
 mod vectors;

@@ -1,5 +1,9 @@
 //! Every access by everybody to every state, against the reference.
 
+use slat_memslot::Level;
+use slat_mmu::spte::Access;
+use slat_mmu::tdp::{AccessCheck, Translated};
+
 use super::reference::{FRAMES, Reference};
 use super::*;
 
@@ -107,12 +111,73 @@ fn every_access_in_every_state() {
     assert!(faults.len() > 15);
 }
 
+/// The check of a vCPU's walks says what [`Rmp::check_access`] says, wherever it was asked before.
+#[test]
+fn a_guard_says_what_the_check_says() {
+    let (mut runs, mut allowed) = (0, 0);
+    for by in accessors() {
+        let Accessor::Snp(cpu, visibility) = by else {
+            continue;
+        };
+        let rmp = Rmp::new(FRAMES);
+        let guard = rmp.guard(cpu, visibility);
+        let accesses = [
+            (Access::USER, Touch::Read),
+            (Access::WRITE | Access::USER, Touch::Write),
+            (Access::EXECUTE, Touch::Fetch { user: false }),
+        ];
+        for (at, size) in [
+            (0, RmpSize::Size4K),
+            (3, RmpSize::Size4K),
+            (0, RmpSize::Size2M),
+            (515, RmpSize::Size4K),
+        ] {
+            for entry in entries(GFN + at, size) {
+                rmp.plant(Pfn::new(at), entry);
+                // Also of a frame that is not at the same place in its 2 MiB.
+                let moved = RmpEntry {
+                    gfn: Gfn::new(GFN + 7),
+                    ..entry
+                };
+                rmp.plant(Pfn::new(at + 1), moved);
+                for (pfn, gfn) in [0, 1, 3, 4, 512, 515, 516, FRAMES]
+                    .into_iter()
+                    .flat_map(|pfn| [pfn, 7, pfn | 1 << 39].map(|gfn| (pfn, GFN + gfn)))
+                {
+                    for level in [Level::L1, Level::L2, Level::L3] {
+                        for (access, touch) in accesses {
+                            let translated = Translated {
+                                gfn: Gfn::new(gfn),
+                                pfn: Pfn::new(pfn),
+                                level,
+                                access,
+                            };
+                            let expected = rmp.check(by, touch).check(&translated);
+                            // Twice: the second time it is where the guard thinks.
+                            for _ in 0..2 {
+                                let said = guard.check(&translated);
+                                assert_eq!(said, expected, "{by:?} {translated:?} {entry:?}");
+                            }
+                            runs += 1;
+                            allowed += u32::from(expected.is_ok());
+                        }
+                    }
+                }
+                rmp.plant(Pfn::new(at), RmpEntry::HYPERVISOR);
+                rmp.plant(Pfn::new(at + 1), RmpEntry::HYPERVISOR);
+            }
+        }
+    }
+    println!("{allowed} of {runs} accesses are allowed");
+    assert!(allowed > 1000 && runs - allowed > 1000);
+}
+
 /// The same check at the end of a walk of real tables: denied, then allowed once the map agrees.
 #[test]
 fn a_walk_asks_the_reverse_map() {
     use slat_mmu::host::Host;
     use slat_mmu::role::{TdpDepth, TdpHost, VcpuState, root_role_for_tdp};
-    use slat_mmu::spte::{Access, Npt};
+    use slat_mmu::spte::Npt;
     use slat_mmu::tdp::{MapRequest, Tables, Unobserved, Violation};
 
     let rmp = Rmp::new(0x1000);

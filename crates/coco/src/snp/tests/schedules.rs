@@ -9,8 +9,13 @@ use shuttle::rand::{Rng, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::{Config, Runner, thread};
 
+use slat_memslot::{Level, PageSize};
+use slat_mmu::spte::Access;
+use slat_mmu::tdp::{AccessCheck, Translated};
+
 use super::*;
 use crate::psc::{Direction, PscEntry, PscOperation};
+use crate::rmp::{Adjustment, GuestCpu, GuestPage, Permissions, RmpState, Vmpl};
 
 /// `SLAT_SCHEDULES` sets how many there are of each kind.
 fn schedules() -> usize {
@@ -197,16 +202,16 @@ fn the_proposal_of_2021_leaves_pages_assigned_that_nobody_has() {
     assert!(count > 0);
 }
 
+fn config() -> Config {
+    let mut config = Config::new();
+    config.silence_warnings = true;
+    config.max_steps = shuttle::MaxSteps::None;
+    config
+}
+
 /// Two instructions at one entry, or at a tail and its head: one of them gives way, and what is left is consistent.
 #[test]
 fn instructions_meet() {
-    use crate::rmp::RmpState;
-    let config = || {
-        let mut config = Config::new();
-        config.silence_warnings = true;
-        config.max_steps = shuttle::MaxSteps::None;
-        config
-    };
     let scheduler = RandomScheduler::new(schedules());
     Runner::new(scheduler, config()).run(|| {
         let rmp = Arc::new(Rmp::new(0x400));
@@ -222,4 +227,90 @@ fn instructions_meet() {
         assert_eq!(head.assigned, huge.is_ok());
         assert_eq!(rmp.own_entry(Pfn::new(0x203)).assigned, tail.is_ok());
     });
+}
+
+/// A walk that is let through while PSMASH is under way has seen all of it: a page of 4 KiB is there from then on.
+#[test]
+fn walks_meet_psmash() {
+    const HEAD: u64 = 0x200;
+    let scheduler = RandomScheduler::new(schedules());
+    let failed = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&failed);
+    Runner::new(scheduler, config()).run(move || {
+        let rmp = Arc::new(Rmp::new(0x400));
+        let state = RmpState::private(asid(), gfn(0), RmpSize::Size2M);
+        rmp.rmpupdate(Pfn::new(HEAD), &state).unwrap();
+        let _ = rmp.pvalidate(cpu(Vmpl::Vmpl0), guest_page(0, HEAD), RmpSize::Size2M, true);
+        let smash = {
+            let rmp = Arc::clone(&rmp);
+            thread::spawn(move || rmp.psmash(Pfn::new(HEAD)).unwrap())
+        };
+        let guard = rmp.guard(cpu(Vmpl::Vmpl0), Visibility::Private);
+        // All but the first check find the entry by a guess.
+        while guard.check(&write(3, HEAD + 3)).is_err() {
+            count.fetch_add(1, Ordering::Relaxed);
+            thread::yield_now();
+        }
+        assert_eq!(rmp.own_entry(Pfn::new(HEAD)).size, RmpSize::Size4K);
+        smash.join().unwrap();
+    });
+    println!("{} checks failed", failed.load(Ordering::Relaxed));
+    assert!(failed.load(Ordering::Relaxed) > 0);
+}
+
+/// A walk never takes what a page's next owner permits for what the one before it did.
+#[test]
+fn walks_meet_a_new_owner() {
+    const AT: u64 = 0x203;
+    let scheduler = PctScheduler::new(2, schedules());
+    Runner::new(scheduler, config()).run(|| {
+        let rmp = Arc::new(Rmp::new(0x400));
+        let give = |rmp: &Rmp, frame: u64| {
+            let state = RmpState::private(asid(), gfn(frame), RmpSize::Size4K);
+            rmp.rmpupdate(Pfn::new(AT), &state).unwrap();
+            let (level, page) = (cpu(Vmpl::Vmpl0), guest_page(frame, AT));
+            let _ = rmp.pvalidate(level, page, RmpSize::Size4K, true);
+        };
+        give(&rmp, 3);
+        let owner = {
+            let rmp = Arc::clone(&rmp);
+            thread::spawn(move || {
+                give(&rmp, 515);
+                let all = Adjustment {
+                    target: Vmpl::Vmpl1,
+                    permissions: Permissions::all(),
+                    vmsa: false,
+                };
+                let (level, page) = (cpu(Vmpl::Vmpl0), guest_page(515, AT));
+                rmp.rmpadjust(level, page, RmpSize::Size4K, all).unwrap();
+            })
+        };
+        let guard = rmp.guard(cpu(Vmpl::Vmpl1), Visibility::Private);
+        for _ in 0..3 {
+            assert!(guard.check(&write(3, AT)).is_err(), "VMPL1 was let through");
+        }
+        owner.join().unwrap();
+        assert!(guard.check(&write(515, AT)).is_ok());
+    });
+}
+
+fn cpu(vmpl: Vmpl) -> GuestCpu {
+    GuestCpu { asid: asid(), vmpl }
+}
+
+fn guest_page(frame: u64, pfn: u64) -> GuestPage {
+    GuestPage {
+        gfn: gfn(frame),
+        pfn: Pfn::new(pfn),
+        nested: PageSize::Size2M,
+    }
+}
+
+fn write(frame: u64, pfn: u64) -> Translated {
+    Translated {
+        gfn: gfn(frame),
+        pfn: Pfn::new(pfn),
+        level: Level::L1,
+        access: Access::WRITE,
+    }
 }

@@ -1,6 +1,5 @@
 //! What always holds between the mirror, the S-EPT, the attributes and the pages behind them.
 
-use core::fmt;
 use std::collections::BTreeMap;
 
 use slat_memslot::{Gfn, Level};
@@ -16,38 +15,9 @@ use super::vm::{TdxMmu, TdxTables};
 use crate::sync::lock;
 use crate::tdx::{EntryView, PageType, SeptState};
 
-macro_rules! codes {
-    ($($number:literal $variant:ident $name:literal $rule:literal)*) => {
-        /// An invariant of the mirror. Numbers and names are stable; new ones come at the end.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[non_exhaustive]
-        #[repr(u8)]
-        pub enum MirrorCode {
-            $(#[doc = $rule] $variant = $number,)*
-        }
-
-        impl MirrorCode {
-            /// All codes, by number.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
-
-            /// The name.
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)*
-                }
-            }
-
-            /// What has to hold.
-            pub const fn rule(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $rule,)*
-                }
-            }
-        }
-    };
-}
-
-codes! {
+slat_mmu::audit_codes! {
+    /// An invariant of the mirror.
+    MirrorCode "M":
     1 ExternalPage "external-page" "Behind each table of the mirror is one page of the S-EPT, linked at the same address and level."
     2 LeafMismatch "leaf-mismatch" "What the mirror maps, the S-EPT maps to the same page, pending or mapped."
     3 NotFree "not-free" "Where the mirror has nothing, the S-EPT has nothing."
@@ -63,12 +33,6 @@ codes! {
     13 TableLost "table-lost" "No table of the mirror is lost."
     14 Module "module" "The module's own invariants hold."
     15 Tables "tables" "The invariants of all page tables hold."
-}
-
-impl fmt::Display for MirrorCode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "M{:02} {}", *self as u8, self.name())
-    }
 }
 
 /// Where an invariant does not hold.

@@ -21,21 +21,8 @@ impl External<Ept> for Owner {
         if self.0.hooks == HookGen::Unified {
             self.0.judge(change)?;
         }
-        let EntryChange {
-            gfn,
-            level,
-            old,
-            new,
-            table,
-        } = *change;
-        match (old.is_leaf(level), table) {
-            (true, Some(table)) => self.split_leaf(gfn, level, table),
-            (false, Some(table)) => self.link_table(gfn, level, table),
-            (_, None) if new.is_leaf(level) => self.set_leaf(gfn, level, new),
-            (true, None) => self.remove_leaf(gfn, level, old),
-            // Its page is given back when its entries are gone.
-            (false, None) => Ok(()),
-        }
+        // The page of a link that goes is given back when its entries are gone.
+        self.by_kind(change)
     }
 
     fn set_leaf(&self, gfn: Gfn, level: Level, spte: Spte<Ept>) -> Result<(), Busy> {

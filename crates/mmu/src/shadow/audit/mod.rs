@@ -1,28 +1,5 @@
 //! The audit of shadow pages: all violations of what has to hold of them, each with a stable code and its place.
 //!
-//! - `S01 leaf-not-listed`: A leaf is in the list of its frame and level, once.
-//! - `S02 stale-list-entry`: What is in a frame's list is a leaf of that frame and level.
-//! - `S03 parent-not-listed`: A link is among the parents of the page that it leads to, once.
-//! - `S04 stale-parent`: A page's parents are links to it.
-//! - `S05 dangling-link`: A link leads to a page that exists, one level down, and is valid if its own page is.
-//! - `S06 linear-gfn`: A direct page that a direct page links begins at the entry's frame.
-//! - `S07 track-count`: A frame is tracked as often as valid pages above the last level follow a table in it.
-//! - `S08 writable-table`: No leaf maps a followed table so that it could be written to without asking, unless all pages that
-//!   follow it are out of step.
-//! - `S09 huge-count`: Each valid page that follows a table is one reason against huge pages around the table.
-//! - `S10 unsync-page`: Only pages of the last level that follow tables are out of step.
-//! - `S11 unsync-marks`: The pages above one that is out of step know of it.
-//! - `S12 active-pages`: The active pages are the valid ones, the newest first.
-//! - `S13 used-count`: As many pages count against the limit as are valid or wait to be freed.
-//! - `S14 leaf-count`: The counts of leaves are the numbers of leaves.
-//! - `S15 indirect-count`: The count of pages that follow tables is the number of valid ones.
-//! - `S16 unsync-count`: The count of pages out of step is the number of them.
-//! - `S17 nonpresent-value`: What is not present is empty or an MMIO entry.
-//! - `S18 root-role-mismatch`: The root in use has the role that the vCPU's MMU wants, or each of its four parts has.
-//! - `S19 waiting-page`: A page that is invalid waits for a vCPU that has it as a root, has no parent and maps nothing.
-//! - `S20 same-page-twice`: No two valid pages have the same frame and role.
-//! - `S21 nx-pages`: The pages that could become huge again are those that are remembered, direct and counted.
-//!
 //! KVM counterparts: the warnings of `mmu.c`; the audit of roles is asked for in `docs/roots.md`.
 
 mod check;
@@ -41,92 +18,30 @@ use super::walk::ShadowRoot;
 use crate::role::Quadrant;
 use crate::spte::Format;
 
-/// What is violated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-#[expect(missing_docs, reason = "the module says what each one means")]
-pub enum ShadowCode {
-    LeafNotListed = 1,
-    StaleListEntry,
-    ParentNotListed,
-    StaleParent,
-    DanglingLink,
-    LinearGfn,
-    TrackCount,
-    WritableTable,
-    HugeCount,
-    UnsyncPage,
-    UnsyncMarks,
-    ActivePages,
-    UsedCount,
-    LeafCount,
-    IndirectCount,
-    UnsyncCount,
-    NonpresentValue,
-    RootRoleMismatch,
-    WaitingPage,
-    SamePageTwice,
-    NxPages,
-}
-
-impl ShadowCode {
-    /// All of them.
-    pub const ALL: [Self; 21] = [
-        Self::LeafNotListed,
-        Self::StaleListEntry,
-        Self::ParentNotListed,
-        Self::StaleParent,
-        Self::DanglingLink,
-        Self::LinearGfn,
-        Self::TrackCount,
-        Self::WritableTable,
-        Self::HugeCount,
-        Self::UnsyncPage,
-        Self::UnsyncMarks,
-        Self::ActivePages,
-        Self::UsedCount,
-        Self::LeafCount,
-        Self::IndirectCount,
-        Self::UnsyncCount,
-        Self::NonpresentValue,
-        Self::RootRoleMismatch,
-        Self::WaitingPage,
-        Self::SamePageTwice,
-        Self::NxPages,
-    ];
-
-    /// Its name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::LeafNotListed => "leaf-not-listed",
-            Self::StaleListEntry => "stale-list-entry",
-            Self::ParentNotListed => "parent-not-listed",
-            Self::StaleParent => "stale-parent",
-            Self::DanglingLink => "dangling-link",
-            Self::LinearGfn => "linear-gfn",
-            Self::TrackCount => "track-count",
-            Self::WritableTable => "writable-table",
-            Self::HugeCount => "huge-count",
-            Self::UnsyncPage => "unsync-page",
-            Self::UnsyncMarks => "unsync-marks",
-            Self::ActivePages => "active-pages",
-            Self::UsedCount => "used-count",
-            Self::LeafCount => "leaf-count",
-            Self::IndirectCount => "indirect-count",
-            Self::UnsyncCount => "unsync-count",
-            Self::NonpresentValue => "nonpresent-value",
-            Self::RootRoleMismatch => "root-role-mismatch",
-            Self::WaitingPage => "waiting-page",
-            Self::SamePageTwice => "same-page-twice",
-            Self::NxPages => "nx-pages",
-        }
-    }
-}
-
-impl fmt::Display for ShadowCode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "S{:02} {}", *self as u8, self.name())
-    }
+crate::audit_codes! {
+    /// An invariant of shadow pages.
+    ShadowCode "S":
+    1 LeafNotListed "leaf-not-listed" "A leaf is in the list of its frame and level, once."
+    2 StaleListEntry "stale-list-entry" "What is in a frame's list is a leaf of that frame and level."
+    3 ParentNotListed "parent-not-listed" "A link is among the parents of the page that it leads to, once."
+    4 StaleParent "stale-parent" "A page's parents are links to it."
+    5 DanglingLink "dangling-link" "A link leads to a page that exists, one level down, and is valid if its own page is."
+    6 LinearGfn "linear-gfn" "A direct page that a direct page links begins at the entry's frame."
+    7 TrackCount "track-count" "A frame is tracked as often as valid pages above the last level follow a table in it."
+    8 WritableTable "writable-table" "No leaf maps a followed table so that it could be written to without asking, unless all pages that follow it are out of step."
+    9 HugeCount "huge-count" "Each valid page that follows a table is one reason against huge pages around the table."
+    10 UnsyncPage "unsync-page" "Only pages of the last level that follow tables are out of step."
+    11 UnsyncMarks "unsync-marks" "The pages above one that is out of step know of it."
+    12 ActivePages "active-pages" "The active pages are the valid ones, the newest first."
+    13 UsedCount "used-count" "As many pages count against the limit as are valid or wait to be freed."
+    14 LeafCount "leaf-count" "The counts of leaves are the numbers of leaves."
+    15 IndirectCount "indirect-count" "The count of pages that follow tables is the number of valid ones."
+    16 UnsyncCount "unsync-count" "The count of pages out of step is the number of them."
+    17 NonpresentValue "nonpresent-value" "What is not present is empty or an MMIO entry."
+    18 RootRoleMismatch "root-role-mismatch" "The root in use has the role that the vCPU's MMU wants, or each of its four parts has."
+    19 WaitingPage "waiting-page" "A page that is invalid waits for a vCPU that has it as a root, has no parent and maps nothing."
+    20 SamePageTwice "same-page-twice" "No two valid pages have the same frame and role."
+    21 NxPages "nx-pages" "The pages that could become huge again are those that are remembered, direct and counted."
 }
 
 /// What a violation is about.

@@ -1,40 +1,8 @@
 //! The invariants, by number.
 
-use core::fmt;
-
-/// Defines the codes: number, variant, name, and the invariant itself.
-macro_rules! codes {
-    ($($number:literal $variant:ident $name:literal $rule:literal)*) => {
-        /// An invariant of page tables. Numbers and names are stable; new ones come at the end.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[non_exhaustive]
-        #[repr(u8)]
-        pub enum AuditCode {
-            $(#[doc = $rule] $variant = $number,)*
-        }
-
-        impl AuditCode {
-            /// All codes, by number.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
-
-            /// The name.
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)*
-                }
-            }
-
-            /// What has to hold.
-            pub const fn rule(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $rule,)*
-                }
-            }
-        }
-    };
-}
-
-codes! {
+crate::audit_codes! {
+    /// An invariant of page tables.
+    AuditCode "A":
     1 DuplicateRoot "duplicate-root" "No two valid roots have the same role."
     2 RootNotHeld "root-not-held" "A root has a reference, and a valid one the TDP MMU's own."
     3 ScheduledValidRoot "scheduled-valid-root" "A root that waits to be zapped is invalid."
@@ -80,18 +48,4 @@ codes! {
     43 MmioGfn "mmio-gfn" "An MMIO entry is for the frame that it is found at, and not beyond the last."
     44 MmioGeneration "mmio-generation" "An MMIO entry's generation is not from the future."
     45 EmptyMismatch "empty-mismatch" "A table of 4 KiB entries that is known to be empty holds no leaf."
-}
-
-impl AuditCode {
-    /// The number, from 1.
-    pub const fn number(self) -> u8 {
-        self as u8
-    }
-}
-
-/// `A07 root-role-mismatch`.
-impl fmt::Display for AuditCode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "A{:02} {}", self.number(), self.name())
-    }
 }

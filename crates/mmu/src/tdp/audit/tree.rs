@@ -10,6 +10,7 @@ use crate::roots::RootId;
 use crate::spte::{Format, Spte};
 use crate::sync::Ordering;
 use crate::table::{ENTRIES, TableId, first, index, span};
+use crate::tdp::leaves::Leaves;
 use crate::tdp::page::Parent;
 use crate::tdp::tables::Tables;
 
@@ -109,12 +110,12 @@ impl<'t, F: Format, X, C> Audit<'t, F, X, C> {
             *count += leaves;
         }
         let wanted = ENTRIES as u64;
-        if leaves != wanted && self.tables.is_full(table) {
+        if leaves != wanted && self.tables.knows(table, Leaves::All) {
             let found = leaves;
             let evidence = Evidence::Count { wanted, found };
             self.report(AuditCode::FullMismatch, Subject::Table(table), evidence);
         }
-        if leaves != 0 && self.tables.page(table).is_empty() {
+        if leaves != 0 && self.tables.knows(table, Leaves::None) {
             let (wanted, found) = (0, leaves);
             let evidence = Evidence::Count { wanted, found };
             self.report(AuditCode::EmptyMismatch, Subject::Table(table), evidence);

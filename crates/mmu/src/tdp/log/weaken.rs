@@ -14,6 +14,7 @@ use crate::tdp::change::{At, harvest_change, report};
 use crate::tdp::cursor::Cursor;
 use crate::tdp::events::{Harvesting, Observer};
 use crate::tdp::hooks::{AccessCheck, External};
+use crate::tdp::leaves::Leaves;
 use crate::tdp::lock::{Exclusive, Locked, Shared};
 use crate::tdp::resched::{Progress, Resched};
 use crate::tdp::rootwalk::RootWalk;
@@ -214,7 +215,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
         tell: impl Fn(&mut O, &Codec<F>, At, (Spte<F>, Spte<F>)),
     ) -> bool {
         let tables = &mut *self.side.tables;
-        let (codec, full) = (&tables.codec, tables.is_full(table));
+        let (codec, full) = (&tables.codec, tables.knows(table, Leaves::All));
         let entries = &mut tables.arena.table_mut(table)[run];
         if !O::EVENTS && O::HARVEST == Harvesting::Nothing {
             return if full {

@@ -8,6 +8,7 @@ use crate::roots::RootId;
 use crate::spte::{Entry, Format, Pfn, Spte};
 use crate::sync::Ordering;
 use crate::table::{ENTRIES, TableId, span};
+use crate::tdp::leaves::Leaves;
 use crate::tdp::{Parent, Tables, Totals};
 
 /// The page that a frame is mapped to, if it is: the frame's place in each table, where tables have 512 entries. So a
@@ -95,7 +96,7 @@ fn walk<F: Format, X, C>(tables: &Tables<F, X, C>, table: TableId, found: &mut F
         }
     }
     assert!(
-        !(leaf_found && page.is_empty()),
+        !(leaf_found && tables.knows(table, Leaves::None)),
         "{table:?} has a leaf and is known to be empty"
     );
 }

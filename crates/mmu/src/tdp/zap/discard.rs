@@ -8,6 +8,7 @@ use crate::sync::{AtomicU64, Ordering, set_value};
 use crate::table::{ENTRIES, TableId};
 use crate::tdp::events::{Event, Observer};
 use crate::tdp::hooks::{AccessCheck, External};
+use crate::tdp::leaves::Leaves;
 use crate::tdp::lock::{Exclusive, Locked};
 use crate::tdp::rootwalk::RootWalk;
 use crate::tdp::tables::Tables;
@@ -100,7 +101,7 @@ impl Discard {
                     tables.forget_nx(child);
                 }
                 self.freed.push(child);
-                if below == Level::L1 && tables.is_full(child) {
+                if below == Level::L1 && tables.knows(child, Leaves::All) {
                     self.leaves[0] += ENTRIES as i64;
                 } else {
                     self.children(tables, observer, child, below);

@@ -12,7 +12,8 @@ use crate::tdp::change::pass_on;
 use crate::tdp::cursor::Cursor;
 use crate::tdp::events::{FlushReason, FlushScope, Harvest, Harvesting, Observer};
 use crate::tdp::hooks::{AccessCheck, Busy, External};
-use crate::tdp::lock::{Exclusive, Locked, Side};
+use crate::tdp::leaves::Leaves;
+use crate::tdp::lock::{Exclusive, Locked};
 use crate::tdp::resched::{Progress, Resched};
 use crate::tdp::rootwalk::{RootTypes, RootWalk};
 
@@ -134,9 +135,13 @@ impl ZapLeafs {
                 progress = Progress::Paused;
                 break;
             }
-            if cursor.level() == Level::L2 && !R::ENABLED && leads_to_nothing(locked, &cursor) {
-                cursor.pass(locked.tables());
-                continue;
+            if cursor.level() == Level::L2 && !R::ENABLED {
+                let run = self.zap_children(locked, &cursor, end, masks);
+                if !run.is_empty() {
+                    cursor.finish(&run);
+                    cursor.pass(locked.tables());
+                    continue;
+                }
             }
             if cursor.level() == Level::L1 && !R::ENABLED {
                 let run = cursor.run(end);
@@ -149,6 +154,39 @@ impl ZapLeafs {
         }
         self.flush |= !invalid && self.zapped != before;
         progress
+    }
+
+    /// Empties the tables of level 1 that a run of entries links to, from the cursor on: as many entries as lie wholly in the
+    /// range, up to a huge leaf. Tables that are known to be empty are passed even where the range has a part of them. Gives
+    /// the run; it is empty where the cursor has to go down.
+    fn zap_children<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>(
+        &mut self,
+        locked: &mut Locked<Exclusive<'_, F, X, C>, O>,
+        cursor: &Cursor<F>,
+        end: u64,
+        masks: AdMasks,
+    ) -> Range<usize> {
+        let (table, run) = (cursor.table(), cursor.run(end));
+        let whole = cursor.whole(&run, end);
+        let one_by_one = O::EVENTS || locked.is_mirror(table);
+        for index in run.clone() {
+            let spte = locked.tables().load(table, index);
+            let Some(child) = locked.tables().child_of(spte, Level::L2) else {
+                if spte.is_leaf(Level::L2) {
+                    return run.start..index;
+                }
+                continue;
+            };
+            if locked.tables().knows(child, Leaves::None) {
+                continue;
+            }
+            if one_by_one || !whole.contains(&index) {
+                return run.start..index;
+            }
+            self.zapped += locked.zap_at_once(child, 0..ENTRIES, masks);
+            locked.side.tables.learn(child, Leaves::None);
+        }
+        run
     }
 
     fn zap_entry<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>(
@@ -181,7 +219,9 @@ impl ZapLeafs {
             Ok(())
         };
         if whole && gone.is_ok() {
-            locked.tables().page(table).set_empty();
+            locked.side.tables.learn(table, Leaves::None);
+        } else {
+            locked.tables().forget(table, Leaves::All);
         }
     }
 
@@ -205,14 +245,6 @@ impl ZapLeafs {
     }
 }
 
-/// Whether an entry of level 2 links to a table that is known to be empty.
-#[inline]
-fn leads_to_nothing<S: Side, O>(locked: &Locked<S, O>, cursor: &Cursor<S::Format>) -> bool {
-    let tables = locked.tables();
-    let child = tables.child_of(cursor.old, cursor.level());
-    child.is_some_and(|table| tables.page(table).is_empty())
-}
-
 impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive<'_, F, X, C>, O> {
     /// Zaps a run of entries of a table of level 1, as fast as the observer allows, and gives how many leaves it had.
     fn zap_at_once(&mut self, table: TableId, run: Range<usize>, masks: AdMasks) -> u64 {
@@ -222,7 +254,6 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
             Harvesting::EveryPage => self.zap_harvesting(table, run, masks),
         };
         if zapped > 0 {
-            self.tables().set_full(table, false);
             let difference = i64::try_from(zapped).unwrap_or(0);
             self.counts().add_leaves(Level::L1, -difference);
         }
@@ -233,7 +264,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive
     fn zap_plainly(&mut self, table: TableId, run: Range<usize>) -> u64 {
         let tables = &mut *self.side.tables;
         let empty = tables.codec.nonpresent().raw();
-        let full = tables.is_full(table);
+        let full = tables.knows(table, Leaves::All);
         let entries = &mut tables.arena.table_mut(table)[run];
         if full {
             for entry in entries.iter_mut() {

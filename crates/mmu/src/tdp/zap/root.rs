@@ -11,6 +11,7 @@ use crate::table::TableId;
 use crate::tdp::cursor::Cursor;
 use crate::tdp::events::Observer;
 use crate::tdp::hooks::{AccessCheck, External};
+use crate::tdp::leaves::Leaves;
 use crate::tdp::lock::{Exclusive, Locked, Shared};
 use crate::tdp::resched::{Progress, Resched};
 use crate::tdp::rootwalk::{RootTypes, RootWalk};
@@ -130,7 +131,7 @@ pub(super) fn zap_root<S: ZapRun, O: Observer<S::Format>, R: Resched>(
     (root, from): (TableId, u64),
 ) -> Progress {
     let page = locked.tables().page(root);
-    locked.tables().set_full(root, false);
+    locked.tables().forget(root, Leaves::All);
     let levels = state.passes.levels(page.role().level());
     let mut from = from;
     while let Some(Some(level)) = levels.get(state.number).copied() {
@@ -181,7 +182,7 @@ fn zap_table_of_leaves<S: ZapRun, O: Observer<S::Format>>(
     end: u64,
 ) {
     let run = cursor.run(end);
-    locked.tables().set_full(cursor.table(), false);
+    locked.tables().forget(cursor.table(), Leaves::All);
     S::zap_run(locked, cursor, run.clone());
     cursor.finish(&run);
 }

@@ -210,8 +210,7 @@ mod of_a_vmm {
         let (paging, memory) = long_mode();
         for marks in [Marks::Set, Marks::LeftAlone] {
             let vmm = mapped(&memory);
-            let space =
-                GuestVirtual::new(paging.clone(), vmm.clone(), Privilege::Supervisor, marks);
+            let space = GuestVirtual::new(paging, vmm.clone(), Privilege::Supervisor, marks);
             let pieces = |at, length, access| {
                 let slices = space.translate(GuestAddress(at), length, access).ok()?;
                 let found = slices.map(|piece| (piece.base.0, piece.length));

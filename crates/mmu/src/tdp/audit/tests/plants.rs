@@ -9,6 +9,7 @@ use crate::roots::{Pgd, Root, SpecialRoot, VcpuMmu};
 use crate::spte::bits::{self, ept};
 use crate::spte::{Ept, Npt, NxHugePages};
 use crate::tdp::audit::AuditCode as Code;
+use crate::tdp::leaves::Leaves;
 
 /// What an audit must find, and what it found.
 type Planted = (Subject, Vec<Violation>);
@@ -292,7 +293,7 @@ fn beyond_max_gfn() -> Planted {
 fn full_mismatch() -> Planted {
     memory(|world| {
         let table = world.below(7, Level::L2);
-        world.tables.set_full(table, true);
+        world.tables.learn_of_new(table, Leaves::All);
         table
     })
 }
@@ -300,7 +301,7 @@ fn full_mismatch() -> Planted {
 fn empty_mismatch() -> Planted {
     memory(|world| {
         let table = world.below(7, Level::L2);
-        world.tables.page(table).set_empty();
+        world.tables.learn_of_new(table, Leaves::None);
         table
     })
 }
