@@ -168,13 +168,14 @@ fn every_fault_is_found() {
     }
 }
 
-/// Codes are numbered in order, and the page names each.
+/// Codes are numbered in order, and the page has each with its rule.
 #[test]
 fn the_documentation_has_every_code() {
     let page = include_str!("../../../../../docs/shadow.md");
     for (number, &code) in (1..).zip(Code::ALL) {
         assert_eq!(code.number(), number);
-        let row = format!("| S{number:02} | `{}` |", code.name());
+        assert_eq!(code.to_string(), format!("S{number:02} {}", code.name()));
+        let row = format!("| S{number:02} | `{}` | {} |", code.name(), code.rule());
         assert!(page.contains(&row), "{row} is not in docs/shadow.md");
     }
 }
