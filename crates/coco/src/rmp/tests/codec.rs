@@ -106,3 +106,26 @@ fn the_operand_of_rmpadjust() {
         assert_eq!(Adjustment::from_rdx(bad), None);
     }
 }
+
+/// A reader of both words knows that they belong together by a count of changes, which is odd while they are written. It has
+/// nine bits, and runs round without touching the frame above it.
+#[test]
+fn changes_are_counted_and_nothing_else_of_a_word_moves() {
+    use crate::rmp::raw::{LOCK, is_writing, visible, writing, written};
+    let word = RmpEntry::guest(asid(5), Gfn::new(0x1ff), RmpSize::Size4K).raw();
+    let (mut low, mut seen) = (word, std::collections::HashSet::new());
+    while seen.insert(low) {
+        let during = writing(low);
+        assert!(is_writing(during) && during & LOCK != 0);
+        assert_eq!(visible(during), word);
+        low = written(low, word);
+        assert!(!is_writing(low) && low & LOCK == 0);
+        assert_eq!(visible(low), word);
+    }
+    assert_eq!(seen.len(), 256);
+}
+
+#[test]
+fn an_asid_is_told_by_its_number() {
+    assert_eq!(asid(5).to_string(), "5");
+}

@@ -58,9 +58,13 @@ fn an_explicit_change_works_under_each() {
         let _validated = one.vm.unshare(&mut one.vcpu, pages, Vmm::CAREFUL);
         assert_eq!(one.write(7, PRIVATE, 2), GuestReply::Done, "{policy:?}");
         assert_eq!(one.read(7, PRIVATE), tag(2));
+        // Only a VM with a file has attributes.
+        let private = [6, 7, 8].map(|at| one.vm.is_private(gfn(at)));
+        assert_eq!(private, [false, policy.has_file(), false]);
         let _shared = one.vm.share(&mut one.vcpu, pages, Vmm::CAREFUL);
         assert_eq!(one.write(7, SHARED, 3), GuestReply::Done);
         assert_eq!(one.vm.host_read(gfn(7)), Some(Found::Value(Value::Tag(3))));
+        assert!(!one.vm.is_private(gfn(7)));
         one.assert_clean();
     }
 }

@@ -28,6 +28,26 @@ fn every_fault_is_found() {
     }
 }
 
+/// Who entered in the epoch before is counted there, until he leaves.
+#[test]
+fn vcpus_of_two_epochs_are_well() {
+    let world = World::running();
+    for vp in [VP, VpId(1)] {
+        world.enter(vp);
+        world.audit();
+        world.module.tdh_mem_track(world.td).unwrap();
+        world.audit();
+        if vp == VP {
+            world.enter(VpId(2));
+            world.audit();
+            world.exit(VP);
+            world.audit();
+            world.exit(VpId(2));
+        }
+    }
+    world.audit();
+}
+
 /// Plants the fault of a code. A code without one does not compile.
 fn plant(world: &World, code: TdxCode) {
     let (module, td) = (&world.module, world.td);

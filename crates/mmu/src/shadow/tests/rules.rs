@@ -1,11 +1,12 @@
 //! The kernel's rules, one by one, as `mmu.c` of 6.12.117 has them.
 
-use slat_memslot::{ChangeKind, GfnRange, Level, PageSize, Pages};
+use slat_memslot::{AsId, ChangeKind, GfnRange, Level, PageSize, Pages};
 
 use super::*;
 use crate::fault::Apicv;
 use crate::role::RoleFlag;
 use crate::shadow::page::NxDisallowed;
+use crate::spte::Spte;
 
 fn pages_at<F: Format>(world: &World<F>, level: Level) -> usize {
     world
@@ -172,6 +173,53 @@ fn last_level_tables_fall_out_of_step_and_upper_ones_are_emulated() {
     world.flush_guest_tlb();
     assert_eq!(world.mmu.stats().mmu_unsync, 0);
     assert_eq!(world.audit(), []);
+}
+
+/// Only a page of a higher level for the same frame would take a page out of step along (`mmu.c:kvm_mmu_find_shadow_page`).
+#[test]
+fn a_page_out_of_step_stays_beside_one_of_its_own_level() {
+    let mut world = World::paged(&Host::shadow(40));
+    world.map_small(0x40_0000, 0x500);
+    world.map_small(0x40_5000, 0x501);
+    world.write_own_table(0x40_6000, 0x40_0000);
+    assert_eq!(world.mmu.stats().mmu_unsync, 1);
+    // The same table once more, read-only: another role.
+    let table = world.entry_of(0x40_0000, Level::L1) & !0xfff;
+    let link = world.entry_of(0x60_0000, Level::L2);
+    world.guest_write(link, table | LINK & !2);
+    world.touch(0x60_5000);
+    let same = |gfn: u64| {
+        let of_frame = world.mmu.active().filter(|page| page.gfn.raw() == gfn);
+        of_frame.count()
+    };
+    assert_eq!(same(table >> 12), 2);
+    assert_eq!(world.mmu.stats().mmu_unsync, 1);
+    assert_eq!(world.mmu.stats().mmu_shadow_zapped, 0);
+    assert_eq!(world.audit(), []);
+}
+
+/// What a leaf loses is still in TLBs, and what it gains is not (`mmu.c:mmu_spte_update`).
+#[test]
+fn a_leaf_that_loses_something_asks_for_a_flush() {
+    const LOSSES: [u64; 3] = [1 << 1, Npt::ACCESSED, Npt::DIRTY];
+    let mut world = World::<Npt>::direct(&Host::npt(40));
+    assert_eq!(world.access(0x40_3000, Kind::Write), Outcome::Fixed);
+    let head = world
+        .mmu
+        .frames
+        .leafs(AsId::NORMAL, Level::L1, Gfn::new(0x403));
+    let at = world.mmu.lists.iter(head).next().unwrap();
+    let mut locked = world.mmu.lock(&mut world.events);
+    let full = locked.entry(at).raw() | Npt::ACCESSED | Npt::DIRTY;
+    let _ = locked.update(at, Spte::from_raw(full));
+    assert!(!locked.update(at, Spte::from_raw(full)), "the same");
+    for lost in LOSSES {
+        assert!(
+            locked.update(at, Spte::from_raw(full & !lost)),
+            "{lost:#x} goes"
+        );
+        assert!(!locked.update(at, Spte::from_raw(full)), "{lost:#x} comes");
+    }
 }
 
 #[test]

@@ -56,6 +56,9 @@ fn a_split_reports_the_huge_leaf_and_not_its_parts() {
         (totals.pages_4k, totals.pages_2m, totals.tables),
         (512, 0, 3)
     );
+    let by_size =
+        [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G].map(|size| totals.leaves(size));
+    assert_eq!(by_size, [512, 0, 0]);
     assert_eq!(world.spte(0x3ff).raw(), 0x5ff_e67);
 }
 
