@@ -1,6 +1,7 @@
 //! `slat zap`: what it costs to delete, to move or to re-flag a slot.
 
 mod advice;
+mod figure;
 mod json;
 mod measured;
 mod plot;

@@ -10,6 +10,7 @@ use slat_memslot::Pages;
 use slat_vmm::zap::{Goal, Paged, Policy, Prices, Scene, Zapping};
 
 use super::exit_code;
+use super::figure::{Drawn, Figure, bounds, line, sample};
 use super::measured::{Line, Measured, Who};
 use super::table::size;
 use crate::Error;
@@ -147,23 +148,7 @@ impl Series {
     }
 }
 
-type Drawn = Result<(), Box<dyn std::error::Error>>;
-
-fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    let (low, high) = values.fold((f64::MAX, 0.0_f64), |(low, high), value| {
-        (low.min(value), high.max(value))
-    });
-    (low.max(0.01) / 1.5, high.max(0.1) * 1.5)
-}
-
-/// A line's sample in a legend.
-fn sample((x, y): (i32, i32), style: impl Into<ShapeStyle>) -> PathElement<(i32, i32)> {
-    PathElement::new([(x, y), (x + 20, y)], style)
-}
-
 fn cost(path: &Path, series: &Series) -> Drawn {
-    let root = SVGBackend::new(path, (760, 440)).into_drawing_area();
-    root.fill(&WHITE)?;
     let all = || series.all.iter().chain(&series.leaves);
     let (low, high) = bounds(all().flat_map(|point| [point.zap, point.total]));
     let last = *OTHERS.last().unwrap_or(&1) as f64;
@@ -171,20 +156,11 @@ fn cost(path: &Path, series: &Series) -> Drawn {
         Paged::Tdp => "TDP MMU",
         Paged::Shadow => "shadow pages",
     };
-    let title = format!("A slot of {} is deleted: {}, {mmu}", size(SLOT), series.who);
-    let mut chart = ChartBuilder::on(&root)
-        .caption(title, ("sans-serif", 18))
-        .margin(14)
-        .x_label_area_size(44)
-        .y_label_area_size(64)
-        .build_cartesian_2d((1.0..last).log_scale(), (low..high).log_scale())?;
-    chart
-        .configure_mesh()
-        .light_line_style(WHITE)
-        .x_desc("pages that others have mapped")
-        .y_desc("microseconds")
-        .label_style(("sans-serif", 13))
-        .draw()?;
+    let figure = Figure {
+        title: format!("A slot of {} is deleted: {}, {mmu}", size(SLOT), series.who),
+        across: ("pages that others have mapped", 1.0..last),
+        up: ("microseconds", low..high),
+    };
     let lines = [
         ("all roots: zap", &series.all, ALL, false),
         (
@@ -201,36 +177,24 @@ fn cost(path: &Path, series: &Series) -> Drawn {
             true,
         ),
     ];
-    for (label, points, colour, total) in lines {
-        let style = ShapeStyle {
-            color: colour.to_rgba(),
-            filled: true,
-            stroke_width: if total { 3 } else { 1 },
-        };
-        let points = points.iter().map(|point| {
-            let y = if total { point.total } else { point.zap };
-            (point.others as f64, y.max(0.01))
-        });
-        chart
-            .draw_series(LineSeries::new(points, style).point_size(3))?
-            .label(label)
-            .legend(move |at| sample(at, style));
-    }
-    if let Some(at) = series.crossover() {
-        let line = LineSeries::new([(at, low), (at, high)], INK.mix(0.5));
-        chart
-            .draw_series(line)?
-            .label(format!("the guest waits as long for either: {at:.0} pages"))
-            .legend(|at| sample(at, INK.mix(0.5)));
-    }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.9))
-        .label_font(("sans-serif", 13))
-        .draw()?;
-    root.present()?;
-    Ok(())
+    figure.draw(path, |chart| {
+        for (label, points, colour, total) in lines {
+            let points = points.iter().map(|point| {
+                let y = if total { point.total } else { point.zap };
+                (point.others as f64, y.max(0.01))
+            });
+            let width = if total { 3 } else { 1 };
+            line(chart, label, points, colour.stroke_width(width).filled())?;
+        }
+        if let Some(at) = series.crossover() {
+            let crossing = LineSeries::new([(at, low), (at, high)], INK.mix(0.5));
+            chart
+                .draw_series(crossing)?
+                .label(format!("the guest waits as long for either: {at:.0} pages"))
+                .legend(|at| sample(at, INK.mix(0.5)));
+        }
+        Ok(())
+    })
 }
 
 /// What others must have mapped for vCPUs to stand still as long with either policy, by the advisor's prices.
@@ -256,46 +220,26 @@ fn balance(slot: u64, vcpus: u32) -> u64 {
 type Balance = [(u32, [(u64, u64); SLOTS.len()]); VCPUS.len()];
 
 fn crossover(path: &Path, lines: &Balance) -> Drawn {
-    let root = SVGBackend::new(path, (760, 440)).into_drawing_area();
-    root.fill(&WHITE)?;
     let points = || lines.iter().flat_map(|(_, points)| points);
     let (low, high) = bounds(points().map(|(_, others)| *others as f64));
     let (first, last) = (SLOTS[0] as f64, SLOTS[SLOTS.len() - 1] as f64);
-    let mut chart = ChartBuilder::on(&root)
-        .caption(
-            "Where vCPUs stand still as long with either policy",
-            ("sans-serif", 18),
-        )
-        .margin(14)
-        .x_label_area_size(44)
-        .y_label_area_size(64)
-        .build_cartesian_2d((first..last).log_scale(), (low.max(0.5)..high).log_scale())?;
-    chart
-        .configure_mesh()
-        .light_line_style(WHITE)
-        .x_desc("mapped pages of the slot that goes")
-        .y_desc("pages that others have mapped and touch again")
-        .label_style(("sans-serif", 13))
-        .draw()?;
-    for ((vcpus, points), colour) in lines.iter().zip([LEAVES, ALL]) {
-        let points = points.iter();
-        let points = points.map(|(slot, others)| (*slot as f64, (*others as f64).max(0.5)));
-        let style = colour.stroke_width(2);
-        chart
-            .draw_series(LineSeries::new(points, style).point_size(3))?
-            .label(format!(
-                "{vcpus} vCPUs: above it leaves are better, below it all roots"
-            ))
-            .legend(move |at| sample(at, style));
-    }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.9))
-        .label_font(("sans-serif", 13))
-        .draw()?;
-    root.present()?;
-    Ok(())
+    let figure = Figure {
+        title: "Where vCPUs stand still as long with either policy".into(),
+        across: ("mapped pages of the slot that goes", first..last),
+        up: (
+            "pages that others have mapped and touch again",
+            low.max(0.5)..high,
+        ),
+    };
+    figure.draw(path, |chart| {
+        for ((vcpus, points), colour) in lines.iter().zip([LEAVES, ALL]) {
+            let label = format!("{vcpus} vCPUs: above it leaves are better, below it all roots");
+            let points = points.iter();
+            let points = points.map(|(slot, others)| (*slot as f64, (*others as f64).max(0.5)));
+            line(chart, &label, points, colour.stroke_width(2))?;
+        }
+        Ok(())
+    })
 }
 
 fn tell(series: &[Series], lines: &Balance) {

@@ -281,21 +281,24 @@ impl PageRole {
         fields.filter_map(move |(name, mask)| (differ & mask != 0).then_some(name))
     }
 
-    /// The fields that KVM's trace text leaves out.
-    fn untraced(self) -> impl Iterator<Item = RoleFlag> {
-        const UNTRACED: [RoleFlag; 8] = [
-            RoleFlag::Cr0Wp,
-            RoleFlag::SmepAndNotWp,
-            RoleFlag::SmapAndNotWp,
-            RoleFlag::GuestMode,
-            RoleFlag::Passthrough,
-            RoleFlag::IsMirror,
-            RoleFlag::Cr4Smep,
-            RoleFlag::Smm,
-        ];
-        UNTRACED.into_iter().filter(move |flag| self.has(*flag))
+    /// What KVM's page tracepoints print of a role, which is all that can be compared with a line of theirs
+    /// (`mmutrace.h:KVM_MMU_PAGE_PRINTK`).
+    pub fn traced(self) -> Self {
+        UNTRACED.into_iter().fold(self, Self::without)
     }
 }
+
+/// The fields that KVM's trace text leaves out.
+const UNTRACED: [RoleFlag; 8] = [
+    RoleFlag::Cr0Wp,
+    RoleFlag::SmepAndNotWp,
+    RoleFlag::SmapAndNotWp,
+    RoleFlag::GuestMode,
+    RoleFlag::Passthrough,
+    RoleFlag::IsMirror,
+    RoleFlag::Cr4Smep,
+    RoleFlag::Smm,
+];
 
 /// As KVM's page tracepoints print it; `{:#}` adds the names of the set fields that they leave out.
 impl fmt::Display for PageRole {
@@ -314,7 +317,7 @@ impl fmt::Display for PageRole {
             choose(RoleFlag::AdDisabled, "!", ""),
         )?;
         if f.alternate() {
-            for flag in self.untraced() {
+            for flag in UNTRACED.into_iter().filter(|flag| self.has(*flag)) {
                 write!(f, " {}", flag.name())?;
             }
         }

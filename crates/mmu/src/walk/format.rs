@@ -21,14 +21,21 @@ pub(super) trait GuestFormat {
     /// The dirty bit.
     const DIRTY: u64;
 
-    fn read<A: TableAddress, M: TableMemory<A> + ?Sized>(memory: &M, at: A) -> Option<u64>;
+    /// An entry of eight bytes, but for the format that has smaller ones.
+    #[inline]
+    fn read<A: TableAddress, M: TableMemory<A> + ?Sized>(memory: &M, at: A) -> Option<u64> {
+        memory.read_u64(at)
+    }
 
+    #[inline]
     fn exchange<A: TableAddress, M: TableMemory<A> + ?Sized>(
         memory: &M,
         at: A,
         current: u64,
         new: u64,
-    ) -> Exchange;
+    ) -> Exchange {
+        memory.compare_exchange_u64(at, current, new)
+    }
 
     /// What entries allow together: `bits` are those that all of them have, with [`GuestFormat::INVERTED`] turned round.
     fn rights(bits: u64) -> Access;
@@ -120,21 +127,6 @@ impl GuestFormat for Paging64 {
     const DIRTY: u64 = 1 << 6;
 
     #[inline]
-    fn read<A: TableAddress, M: TableMemory<A> + ?Sized>(memory: &M, at: A) -> Option<u64> {
-        memory.read_u64(at)
-    }
-
-    #[inline]
-    fn exchange<A: TableAddress, M: TableMemory<A> + ?Sized>(
-        memory: &M,
-        at: A,
-        current: u64,
-        new: u64,
-    ) -> Exchange {
-        memory.compare_exchange_u64(at, current, new)
-    }
-
-    #[inline]
     fn rights(bits: u64) -> Access {
         let execute = if bits & NO_EXECUTE != 0 {
             Access::EXECUTE
@@ -158,21 +150,6 @@ impl GuestFormat for PagingEpt {
     const INVERTED: u64 = 0;
     const ACCESSED: u64 = 1 << 8;
     const DIRTY: u64 = 1 << 9;
-
-    #[inline]
-    fn read<A: TableAddress, M: TableMemory<A> + ?Sized>(memory: &M, at: A) -> Option<u64> {
-        memory.read_u64(at)
-    }
-
-    #[inline]
-    fn exchange<A: TableAddress, M: TableMemory<A> + ?Sized>(
-        memory: &M,
-        at: A,
-        current: u64,
-        new: u64,
-    ) -> Exchange {
-        memory.compare_exchange_u64(at, current, new)
-    }
 
     /// Reading is [`Access::USER`], as everywhere in EPT.
     #[inline]

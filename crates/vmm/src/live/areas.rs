@@ -3,7 +3,9 @@
 
 use std::io;
 
-use slat_memslot::{Hva, PAGE_SIZE, Pages};
+use slat_memslot::{AsId, Gfn, Hva, PAGE_SIZE, Pages};
+
+use crate::traces::SetRegion;
 
 /// What the host's memory is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +55,19 @@ const APART: u64 = 1 << 30;
 pub(super) const USED: u64 = 0x20;
 
 impl Area {
+    /// A slot over all of it, from frame 0: where the guest's instructions are.
+    pub(crate) const fn slot_of_code(self, as_id: AsId) -> SetRegion {
+        SetRegion {
+            slot: 0,
+            as_id,
+            flags: 0,
+            gfn: Gfn::new(0),
+            pages: self.pages,
+            gmem_offset: None,
+            hva: Some(self.start),
+        }
+    }
+
     /// The place of one of several areas.
     pub const fn at(number: u64, pages: Pages, kind: Kind) -> Self {
         Self {

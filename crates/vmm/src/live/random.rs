@@ -187,9 +187,9 @@ impl Writer {
             let size = (END_FRAME - FIRST_FRAME) << PAGE_SHIFT;
             self.push(Op::CreateGmem { size });
         }
-        self.push(Op::SetRegion(code_slot(AsId::NORMAL)));
+        self.push(Op::SetRegion(AREAS[0].slot_of_code(AsId::NORMAL)));
         if let Some(smm) = AsId::new(1).filter(|_| self.smm) {
-            self.push(Op::SetRegion(code_slot(smm)));
+            self.push(Op::SetRegion(AREAS[0].slot_of_code(smm)));
         }
         for _ in 0..2 {
             self.create_slot();
@@ -348,17 +348,5 @@ impl Writer {
             }
             (true, false) => self.push(guest(GuestAct::LeaveSmm)),
         }
-    }
-}
-
-fn code_slot(as_id: AsId) -> SetRegion {
-    SetRegion {
-        slot: 0,
-        as_id,
-        flags: 0,
-        gfn: Gfn::new(0),
-        pages: AREAS[0].pages,
-        gmem_offset: None,
-        hva: Some(AREAS[0].start),
     }
 }

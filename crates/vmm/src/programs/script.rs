@@ -227,13 +227,5 @@ const fn gpa(gfn: u64) -> Gpa {
 
 /// The slot of the guest's instructions.
 pub(super) const fn code(as_id: AsId) -> SetRegion {
-    SetRegion {
-        slot: 0,
-        as_id,
-        flags: 0,
-        gfn: Gfn::new(0),
-        pages: AREAS[0].pages,
-        gmem_offset: None,
-        hva: Some(AREAS[0].start),
-    }
+    AREAS[0].slot_of_code(as_id)
 }

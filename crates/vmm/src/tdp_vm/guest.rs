@@ -8,12 +8,13 @@ use slat_mmu::fault::{Env, Fault, Kind, Outcome, Present};
 use slat_mmu::host::SecondStage;
 use slat_mmu::role::VcpuMode;
 use slat_mmu::roots::RootId;
+use slat_mmu::shadow::ShadowBeside;
 use slat_mmu::spte::{Access, Format, Mmio, Spte};
-use slat_mmu::tdp::{HardwareAccess, Unobserved};
+use slat_mmu::tdp::{HardwareAccess, Locked, NoCheck, NoExternal, Shared, Unobserved};
 use slat_mmu::walk::second::{FaultPlace, SecondExit};
 
-use super::TdpVm;
 use super::activity::{Activity, Step};
+use super::{Sink, TdpVm};
 use crate::paged_vm::fault::{MetMmio, reported_kind};
 use crate::snp_vm::Behind;
 use crate::traces::{Exit, Predicted};
@@ -413,8 +414,6 @@ impl<F: Format> TdpVm<F> {
         gpa: Gpa,
         private: bool,
     ) -> Outcome {
-        self.hear();
-        let settings = self.settings();
         let (kind, present) = what;
         let fault = Fault {
             kind: reported_kind(self.tables.codec().host(), kind, present),
@@ -422,17 +421,38 @@ impl<F: Format> TdpVm<F> {
             private,
             ..Fault::new(gpa.gfn(), kind)
         };
-        (self.out.vcpu, self.out.address) = (id, gpa.raw());
-        let Some(vcpu) = self.vcpus.get_mut(&id) else {
+        let handled = self.in_tables(id, gpa, |locked, env| locked.page_fault(root, &fault, env));
+        let Some((handled, index)) = handled.zip(self.vcpus.get(&id).map(|vcpu| vcpu.index)) else {
             return Outcome::BadPage;
         };
-        let index = vcpu.index;
-        let shadow = self.nested.mmu.beside();
-        let mut locked = self.tables.shared(&mut self.reader, &mut self.out);
+        if let Some((slot, gfn)) = handled.mark_dirty {
+            let _ = self.memory.mark_dirty(index, slot.as_id, gfn);
+        }
+        while let Some(moved) = self.host.take_moved() {
+            self.unmap_hva(moved);
+        }
+        handled.outcome
+    }
+
+    /// What a vCPU does in the tables, with all that it depends on outside them; `None` if there is no such vCPU.
+    pub(super) fn in_tables<R>(
+        &mut self,
+        id: u32,
+        at: Gpa,
+        act: impl FnOnce(
+            &mut Locked<Shared<'_, F, NoExternal, NoCheck>, &mut Sink>,
+            &mut Env<'_, Behind<'_>, &ShadowBeside<'_, F>>,
+        ) -> R,
+    ) -> Option<R> {
+        self.hear();
+        let settings = self.settings();
+        (self.out.vcpu, self.out.address) = (id, at.raw());
+        let vcpu = self.vcpus.get_mut(&id)?;
         let mut behind = Behind {
             host: &mut self.host,
             snp: self.snp.as_deref_mut(),
         };
+        let shadow = self.nested.mmu.beside();
         let mut env = Env {
             memory: &self.memory,
             backing: &mut behind,
@@ -441,15 +461,8 @@ impl<F: Format> TdpVm<F> {
             mmio: &mut vcpu.mmio,
             shadow: &shadow,
         };
-        let handled = locked.page_fault(root, &fault, &mut env);
-        drop(locked);
-        if let Some((slot, gfn)) = handled.mark_dirty {
-            let _ = self.memory.mark_dirty(index, slot.as_id, gfn);
-        }
-        while let Some(moved) = self.host.take_moved() {
-            self.unmap_hva(moved);
-        }
-        handled.outcome
+        let mut locked = self.tables.shared(&mut self.reader, &mut self.out);
+        Some(act(&mut locked, &mut env))
     }
 
     /// Whether an access is to private memory: the VM's attributes say so, but for one that finds an MMIO entry, which is

@@ -3,13 +3,12 @@
 use core::fmt;
 
 use slat_memslot::{Errno, Gfn, Gpa, Outcome, PAGE_SHIFT, Pages};
-use slat_mmu::fault::{Env, OutsideBaseMode, Prefault, PrefaultError, PrefaultOutside};
+use slat_mmu::fault::{OutsideBaseMode, Prefault, PrefaultError, PrefaultOutside};
 use slat_mmu::role::{VcpuMode, VcpuState, root_role_for_tdp};
 use slat_mmu::roots::RootId;
 use slat_mmu::spte::Format;
 
 use super::TdpVm;
-use crate::snp_vm::Behind;
 use crate::traces::Predicted;
 use crate::{CallError, CallResult};
 
@@ -194,25 +193,10 @@ impl<F: Format> TdpVm<F> {
         id: u32,
         (gfn, left): (Gfn, Pages),
     ) -> Result<Prefault, PrefaultError> {
-        self.hear();
-        let settings = self.settings();
-        (self.out.vcpu, self.out.address) = (id, gfn.gpa().raw());
-        let vcpu = self.vcpus.get_mut(&id).ok_or(PrefaultError::BadPage)?;
-        let shadow = self.nested.mmu.beside();
-        let mut locked = self.tables.shared(&mut self.reader, &mut self.out);
-        let mut behind = Behind {
-            host: &mut self.host,
-            snp: self.snp.as_deref_mut(),
-        };
-        let mut env = Env {
-            memory: &self.memory,
-            backing: &mut behind,
-            invalidation: &self.invalidation,
-            settings,
-            mmio: &mut vcpu.mmio,
-            shadow: &shadow,
-        };
-        locked.prefault(root, gfn, left, &mut env)
+        let done = self.in_tables(id, gfn.gpa(), |locked, env| {
+            locked.prefault(root, gfn, left, env)
+        });
+        done.unwrap_or(Err(PrefaultError::BadPage))
     }
 }
 

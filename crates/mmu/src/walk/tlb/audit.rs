@@ -101,7 +101,7 @@ impl Tlb {
         });
         let written = locked.tables().codec().host().ad_enabled() || S::Format::EXECUTE == 0;
         let last_tables = self.tables.last_tables().map(|table| Kept {
-            context: table.context,
+            context: *table.context(),
             address: Some(table.address()),
             gpa: table.gpa(),
             hpa: table.hpa().raw(),

@@ -17,14 +17,18 @@ struct Kept {
     start: Start,
 }
 
+impl Kept {
+    #[inline]
+    fn is_for(&self, context: &Context, prefix: u64) -> bool {
+        self.prefix == prefix && self.context.is(context)
+    }
+}
+
 /// A table of level 1 of the guest with where it is on the host: what the manuals call a combined mapping. The second stage
 /// lets the guest's walks read and mark it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LastTable {
-    pub(super) context: Context,
-    /// The part of the address that leads to the table.
-    prefix: u64,
-    start: Start,
+    kept: Kept,
     hpa: Hpa,
 }
 
@@ -38,17 +42,22 @@ impl LastTable {
     /// What the entries above have in common.
     #[inline]
     pub(super) const fn bits(&self) -> u64 {
-        self.start.bits
+        self.kept.start.bits
+    }
+
+    /// Whose it is.
+    pub(super) const fn context(&self) -> &Context {
+        &self.kept.context
     }
 
     /// The first address that it is for.
     pub(super) const fn address(&self) -> Gva {
-        Gva::new(self.prefix << 21)
+        Gva::new(self.kept.prefix << 21)
     }
 
     /// Where it is for the guest.
     pub(super) const fn gpa(&self) -> Gpa {
-        self.start.table()
+        self.kept.start.table()
     }
 
     /// Where it is.
@@ -92,8 +101,8 @@ impl GuestTables {
     #[inline]
     pub(super) fn last(&self, context: &Context, address: Gva) -> Option<&LastTable> {
         let (prefix, slot) = place(address, 0);
-        let kept = self.last[slot].as_ref()?;
-        (kept.prefix == prefix && kept.context.is(context)).then_some(kept)
+        let last = self.last[slot].as_ref()?;
+        last.kept.is_for(context, prefix).then_some(last)
     }
 
     /// The lowest table that is kept for an address.
@@ -102,7 +111,7 @@ impl GuestTables {
         self.levels.iter().enumerate().find_map(|(level, tables)| {
             let (prefix, slot) = place(address, level);
             let kept = tables[slot].as_ref()?;
-            (kept.prefix == prefix && kept.context.is(context)).then_some(kept.start)
+            kept.is_for(context, prefix).then_some(kept.start)
         })
     }
 
@@ -123,12 +132,12 @@ impl GuestTables {
     /// Keeps where a table of level 1 is.
     pub(super) fn insert_last(&mut self, context: &Context, address: Gva, start: Start, hpa: Hpa) {
         let (prefix, slot) = place(address, 0);
-        self.last[slot] = Some(LastTable {
+        let kept = Kept {
             context: *context,
             prefix,
             start,
-            hpa,
-        });
+        };
+        self.last[slot] = Some(LastTable { kept, hpa });
     }
 
     pub(super) fn clear(&mut self) {

@@ -1,7 +1,7 @@
 //! One predicted event held against the recorded one.
 
 use slat_memslot::{Gfn, Level, PAGE_SHIFT};
-use slat_mmu::role::{PageRole, RoleFlag};
+use slat_mmu::role::PageRole;
 use slat_mmu::shadow::PageInfo;
 use slat_mmu::spte::{Format, Spte, bits};
 use slat_mmu::walk::second::SecondExit;
@@ -313,24 +313,9 @@ fn leaf(field: &'static str, predicted: u64, recorded: u64, allowed: u64) -> Com
     Err(Mismatch::Field(field))
 }
 
-/// The role as the text of the page events has it.
-fn printed(role: PageRole) -> PageRole {
-    const UNPRINTED: [RoleFlag; 8] = [
-        RoleFlag::Cr0Wp,
-        RoleFlag::SmepAndNotWp,
-        RoleFlag::SmapAndNotWp,
-        RoleFlag::GuestMode,
-        RoleFlag::Passthrough,
-        RoleFlag::IsMirror,
-        RoleFlag::Cr4Smep,
-        RoleFlag::Smm,
-    ];
-    UNPRINTED.into_iter().fold(role, PageRole::without)
-}
-
 fn same_page(gfn: Gfn, role: PageRole, recorded: &TracedPage) -> Compared {
     same("gfn", &gfn, &recorded.gfn)?;
-    same("role", &printed(role), &recorded.role)
+    same("role", &role.traced(), &recorded.role)
 }
 
 /// A shadow page, with all that the text has.
