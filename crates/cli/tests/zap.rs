@@ -139,6 +139,21 @@ fn another_thread_faults_meanwhile() {
     assert_eq!((code, err.as_str()), (2, "slat: log-on zaps nothing\n"));
 }
 
+/// The figures of docs/zap.md: those of costs are measured, the line of the advisor is the same on every machine.
+#[test]
+fn figures_are_drawn() {
+    let directory = format!("{}/figures", env!("CARGO_TARGET_TMPDIR"));
+    let (code, text, err) = zap(&["--on", "model", "--plot", &directory]);
+    assert_eq!((code, err.as_str()), (0, ""), "{text}");
+    let drawn = |name: &str| std::fs::read_to_string(format!("{directory}/{name}")).unwrap();
+    let costs = drawn("zap-cost-model-tdp.svg");
+    assert!(costs.starts_with("<svg"), "{costs}");
+    // A line for each policy, with faults and without.
+    assert!(costs.matches("<polyline").count() >= 4, "{costs}");
+    let shown = include_str!("../../../docs/zap-crossover.svg");
+    assert_eq!(drawn("zap-crossover.svg"), shown);
+}
+
 #[test]
 fn costs_grow_by_their_laws() {
     let (code, text, err) = zap(&["--scaling"]);
