@@ -192,12 +192,16 @@ impl<F: Format> Cursor<F> {
         start..start + frames.min(left) as usize
     }
 
-    /// Those entries of a run that map nothing outside of the frames from where the cursor has come to, up to `end`.
+    /// Of the table that an entry of level 2 from here on links to: the entries from where the cursor has come to, up to `end`.
     #[inline]
-    pub(super) fn whole(&self, run: &Range<usize>, end: u64) -> Range<usize> {
-        let first = run.start + usize::from(self.next > self.gfn);
-        let last = self.gfn + run.len() as u64 * span(self.level);
-        first..run.end - usize::from(last > end)
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the entries of a table are few"
+    )]
+    pub(super) fn part_of_child(&self, entry: usize, end: u64) -> Range<usize> {
+        let gfn = self.gfn + (entry - self.index()) as u64 * span(self.level);
+        let before = self.next.saturating_sub(gfn);
+        before as usize..(end - gfn).min(ENTRIES as u64) as usize
     }
 
     /// Goes to the last entry of a run, all of whose entries have been seen to.

@@ -145,7 +145,7 @@ impl ZapLeafs {
             }
             if cursor.level() == Level::L1 && !R::ENABLED {
                 let run = cursor.run(end);
-                self.zap_run(locked, &cursor, run.clone(), masks);
+                self.zap_one_by_one(locked, cursor, run.clone());
                 cursor.finish(&run);
             } else if cursor.is_at_leaf() {
                 let _busy = self.zap_entry(locked, &cursor);
@@ -156,8 +156,8 @@ impl ZapLeafs {
         progress
     }
 
-    /// Empties the tables of level 1 that a run of entries links to, from the cursor on: as many entries as lie wholly in the
-    /// range, up to a huge leaf. Tables that are known to be empty are passed even where the range has a part of them. Gives
+    /// Empties the tables of level 1 that a run of entries links to, or the parts of them that lie in the range, from the
+    /// cursor on up to a huge leaf. Where each change has to be told, only tables that are known to be empty are passed. Gives
     /// the run; it is empty where the cursor has to go down.
     fn zap_children<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>(
         &mut self,
@@ -167,7 +167,6 @@ impl ZapLeafs {
         masks: AdMasks,
     ) -> Range<usize> {
         let (table, run) = (cursor.table(), cursor.run(end));
-        let whole = cursor.whole(&run, end);
         let one_by_one = O::EVENTS || locked.is_mirror(table);
         for index in run.clone() {
             let spte = locked.tables().load(table, index);
@@ -180,11 +179,12 @@ impl ZapLeafs {
             if locked.tables().knows(child, Leaves::None) {
                 continue;
             }
-            if one_by_one || !whole.contains(&index) {
+            if one_by_one {
                 return run.start..index;
             }
-            self.zapped += locked.zap_at_once(child, 0..ENTRIES, masks);
-            locked.side.tables.learn(child, Leaves::None);
+            let part = cursor.part_of_child(index, end);
+            self.zapped += locked.zap_at_once(child, part.clone(), masks);
+            locked.zapped_leaves_of(child, part.len() == ENTRIES);
         }
         run
     }
@@ -203,36 +203,14 @@ impl ZapLeafs {
         gone
     }
 
-    /// Zaps a run of entries of a table of level 1. A table that has nothing left is not looked at again before it has.
-    fn zap_run<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>(
-        &mut self,
-        locked: &mut Locked<Exclusive<'_, F, X, C>, O>,
-        cursor: &Cursor<F>,
-        run: Range<usize>,
-        masks: AdMasks,
-    ) {
-        let (table, whole) = (cursor.table(), run.len() == ENTRIES);
-        let gone = if O::EVENTS || locked.is_mirror(table) {
-            self.zap_one_by_one(locked, *cursor, run)
-        } else {
-            self.zapped += locked.zap_at_once(table, run, masks);
-            Ok(())
-        };
-        if whole && gone.is_ok() {
-            locked.side.tables.learn(table, Leaves::None);
-        } else {
-            locked.tables().forget(table, Leaves::All);
-        }
-    }
-
-    /// With an error where the owner of mirror tables did not let a leaf go.
+    /// Zaps a run of entries of a table of level 1, each change by itself.
     fn zap_one_by_one<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>>(
         &mut self,
         locked: &mut Locked<Exclusive<'_, F, X, C>, O>,
         mut cursor: Cursor<F>,
         run: Range<usize>,
-    ) -> Result<(), Busy> {
-        let mut gone = Ok(());
+    ) {
+        let (table, mut gone) = (cursor.table(), Ok(()));
         for _ in run.clone() {
             if cursor.is_at_leaf() {
                 gone = gone.and(self.zap_entry(locked, &cursor));
@@ -241,11 +219,21 @@ impl ZapLeafs {
                 cursor.advance(locked.tables());
             }
         }
-        gone
+        // The owner of mirror tables may not have let a leaf go.
+        locked.zapped_leaves_of(table, gone.is_ok() && run.len() == ENTRIES);
     }
 }
 
 impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive<'_, F, X, C>, O> {
+    /// Leaves of a table of level 1 have been zapped. If it was all, it is not looked at again before it has one.
+    fn zapped_leaves_of(&mut self, table: TableId, all: bool) {
+        if all {
+            self.side.tables.learn(table, Leaves::None);
+        } else {
+            self.tables().forget(table, Leaves::All);
+        }
+    }
+
     /// Zaps a run of entries of a table of level 1, as fast as the observer allows, and gives how many leaves it had.
     fn zap_at_once(&mut self, table: TableId, run: Range<usize>, masks: AdMasks) -> u64 {
         let zapped = match O::HARVEST {
