@@ -215,9 +215,7 @@ impl ZapLeafs {
             if cursor.is_at_leaf() {
                 gone = gone.and(self.zap_entry(locked, &cursor));
             }
-            if cursor.index() + 1 < run.end {
-                cursor.advance(locked.tables());
-            }
+            cursor.advance(locked.tables());
         }
         // The owner of mirror tables may not have let a leaf go.
         locked.zapped_leaves_of(table, gone.is_ok() && run.len() == ENTRIES);

@@ -5,6 +5,7 @@
     reason = "fields of entries and addresses are small numbers here"
 )]
 
+mod cpu;
 mod golden;
 mod memory;
 mod observers;

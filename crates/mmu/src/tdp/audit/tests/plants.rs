@@ -290,6 +290,21 @@ fn beyond_max_gfn() -> Planted {
     (subject, world.audit())
 }
 
+/// A table that reaches across the end and holds nothing but huge leaves, all alike.
+#[test]
+fn a_leaf_beyond_the_end_is_found_among_others_like_it() {
+    let mut world = World::<Ept>::new(&Host::ept(37));
+    world.map(0, PageSize::Size1G, 0x4_0000);
+    assert_eq!(world.audit(), []);
+    let subject = world.poke(0x200_0000, Level::L3, |_| 0x8600_0000_4000_0bf7);
+    let found: Vec<(Code, Subject)> = world
+        .audit()
+        .iter()
+        .map(|each| (each.code, each.subject))
+        .collect();
+    assert!(found.contains(&(Code::BeyondMaxGfn, subject)), "{found:?}");
+}
+
 fn full_mismatch() -> Planted {
     memory(|world| {
         let table = world.below(7, Level::L2);
