@@ -11,3 +11,4 @@ mod memory;
 mod observers;
 mod random;
 mod reference;
+mod smooth;

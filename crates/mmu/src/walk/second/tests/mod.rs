@@ -200,6 +200,23 @@ fn four_by_four_levels_are_24_references_and_five_by_five_are_35() {
     }
 }
 
+/// Who observes the second stage alone is told each reference once, whether the guest's entries are marked or not.
+#[test]
+fn references_of_the_second_stage_are_told_once() {
+    for flags in [7, 0x67] {
+        let mut world = World::<Ept>::new(&Host::ept(46), 46, &[Backing::Ordinary; 8]);
+        chain(&world, [0, 1, 2, 3], 4, flags);
+        let mut locked = world.tables.shared(&mut world.reader, Unobserved);
+        let mut second: Vec<SecondStep> = Vec::new();
+        let mut stage = TdpStage::new(&mut locked, world.root).observed(&mut second);
+        let memory = world.memory.as_slice();
+        let address = Gva::new(0);
+        let found = guest(0).walk(memory, &mut stage, &mut (), address, ErrorCode::READ);
+        assert!(found.is_ok());
+        assert_eq!(second.len(), 20, "{flags:#x}");
+    }
+}
+
 #[test]
 fn a_fault_knows_its_dimension_and_level() {
     let mut backing = [Backing::Ordinary; 8];
