@@ -2,6 +2,7 @@
 
 mod beside;
 mod frames;
+mod legacy;
 mod nx;
 mod random;
 mod rules;
@@ -80,7 +81,70 @@ pub(super) struct World<F: Format> {
     backing: Line,
     mmio: MmioCache,
     settings: Settings,
+    pages: GuestPages,
     next_table: u64,
+}
+
+/// How the guest pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum GuestPages {
+    /// In long mode.
+    Long,
+    /// With PAE: four pointers, and two levels.
+    Pae,
+    /// With entries of four bytes, and pages of 4 MiB.
+    Bits32,
+}
+
+impl GuestPages {
+    const ALL: [Self; 3] = [Self::Long, Self::Pae, Self::Bits32];
+
+    /// In supervisor mode, with WP and, where there is room for it, NX.
+    fn state(self) -> VcpuState {
+        let (cr4, efer) = match self {
+            Self::Long => (Cr4::PAE, Efer::LME | Efer::LMA | Efer::NX),
+            Self::Pae => (Cr4::PAE, Efer::NX),
+            Self::Bits32 => (Cr4::PSE, Efer::empty()),
+        };
+        VcpuState {
+            cr0: Cr0::PG | Cr0::PE | Cr0::WP,
+            cr3: TABLES << 12,
+            cr4,
+            efer,
+            ..VcpuState::default()
+        }
+    }
+
+    const fn levels(self) -> &'static [Level] {
+        match self {
+            Self::Long => &[Level::L4, Level::L3, Level::L2, Level::L1],
+            Self::Pae => &[Level::L3, Level::L2, Level::L1],
+            Self::Bits32 => &[Level::L2, Level::L1],
+        }
+    }
+
+    pub(super) const fn entry_bytes(self) -> u8 {
+        match self {
+            Self::Long | Self::Pae => 8,
+            Self::Bits32 => 4,
+        }
+    }
+
+    fn index(self, address: u64, level: Level) -> u64 {
+        let (low, bits) = match self {
+            Self::Long | Self::Pae => (level.gfn_shift(), 9),
+            Self::Bits32 => (10 * (level as u32 - 1), 10),
+        };
+        address >> (12 + low) & ((1 << bits) - 1)
+    }
+
+    /// What an entry of a level has beside the table that it links. A page-directory pointer is present and nothing else.
+    const fn link(self, level: Level) -> u64 {
+        match (self, level) {
+            (Self::Pae, Level::L3) => 1,
+            _ => LINK,
+        }
+    }
 }
 
 fn memory() -> Memory {
@@ -106,6 +170,7 @@ impl<F: Format> World<F> {
             },
             mmio: MmioCache::default(),
             settings: Settings::default(),
+            pages: GuestPages::Long,
             next_table: TABLES + 1,
         }
     }
@@ -162,14 +227,21 @@ impl<F: Format> World<F> {
         }
         let paging = self.paging();
         let guest = guest_of(&paging, &self.ram, &self.memory, self.roots.mmu.role());
+        let pointers = match self.pages {
+            GuestPages::Pae => {
+                Pointers::load(self.ram.as_slice(), self.state.cr3, &GuestCpu::new(40)).unwrap()
+            }
+            _ => Pointers::default(),
+        };
         let mut locked = self.mmu.lock(&mut self.events);
         locked
-            .load_shadow(&mut self.roots, Pointers::default(), &guest)
+            .load_shadow(&mut self.roots, pointers, &guest)
             .unwrap();
     }
 
     pub(super) fn paging(&self) -> GuestPaging {
-        GuestPaging::new(&self.state, &GuestCpu::new(40))
+        let paging = GuestPaging::new(&self.state, &GuestCpu::new(40));
+        paging.with_loaded_pointers(self.ram.as_slice()).unwrap()
     }
 
     /// An access until it is done. Says whether KVM has to carry it out.
@@ -273,15 +345,14 @@ const HUGE: u64 = 0x87;
 impl World<Npt> {
     /// A guest in long mode, with WP and NX, that sees all its memory through the window.
     pub(super) fn paged(host: &Host) -> Self {
-        let state = VcpuState {
-            cr0: Cr0::PG | Cr0::PE | Cr0::WP,
-            cr3: TABLES << 12,
-            cr4: Cr4::PAE,
-            efer: Efer::LME | Efer::LMA | Efer::NX,
-            ..VcpuState::default()
-        };
+        Self::paged_as(GuestPages::Long, host)
+    }
+
+    pub(super) fn paged_as(pages: GuestPages, host: &Host) -> Self {
+        let state = pages.state();
         let role = CpuRole::of(&state, RoleLayout::Baseline).shadow_root_role();
         let mut world = Self::new(host, state, role);
+        world.pages = pages;
         for gfn in 0..FRAMES {
             world.map_small(WINDOW + (gfn << 12), gfn);
         }
@@ -291,27 +362,38 @@ impl World<Npt> {
     /// Where the guest's entry of a level for an address is; missing tables above are made, without the MMU's knowing.
     pub(super) fn entry_of(&mut self, address: u64, level: Level) -> u64 {
         let mut table = self.state.cr3 >> 12;
-        for above in [Level::L4, Level::L3, Level::L2, Level::L1] {
-            let index = address >> (12 + above.gfn_shift()) & 0x1ff;
-            let place = (table << 12) + index * 8;
+        for above in self.pages.levels().iter().copied() {
+            let bytes = u64::from(self.pages.entry_bytes());
+            let place = (table << 12) + self.pages.index(address, above) * bytes;
             if above == level {
                 return place;
             }
             if self.word(place) & 1 == 0 {
-                self.set_word(place, self.next_table << 12 | LINK);
+                self.set_word(place, self.next_table << 12 | self.pages.link(above));
                 self.next_table += 1;
             }
             table = self.word(place) >> 12 & 0xf_ffff;
         }
-        unreachable!("there are four levels");
+        unreachable!("this guest has no tables of {level:?}");
     }
 
+    /// An entry at a place.
     pub(super) fn word(&self, place: u64) -> u64 {
-        self.ram[usize::try_from(place / 8).unwrap()].get()
+        let word = self.ram[usize::try_from(place / 8).unwrap()].get();
+        match self.pages {
+            GuestPages::Bits32 => word >> (place % 8 * 8) & 0xffff_ffff,
+            _ => word,
+        }
     }
 
+    /// Of entries of four bytes the lower half of `word` counts.
     pub(super) fn set_word(&mut self, place: u64, word: u64) {
-        self.ram[usize::try_from(place / 8).unwrap()].set(word);
+        let cell = &self.ram[usize::try_from(place / 8).unwrap()];
+        let (mask, shift) = match self.pages {
+            GuestPages::Bits32 => (0xffff_ffff, place % 8 * 8),
+            _ => (u64::MAX, 0),
+        };
+        cell.set(cell.get() & !(mask << shift) | (word & mask) << shift);
     }
 
     pub(super) fn map_small(&mut self, address: u64, gfn: u64) {
@@ -336,7 +418,7 @@ impl World<Npt> {
                 };
                 let write = EmulatedWrite {
                     gpa: Gpa::new(place),
-                    len: 8,
+                    len: self.pages.entry_bytes(),
                     present,
                 };
                 self.mmu.lock(&mut self.events).track_write(&write);

@@ -26,6 +26,8 @@ fn entry(random: &mut Random) -> u64 {
     let chosen = rights[usize::try_from(random.below(8)).unwrap()];
     match chosen {
         0 => 0,
+        // Beyond the slot.
+        _ if random.below(16) == 0 => (FRAMES + random.below(4)) << 12 | chosen,
         // Never a frame of tables, which only the window shows.
         _ => (0x400 + random.below(64)) << 12 | chosen,
     }
@@ -113,21 +115,27 @@ fn shadow_pages_allow_what_the_guest_s_tables_do() {
     };
     for seed in seeds {
         println!("SLAT_SEED={seed:#x}");
-        let mut random = Random(seed);
-        let mut world = World::paged(&Host::shadow(40));
-        for table in 0..4 {
-            world.entry_of(0x40_0000 + table * 0x20_0000, Level::L1);
+        for pages in GuestPages::ALL {
+            run(pages, seed);
         }
-        for number in 0..400 {
-            step(&mut world, &mut random);
-            world.events.clear();
-            let violations = world.audit();
-            assert_eq!(violations, [], "seed {seed:#x}, step {number}");
-            if number % 10 == 9 {
-                world.flush_guest_tlb();
-                check(&world, seed);
-            }
-        }
-        assert!(world.mmu.stats().mmu_shadow_zapped > 0);
     }
+}
+
+fn run(pages: GuestPages, seed: u64) {
+    let mut random = Random(seed);
+    let mut world = World::paged_as(pages, &Host::shadow(40));
+    for table in 0..4 {
+        world.entry_of(0x40_0000 + table * 0x20_0000, Level::L1);
+    }
+    for number in 0..400 {
+        step(&mut world, &mut random);
+        world.events.clear();
+        let violations = world.audit();
+        assert_eq!(violations, [], "{pages:?}, seed {seed:#x}, step {number}");
+        if number % 10 == 9 {
+            world.flush_guest_tlb();
+            check(&world, seed);
+        }
+    }
+    assert!(world.mmu.stats().mmu_shadow_zapped > 0);
 }
