@@ -110,4 +110,40 @@ fn a_plan_reads_well() {
     );
     assert_eq!(lines[1], "  frames [0x5ff, 0x600): 1 of 2M");
     assert_eq!(lines[2], "  stops: no slot holds 0x600");
+    assert_eq!(lines[3..], [format!("  but {}", Caveat::GoesWithAnySlot)]);
+}
+
+#[test]
+fn without_accessed_bits_first_accesses_fault() {
+    let who = Prefaulter {
+        host: &Host::ept(46).without_ad(),
+        vcpu: &VcpuState::default(),
+        outside: PrefaultOutside::CurrentRoot,
+        apicv: Apicv::Active,
+    };
+    let range = GfnRange::new(Gfn::new(0x200), Pages::new(1)).unwrap();
+    let plan = who.plan(&memory(), range, |_, _| PageSize::Size4K).unwrap();
+    assert_eq!(
+        plan.caveats,
+        [Caveat::FirstAccessFaults, Caveat::GoesWithAnySlot]
+    );
+    let text = plan.to_string();
+    assert_eq!(text.matches("\n  but ").count(), 2, "{text}");
+}
+
+#[test]
+fn without_the_quirk_other_slots_come_and_go() {
+    let mut memory = memory();
+    let args = [slat_memslot::Quirks::SLOT_ZAP_ALL.bits(), 0, 0, 0];
+    let disable = slat_memslot::cap::DISABLE_QUIRKS2;
+    memory.enable_cap(disable, 0, args).unwrap();
+    let who = Prefaulter {
+        host: &Host::ept(46),
+        vcpu: &VcpuState::default(),
+        outside: PrefaultOutside::CurrentRoot,
+        apicv: Apicv::Active,
+    };
+    let range = GfnRange::new(Gfn::new(0x200), Pages::new(1)).unwrap();
+    let plan = who.plan(&memory, range, |_, _| PageSize::Size4K).unwrap();
+    assert_eq!(plan.caveats, []);
 }

@@ -198,6 +198,60 @@ fn a_page_out_of_step_stays_beside_one_of_its_own_level() {
     assert_eq!(world.audit(), []);
 }
 
+/// As the tracepoints print them.
+#[test]
+fn events_of_shadow_pages_are_told_as_kvm_tells_them() {
+    let mut world = World::paged(&Host::shadow(40));
+    world.map_small(0x40_0000, 0x500);
+    world.write_own_table(0x40_6000, 0x40_0000);
+    world.flush_guest_tlb();
+    world.mmu.lock(&mut world.events).zap_all_fast();
+    let told: Vec<String> = world.events.iter().map(ToString::to_string).collect();
+    let table = world.entry_of(0x40_0000, Level::L1) >> 12;
+    let last = format!("sp gen 0 gfn {table:x} l1 8-byte q0 wux nxe ad root 0");
+    for (times, words) in [
+        (1, format!("kvm_mmu_get_page: {last} sync new")),
+        (1, format!("kvm_mmu_unsync_page: {last} sync")),
+        (1, format!("kvm_mmu_sync_page: {last} unsync")),
+        (1, format!("kvm_mmu_prepare_zap_page: {last} sync")),
+        (
+            1,
+            "kvm_mmu_zap_all_fast: kvm-mmu-valid-gen 0 used_pages 6".into(),
+        ),
+    ] {
+        let found = told.iter().filter(|line| **line == words).count();
+        assert_eq!(found, times, "{words} in {told:#?}");
+    }
+    let set = told
+        .iter()
+        .find(|line| line.contains("gfn 500 spte 100500"));
+    let set = set.unwrap();
+    assert!(
+        set.starts_with("kvm_mmu_set_spte: gfn 500 spte 100500"),
+        "{set}"
+    );
+    assert!(set.contains(" level 1 in sp "), "{set}");
+}
+
+#[test]
+fn at_the_end_of_the_vm_every_page_goes() {
+    let mut world = World::paged(&Host::shadow(40));
+    world.map_small(0x40_0000, 0x500);
+    world.write_own_table(0x40_6000, 0x40_0000);
+    let pages = world.mmu.used_pages().raw();
+    world.mmu.lock(&mut world.events).zap_all();
+    assert_eq!(world.mmu.stats().mmu_shadow_zapped, pages);
+    assert_eq!(
+        (world.mmu.stats().mmu_unsync, world.mmu.stats().pages_4k),
+        (0, 0)
+    );
+    // The root stays until its vCPU has left it.
+    assert_eq!(world.mmu.used_pages().raw(), 1);
+    let mut locked = world.mmu.lock(&mut world.events);
+    locked.free_roots(&mut world.roots, crate::roots::RootSet::all());
+    assert_eq!(world.mmu.used_pages().raw(), 0);
+}
+
 /// What a leaf loses is still in TLBs, and what it gains is not (`mmu.c:mmu_spte_update`).
 #[test]
 fn a_leaf_that_loses_something_asks_for_a_flush() {

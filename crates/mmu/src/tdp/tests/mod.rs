@@ -2,11 +2,13 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
 mod check;
+mod harvest;
 mod log;
 mod mirror;
 mod order;
 mod recorded;
 mod reference;
+mod words;
 
 use slat_memslot::{Gfn, GfnRange, PageSize};
 
