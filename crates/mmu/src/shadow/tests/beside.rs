@@ -81,7 +81,10 @@ impl Both {
         let invalidation = Invalidation::default();
         let mut env = Env {
             memory: &world.memory,
-            backing: &mut Line { size: self.size },
+            backing: &mut Line {
+                size: self.size,
+                ..Line::default()
+            },
             invalidation: &invalidation,
             settings: Settings::default(),
             mmio: &mut world.mmio,

@@ -45,6 +45,16 @@ pub(super) const WINDOW: u64 = 0x4000_0000;
 /// Host pages follow guest frames in a line.
 pub(super) struct Line {
     size: PageSize,
+    writable: bool,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self {
+            size: PageSize::Size4K,
+            writable: true,
+        }
+    }
 }
 
 const FIRST_PFN: u64 = 0x10_0000;
@@ -54,7 +64,7 @@ impl Backing for Line {
         HostPage::Page {
             pfn: Pfn::new(FIRST_PFN + gfn.raw()),
             size: self.size,
-            writable: true,
+            writable: self.writable,
             kind: PfnKind::Memory,
         }
     }
@@ -165,9 +175,7 @@ impl<F: Format> World<F> {
             memory: memory(),
             ram: vec![Cell::new(0); usize::try_from(FRAMES * 512).unwrap()],
             events: Vec::new(),
-            backing: Line {
-                size: PageSize::Size4K,
-            },
+            backing: Line::default(),
             mmio: MmioCache::default(),
             settings: Settings::default(),
             pages: GuestPages::Long,

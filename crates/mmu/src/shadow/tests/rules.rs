@@ -1,6 +1,6 @@
 //! The kernel's rules, one by one, as `mmu.c` of 6.12.117 has them.
 
-use slat_memslot::{AsId, ChangeKind, GfnRange, Level, PageSize, Pages};
+use slat_memslot::{AsId, ChangeKind, GfnRange, Level, PageSize, Pages, SlotFlags};
 
 use super::*;
 use crate::fault::Apicv;
@@ -231,6 +231,35 @@ fn events_of_shadow_pages_are_told_as_kvm_tells_them() {
         "{set}"
     );
     assert!(set.contains(" level 1 in sp "), "{set}");
+}
+
+/// The host lets a page be written to if its own mapping and the slot do.
+#[test]
+fn host_and_slot_both_have_to_allow_writes() {
+    for (writable, flags, expected) in [
+        (true, SlotFlags::empty(), true),
+        (false, SlotFlags::empty(), false),
+        (true, SlotFlags::READONLY, false),
+    ] {
+        let mut world = World::paged(&Host::shadow(40));
+        let other = Region::new(SlotKey::normal(1), FRAMES << 12, 0x10_000, 1 << 41);
+        let _ = world.memory.set_region(&other.with_flags(flags)).unwrap();
+        world.backing.writable = writable;
+        world.map_small(0x40_0000, FRAMES);
+        world.touch(0x40_0000);
+        let root = world.roots.current(&world.mmu).unwrap();
+        let leaf = world.mmu.walk(root, 0x40_0000).unwrap().spte;
+        let codec = world.mmu.codec();
+        assert_eq!(
+            codec.is_host_writable(leaf),
+            expected,
+            "{writable} {flags:?}"
+        );
+        if flags == SlotFlags::READONLY {
+            assert_eq!(world.access(0x40_0000, Kind::Write), Outcome::Emulate);
+        }
+        assert_eq!(world.audit(), []);
+    }
 }
 
 #[test]

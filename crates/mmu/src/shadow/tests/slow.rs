@@ -13,12 +13,7 @@ fn interrupted(meanwhile: impl FnOnce(&mut World<Npt>, &Invalidation)) -> Outcom
     let mut world = World::<Npt>::direct(&Host::npt(40));
     world.enter();
     let (memory, invalidation) = (world.memory.clone(), Invalidation::default());
-    let (mut backing, mut mmio) = (
-        Line {
-            size: PageSize::Size4K,
-        },
-        MmioCache::default(),
-    );
+    let (mut backing, mut mmio) = (Line::default(), MmioCache::default());
     let mut env = World::<Npt>::env(&memory, &mut backing, &invalidation, &mut mmio);
     let fault = Fault::new(Gfn::new(0x400), Kind::Read);
     let mut out = Vec::new();
