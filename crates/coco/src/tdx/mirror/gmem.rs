@@ -1,5 +1,6 @@
 //! guest_memfds: whose page is behind which frame.
 
+use core::ops::Range;
 use std::collections::BTreeMap;
 
 use rustc_hash::FxHashMap;
@@ -46,7 +47,7 @@ impl Files {
         Some(page)
     }
 
-    fn any(&self, file: FileId, mut range: core::ops::Range<u64>) -> bool {
+    fn any(&self, file: FileId, mut range: Range<u64>) -> bool {
         self.counts.get(&file).is_some_and(|count| *count > 0)
             && range.any(|index| self.pages.contains_key(&(file, index)))
     }
@@ -57,7 +58,7 @@ impl Files {
     }
 
     /// Takes the pages of a range of a file out, whichever is shorter to go through: the range or the pages.
-    fn take(&mut self, file: FileId, range: core::ops::Range<u64>) -> Vec<Pfn> {
+    fn take(&mut self, file: FileId, range: Range<u64>) -> Vec<Pfn> {
         let few = range.end.saturating_sub(range.start) <= self.pages.len() as u64;
         let indices: Vec<u64> = if few {
             range.collect()
@@ -87,6 +88,15 @@ impl Kvm {
     pub(super) fn page_behind(&self, gfn: Gfn) -> Option<Pfn> {
         let (file, index) = self.slot_at(gfn)?.place(gfn)?;
         self.files.get(file, index)
+    }
+
+    /// The parts of files behind the frames of a range.
+    fn behind(&self, range: GfnRange) -> impl Iterator<Item = (FileId, Range<u64>)> + '_ {
+        self.slots.values().filter_map(move |slot| {
+            let part = slot.range.intersection(range)?;
+            let (file, first) = slot.place(part.start())?;
+            Some((file, first..first + part.pages().raw()))
+        })
     }
 }
 
@@ -174,14 +184,8 @@ impl TdxMmu {
     /// Whether there is one behind any frame of a range.
     pub fn has_private_page_in(&self, range: GfnRange) -> bool {
         let kvm = lock(&self.kvm);
-        let parts = kvm.slots.values().filter_map(|slot| {
-            let part = slot.range.intersection(range)?;
-            let (file, first) = slot.place(part.start())?;
-            Some((file, first..first + part.pages().raw()))
-        });
-        let has = |(file, pages)| kvm.files.any(file, pages);
-        let mut parts = parts;
-        parts.any(has)
+        kvm.behind(range)
+            .any(|(file, pages)| kvm.files.any(file, pages))
     }
 
     /// How many pages all files have.
@@ -191,21 +195,13 @@ impl TdxMmu {
 
     /// Pages behind frames go back to the host. Their mappings are gone.
     pub(super) fn release_gmem(&self, range: GfnRange) {
-        let inside: Vec<_> = {
-            let kvm = lock(&self.kvm);
-            let parts = kvm.slots.values().filter_map(|slot| {
-                let part = slot.range.intersection(range)?;
-                let (file, first) = slot.place(part.start())?;
-                Some((file, first..first + part.pages().raw()))
-            });
-            parts.collect()
-        };
-        for (file, pages) in inside {
+        let parts: Vec<_> = lock(&self.kvm).behind(range).collect();
+        for (file, pages) in parts {
             self.give_back(file, pages);
         }
     }
 
-    fn give_back(&self, file: FileId, range: core::ops::Range<u64>) {
+    fn give_back(&self, file: FileId, range: Range<u64>) {
         let pages = lock(&self.kvm).files.take(file, range);
         let mut state = self.backend.state();
         for page in pages {

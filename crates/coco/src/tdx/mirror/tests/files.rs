@@ -34,6 +34,10 @@ fn a_file_outlives_its_slot_and_content_does_not() {
 fn a_hole_is_where_the_slot_has_it() {
     let (vm, mut vcpu) = bound();
     let in_use = vm.pages_in_use();
+    for (first, frames, any) in [(0, 1, true), (1, 4, false), (1, 5, true), (6, 10, false)] {
+        let part = range(START + first, frames);
+        assert_eq!(vm.has_private_page_in(part), any, "{part}");
+    }
     vm.punch_file(FILE, 0, Pages::new(9));
     assert_eq!(
         vm.pages_in_use(),
