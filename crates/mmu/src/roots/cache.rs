@@ -176,27 +176,11 @@ impl RootCache {
         })
     }
 
-    /// Makes a root with this CR3 and role the one in use, if it is here (`mmu.c:fast_pgd_switch`).
+    /// Makes a root with this CR3 and role the one in use, if a page is in use and the root is here; else does nothing, and
+    /// [`RootCache::switch_slowly`] has to follow (`mmu.c:fast_pgd_switch`).
     ///
     /// A root counts if its role is the wanted one in full, `invalid` included, and if the CR3 is equal or the role is
-    /// direct. Nothing is allocated, and a hit releases nothing but a special root that was in use.
-    #[inline]
-    pub fn switch<P: Payload>(
-        &mut self,
-        table: &RootTable<P>,
-        pgd: Pgd,
-        role: PageRole,
-    ) -> Switch<P> {
-        match self.hit(table, pgd, role) {
-            Some(found) => Switch {
-                found,
-                dropped: None,
-            },
-            None => self.switch_slowly(table, pgd, role),
-        }
-    }
-
-    /// The same where a page is in use and the root is here; else does nothing.
+    /// direct. Nothing is allocated or released.
     #[inline]
     pub(super) fn hit<P: Payload>(
         &mut self,
@@ -287,7 +271,7 @@ impl RootCache {
         candidates
     }
 
-    /// Switches on a miss, or where no page was in use.
+    /// Switches on a miss, or where no page was in use. A hit releases nothing but a special root that was in use.
     #[cold]
     pub(super) fn switch_slowly<P: Payload>(
         &mut self,

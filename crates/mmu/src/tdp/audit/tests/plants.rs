@@ -290,6 +290,70 @@ fn beyond_max_gfn() -> Planted {
     (subject, world.audit())
 }
 
+/// The page of a root has its role, begins at frame 0, knows no parent, and is no other root's.
+#[test]
+fn the_page_of_a_root_is_its_own() {
+    let described = |gfn: u64, parent: bool| {
+        let world = world();
+        let table = world.root_table();
+        let page = world.tables.page(table);
+        let parent = parent.then_some(Parent { table, index: 3 });
+        page.describe(page.role(), Gfn::new(gfn), parent);
+        let evidence = Evidence::Linked { table, parent };
+        (world.root, evidence, world.audit())
+    };
+    for (root, evidence, violations) in [described(0x200, false), described(0, true)] {
+        let found = violations
+            .iter()
+            .find(|each| each.subject == Subject::Root(root));
+        let found = found.unwrap();
+        assert_eq!(
+            (found.code, found.evidence),
+            (Code::RootPageMismatch, evidence)
+        );
+    }
+    let world = world();
+    let role = world.tables.page(world.root_table()).role();
+    let other = role.with(RoleFlag::GuestMode);
+    let plant = |table| {
+        let acquired = world
+            .tables
+            .roots
+            .acquire(crate::roots::RootKind::Tdp, other, || table);
+        acquired.root()
+    };
+    let second = plant(world.root_table());
+    let twice: Vec<_> = world
+        .audit()
+        .iter()
+        .filter(|each| each.code == Code::LinkedTwice)
+        .map(|each| (each.subject, each.evidence))
+        .collect();
+    let expected = [
+        (Subject::Root(world.root), Evidence::Root(second)),
+        (Subject::Root(second), Evidence::Root(world.root)),
+    ];
+    assert!(
+        twice.iter().any(|each| expected.contains(each)),
+        "{twice:?}"
+    );
+}
+
+#[test]
+fn a_root_without_a_page_is_found() {
+    let world = world();
+    let role = world.tables.page(world.root_table()).role();
+    let other = role.with(RoleFlag::GuestMode);
+    let nowhere = TableId::new(1 << 20);
+    let kind = crate::roots::RootKind::Tdp;
+    let root = world.tables.roots.acquire(kind, other, || nowhere).root();
+    let found = world.audit();
+    let found = found
+        .iter()
+        .find(|each| each.subject == Subject::Root(root));
+    assert_eq!(found.unwrap().code, Code::RootPageMismatch);
+}
+
 /// A table that reaches across the end and holds nothing but huge leaves, all alike.
 #[test]
 fn a_leaf_beyond_the_end_is_found_among_others_like_it() {
