@@ -12,3 +12,4 @@ mod observers;
 mod random;
 mod reference;
 mod smooth;
+mod words;

@@ -296,16 +296,28 @@ fn each_contradiction_is_found_and_gone_after_the_flush() {
         let range = range(FIRST, FIRST + PAGES);
         world.weaken(Weaken::clear_dirty(AsId::NORMAL, range), range)
     };
-    for (change, expected) in [
-        (zapped, Contradiction::Gone),
-        (moved, Contradiction::Moved),
+    let lost = crate::access::Access::WRITE;
+    for (change, expected, words) in [
+        (
+            zapped,
+            Contradiction::Gone,
+            "kept, and the tables map nothing",
+        ),
+        (
+            moved,
+            Contradiction::Moved,
+            "kept, and the tables map another page",
+        ),
         (
             protected,
-            Contradiction::Weakened {
-                lost: crate::access::Access::WRITE,
-            },
+            Contradiction::Weakened { lost },
+            "kept with w--, which the tables do not allow",
         ),
-        (cleaned, Contradiction::Clean),
+        (
+            cleaned,
+            Contradiction::Clean,
+            "kept as dirty, and the leaf is clean",
+        ),
     ] {
         let mut world = World::new();
         world.access(1, 5, WRITE).unwrap();
@@ -314,6 +326,8 @@ fn each_contradiction_is_found_and_gone_after_the_flush() {
         let stale = world.audit();
         let found: Vec<_> = stale.iter().map(|stale| stale.contradiction).collect();
         assert_eq!(found, [expected], "{stale:?}");
+        let (address, gpa) = (stale[0].address.unwrap(), stale[0].gpa);
+        assert_eq!(stale[0].to_string(), format!("{address}, {gpa}: {words}"));
         // A root that is not in use cannot be reached.
         let locked = world.tables.shared(&mut world.reader, Unobserved);
         assert_eq!(world.tlb.audit(&locked, &[]), []);
