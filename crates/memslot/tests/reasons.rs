@@ -148,6 +148,37 @@ fn nothing_helps_a_private_slot_that_needs_what_the_host_lacks() {
     assert_eq!(codes, ["zap-leafs-required", "zap-leafs-needs-tdp-mmu"]);
 }
 
+/// Only a TD's private slot needs the flag: others do without it.
+#[test]
+fn where_the_flag_is_not_had_it_is_left_out() {
+    for (vm_type, private) in [
+        (VmType::Default, false),
+        (VmType::SwProtected, true),
+        (VmType::Tdx, false),
+    ] {
+        let mut profile = Profile::latest().with_zap_leafs_flag();
+        profile.tdp_mmu.set(false);
+        let mut memory = Memory::new(profile, vm_type);
+        let plain = Region {
+            version: RegionVersion::V2,
+            ..Region::new(SlotKey::normal(0), 0, 0x1000, 0)
+        };
+        let plain = match private {
+            true => plain.with_gmem(memory.create_gmem(0x1000, 0).unwrap(), 0),
+            false => plain,
+        };
+        let flags = plain.flags | SlotFlags::ZAP_LEAFS_ONLY.bits();
+        let call = Call::SetRegion(Region { flags, ..plain });
+        let refusal = memory.check(&call).unwrap_err();
+        assert_eq!(refusal.reason.code(), "zap-leafs-needs-tdp-mmu");
+        let repair = memory.repair(&call, &refusal.reason);
+        assert!(
+            matches!(&repair, Repair::Calls { first, call } if first.is_empty() && *call == Call::SetRegion(plain)),
+            "{vm_type} {repair:?}"
+        );
+    }
+}
+
 #[test]
 fn no_slot_can_help_a_pre_fault_above_the_highest_frame() {
     let mut memory = Memory::new(Profile::latest(), VmType::Default);

@@ -163,6 +163,40 @@ fn the_ring_comes_before_a_bitmap_that_is_left_over() {
 }
 
 #[test]
+fn of_a_guest_s_accesses_only_writes_are_noted() {
+    let mut memory = vm();
+    set(&mut memory, region(0, LOG));
+    memory.call(&Call::CreateVcpu).unwrap();
+    for (access, noted) in [
+        (GuestAccess::read(5 << 12), "none"),
+        (GuestAccess::write(7 << 12), "7"),
+        (GuestAccess::execute(9 << 12), "none"),
+    ] {
+        let access = access.by_code_at(11 << 12);
+        memory.call(&Call::Guest(access)).unwrap();
+        assert_eq!(get(&mut memory), noted, "{access:?}");
+    }
+}
+
+/// A ring takes a page at least, and more than its reserve: with PML that is 576 entries of 16 bytes.
+#[test]
+fn the_smallest_ring_is_enabled() {
+    for (pml, smallest) in [(false, 0x1000), (true, 0x4000)] {
+        let mut profile = Profile::latest();
+        profile.pml.set(pml);
+        let enable = |size| {
+            let mut memory = Memory::new(profile.clone(), VmType::Default);
+            let enabled = memory.enable_cap(cap::DIRTY_LOG_RING, 0, [size, 0, 0, 0]);
+            enabled.map_err(|refusal| refusal.reason.code())
+        };
+        assert_eq!(enable(smallest / 2), Err("ring-too-small"));
+        assert_eq!(enable(smallest), Ok(()));
+        assert_eq!(enable(0x10_0000), Ok(()));
+        assert_eq!(enable(0x20_0000), Err("ring-too-big"));
+    }
+}
+
+#[test]
 fn only_logged_slots_note_writes() {
     let mut memory = vm();
     set(&mut memory, region(0, SlotFlags::empty()));
