@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::rmp::raw::{LOCK, Wanted, is_writing, visible, writing, written};
 
 fn entries() -> impl Strategy<Value = RmpEntry> {
     let flags = any::<[bool; 6]>();
@@ -39,6 +40,34 @@ proptest! {
     fn an_entry_is_read_as_it_was_written(entry in entries()) {
         prop_assert_eq!(RmpEntry::from_words(entry.raw(), entry.high()), entry);
         prop_assert_eq!(entry.raw() & (0x1ff << 3 | 1 << 63), 0);
+    }
+
+    /// What a walk looks at first, field by field. Where it says no, the rules are gone through, so that only speed would tell.
+    #[test]
+    fn a_glance_grants_what_the_fields_say(
+        entry in entries(),
+        other in entries(),
+        same in any::<[bool; 2]>(),
+        level in 0..4usize,
+        needs in 0..16u8,
+        often in any::<bool>(),
+    ) {
+        // Most entries are no page of 4 KiB that is the guest's.
+        let entry = match often {
+            true => RmpEntry { assigned: true, validated: true, immutable: false, size: RmpSize::Size4K, ..entry },
+            false => entry,
+        };
+        let owner = if same[0] { entry.asid } else { other.asid };
+        let gfn = if same[1] { entry.gfn } else { other.gfn };
+        let vmpl = [Vmpl::Vmpl0, Vmpl::Vmpl1, Vmpl::Vmpl2, Vmpl::Vmpl3][level];
+        let needs = Permissions::from_bits_truncate(needs);
+        let granted = entry.assigned && entry.validated && !entry.immutable && entry.size == RmpSize::Size4K
+            && entry.asid == owner && entry.gfn == gfn && entry.permissions.of(vmpl).contains(needs);
+        let wanted = Wanted::new(owner, gfn, vmpl, needs);
+        let (low, high) = (entry.raw(), entry.high());
+        prop_assert_eq!(wanted.are_in(low, high), granted);
+        // Nor while somebody writes both words.
+        prop_assert!(!wanted.are_in(writing(low), high));
     }
 
     #[test]
@@ -111,7 +140,6 @@ fn the_operand_of_rmpadjust() {
 /// nine bits, and runs round without touching the frame above it.
 #[test]
 fn changes_are_counted_and_nothing_else_of_a_word_moves() {
-    use crate::rmp::raw::{LOCK, is_writing, visible, writing, written};
     let word = RmpEntry::guest(asid(5), Gfn::new(0x1ff), RmpSize::Size4K).raw();
     let (mut low, mut seen) = (word, std::collections::HashSet::new());
     while seen.insert(low) {
