@@ -198,6 +198,36 @@ fn a_page_out_of_step_stays_beside_one_of_its_own_level() {
     assert_eq!(world.audit(), []);
 }
 
+/// What is found out of step is brought into it before it is used (`mmu.c:kvm_mmu_find_shadow_page`).
+#[test]
+fn a_page_out_of_step_is_synchronised_where_it_is_linked_again() {
+    let mut world = World::paged(&Host::shadow(40));
+    for page in 0..3 {
+        world.map_small(0x40_0000 + (page << 12), 0x500 + page);
+        world.touch(0x40_0000 + (page << 12));
+    }
+    let changed = world.entry_of(0x40_1000, Level::L1);
+    world.guest_write(changed, 0x600 << 12 | LINK);
+    assert_eq!(world.mmu.stats().mmu_unsync, 1);
+    let table = changed & !0xfff;
+    let link = world.entry_of(0x60_0000, Level::L2);
+    world.guest_write(link, table | LINK | 1 << 5);
+    world.touch(0x60_0000);
+    let of_table = world
+        .mmu
+        .active()
+        .filter(|page| page.gfn.raw() == table >> 12);
+    assert_eq!(of_table.count(), 1, "one page, linked twice");
+    let root = world.roots.current(&world.mmu).unwrap();
+    let frames = [0, 1, 2].map(|page: u64| {
+        let reached = world.mmu.walk(root, 0x60_0000 + (page << 12)).unwrap();
+        let leaf = reached.spte.is_leaf(reached.level);
+        leaf.then(|| world.mmu.codec().pfn(reached.spte).raw() - FIRST_PFN)
+    });
+    assert_eq!(frames, [Some(0x500), None, Some(0x502)]);
+    assert_eq!(world.audit(), []);
+}
+
 /// As the tracepoints print them.
 #[test]
 fn events_of_shadow_pages_are_told_as_kvm_tells_them() {

@@ -128,6 +128,30 @@ fn the_owner_hears_of_links_and_leaves_from_the_root_down() {
 }
 
 #[test]
+fn the_owner_hears_of_each_page_of_a_range() {
+    let mut mirror = Mirror::new();
+    let request = MapRequest::page(Gfn::new(0x3fe), PageSize::Size4K, Pfn::new(0x7fe));
+    let root = mirror.root;
+    let mut locked = mirror.tables.exclusive(Unobserved);
+    let dirty = locked.map_range(root, &request, slat_memslot::Pages::new(4));
+    assert!(dirty.is_ok());
+    assert_eq!(
+        mirror.owner().take(),
+        [
+            Call::Link(0, 4),
+            Call::Link(0, 3),
+            Call::Link(0x200, 2),
+            Call::Set(0x3fe),
+            Call::Set(0x3ff),
+            Call::Link(0x400, 2),
+            Call::Set(0x400),
+            Call::Set(0x401),
+        ]
+    );
+    mirror.audit();
+}
+
+#[test]
 fn a_busy_owner_leaves_everything_as_it_was() {
     let busy = Resolution::Retry(Retry::Busy);
     for call in [

@@ -23,6 +23,7 @@ struct Raw {
     page: u64,
     flags: u64,
     large: bool,
+    no_execute: bool,
     flip: Option<u32>,
 }
 
@@ -30,10 +31,12 @@ fn any_raw() -> impl Strategy<Value = Raw> {
     let page = prop_oneof![20 => 0..PAGES, 1 => PAGES..PAGES + 4];
     let flags = prop_oneof![3 => Just(0x67_u64), 2 => Just(7), 1 => any::<u64>().prop_map(|bits| bits & 0x66 | 1)];
     let flip = prop_oneof![12 => Just(None), 1 => (0..64_u32).prop_map(Some)];
-    (page, flags, prop::bool::weighted(0.12), flip).prop_map(|(page, flags, large, flip)| Raw {
+    let (large, no_execute) = (prop::bool::weighted(0.12), prop::bool::weighted(0.06));
+    (page, flags, large, no_execute, flip).prop_map(|(page, flags, large, no_execute, flip)| Raw {
         page,
         flags,
         large,
+        no_execute,
         flip,
     })
 }
@@ -197,13 +200,15 @@ impl Cpu {
         if self.ept.is_some() {
             // Reading, writing and executing as the bits fall, write-back leaves, A and D at their places.
             flags = raw.flags & 7 | (raw.flags & 0x60) << 3;
+        } else if self.pae {
+            flags |= u64::from(raw.no_execute) << 63;
         }
         let large = u64::from(raw.large) << 7;
         let entry = raw.page << 12 | flags | large;
         // Large pages begin at 0, or their low address bits are reserved; those of 4 MiB have some that are not.
         let entry = match (raw.large, self.is_wide()) {
             (false, _) => entry,
-            (true, true) => entry & 0xfff,
+            (true, true) => entry & (1 << 63 | 0xfff),
             (true, false) => entry & 0xfff | (raw.page & 3) << 13 | (raw.page >> 2) << 17,
         };
         let flip = match raw.flip {

@@ -10,15 +10,31 @@ const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 const NO_EXECUTE: u64 = 1 << 63;
 
-#[test]
-fn a_marked_leaf_that_allows_the_access_ends_the_short_way() {
+fn paging() -> GuestPaging {
     let vcpu = VcpuState {
         cr0: Cr0::PG | Cr0::PE | Cr0::WP,
         cr4: Cr4::PAE,
         efer: Efer::LME | Efer::LMA | Efer::NX,
         ..VcpuState::default()
     };
-    let paging = GuestPaging::new(&vcpu, &GuestCpu::new(46));
+    GuestPaging::new(&vcpu, &GuestCpu::new(46))
+}
+
+#[test]
+fn only_good_links_are_followed_on_the_short_way() {
+    let reserved = paging().reserved;
+    for level in 1..4 {
+        let leads_on = |entry| reserved.is_good_link(entry, level);
+        assert!(leads_on(0x5067) && leads_on(0x5001) && leads_on(NO_EXECUTE | 0x5067));
+        for entry in [0x5066, 0x50e7, 1 << 46 | 0x5067, 1 << 51 | 0x5067, 0] {
+            assert!(!leads_on(entry), "{entry:#x} at {level}");
+        }
+    }
+}
+
+#[test]
+fn a_marked_leaf_that_allows_the_access_ends_the_short_way() {
+    let paging = paging();
     // Bits that allow, or say that a page was used, count if all entries have them; what forbids counts turned round.
     let ends = |access, leaf: u64, above: u64| {
         let bits = (above ^ NO_EXECUTE) & (leaf ^ NO_EXECUTE);
