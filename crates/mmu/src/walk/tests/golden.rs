@@ -662,3 +662,50 @@ fn single_entries_read_as_in_a_walk() {
         GuestEntry::Reserved { bits: PS }
     );
 }
+
+/// A page-directory pointer has no rights of its own; bits that are reserved in it were seen to when it was loaded. Entries of four bytes
+/// forbid no execution, and without paging there are none.
+#[test]
+fn single_entries_read_as_the_mode_has_them() {
+    let long = long_mode();
+    let table = |rights, accessed| GuestEntry::Table {
+        gfn: Gfn::new(7),
+        rights,
+        accessed,
+    };
+    let all = Access::EXECUTE | Access::WRITE | Access::USER;
+    let pae = VcpuState {
+        efer: Efer::NX,
+        ..long
+    };
+    let paging = GuestPaging::new(&pae, &cpu());
+    assert_eq!(paging.entry(0x7000 | P, Level::L3), table(all, true));
+    assert_eq!(paging.entry(0x7000, Level::L3), GuestEntry::Absent);
+    let below = paging.entry(0x7000 | P, Level::L2);
+    assert_eq!(below, table(Access::EXECUTE, false));
+    let bits_32 = VcpuState {
+        cr4: Cr4::PSE,
+        efer: Efer::empty(),
+        ..long
+    };
+    let paging = GuestPaging::new(&bits_32, &cpu());
+    assert_eq!(
+        paging.entry(0x7000 | P | W | A, Level::L2),
+        table(Access::EXECUTE | Access::WRITE, true)
+    );
+    let leaf = paging.entry(0x40_0000 | P | PS, Level::L2);
+    let expected = GuestEntry::Leaf {
+        gfn: Gfn::new(0x400),
+        size: LeafSize::Size4M,
+        rights: Access::EXECUTE,
+        accessed: false,
+        dirty: false,
+    };
+    assert_eq!(leaf, expected);
+    let unpaged = VcpuState {
+        cr0: Cr0::PE,
+        ..long
+    };
+    let paging = GuestPaging::new(&unpaged, &cpu());
+    assert_eq!(paging.entry(0x7000 | ALL, Level::L1), GuestEntry::Absent);
+}
