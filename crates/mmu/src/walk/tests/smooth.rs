@@ -1,9 +1,11 @@
 //! Which walks end on the short way. The others come to the same by the long one, so that only speed would tell.
 
-use slat_memslot::Gva;
+use std::cell::Cell;
+
+use slat_memslot::{Gpa, Gva};
 
 use crate::role::{Cr0, Cr4, Efer, VcpuState};
-use crate::walk::{ErrorCode, GuestCpu, GuestPaging};
+use crate::walk::{ErrorCode, Exchange, GuestCpu, GuestPaging, TableMemory};
 
 const MARKED: u64 = 0x67;
 const ACCESSED: u64 = 1 << 5;
@@ -18,6 +20,61 @@ fn paging() -> GuestPaging {
         ..VcpuState::default()
     };
     GuestPaging::new(&vcpu, &GuestCpu::new(46))
+}
+
+/// Counts what is read of four tables with a small page at 0 and a large one at 2 MiB, all marked but the page at 0x1000.
+struct Counting {
+    words: Vec<u64>,
+    read: Cell<u32>,
+}
+
+impl TableMemory for Counting {
+    fn read_u64(&self, at: Gpa) -> Option<u64> {
+        self.read.set(self.read.get() + 1);
+        self.words.get(usize::try_from(at.raw() / 8).ok()?).copied()
+    }
+
+    fn read_u32(&self, _: Gpa) -> Option<u32> {
+        None
+    }
+
+    fn compare_exchange_u64(&self, _: Gpa, _: u64, _: u64) -> Exchange {
+        Exchange::Done
+    }
+
+    fn compare_exchange_u32(&self, _: Gpa, _: u32, _: u32) -> Exchange {
+        Exchange::Failed
+    }
+}
+
+/// Only a walk that cannot end on the short way reads tables again.
+#[test]
+fn a_walk_reads_each_entry_once() {
+    let mut words = vec![0; 4 * 512];
+    for (at, entry) in [
+        (0, 0x1000 | MARKED),
+        (512, 0x2000 | MARKED),
+        (1024, 0x3000 | MARKED),
+        (1025, 0x40_0080 | MARKED),
+        (3 * 512, 0x5000 | MARKED),
+        (3 * 512 + 1, 0x6000 | MARKED & !ACCESSED),
+    ] {
+        words[at] = entry;
+    }
+    let memory = Counting {
+        words,
+        read: Cell::new(0),
+    };
+    for (address, gpa, read) in [
+        (0x10, 0x5010, 4),
+        (0x20_0010, 0x40_0010, 3),
+        (0x1010, 0x6010, 8),
+    ] {
+        memory.read.set(0);
+        let found = paging().translate(&memory, Gva::new(address), ErrorCode::READ);
+        assert_eq!(found.map(|found| found.gpa), Ok(Gpa::new(gpa)));
+        assert_eq!(memory.read.get(), read, "{address:#x}");
+    }
 }
 
 #[test]
