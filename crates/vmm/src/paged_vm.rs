@@ -207,6 +207,7 @@ impl<F: Format> PagedVm for ShadowVm<F> {
     fn on(machine: &Machine, vm_type: VmType, nx_huge_pages: NxHugePages) -> Option<Self> {
         let vm = Self::new(machine.profile.clone(), vm_type, &machine.host);
         let vm = vm.with_rules(machine.shadow_rules);
+        let vm = vm.with_guest_vendor(machine.guest_vendor);
         Some(vm.with_nx_huge_pages(nx_huge_pages))
     }
 

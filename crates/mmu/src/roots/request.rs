@@ -71,12 +71,6 @@ impl Requests {
         self.0 |= request.bit();
     }
 
-    /// Adds all of another set.
-    #[inline]
-    pub const fn insert_all(&mut self, others: Self) {
-        self.0 |= others.0;
-    }
-
     /// Takes a request out; says whether it was there.
     #[inline]
     pub const fn withdraw(&mut self, request: Request) -> bool {

@@ -231,6 +231,20 @@ mod tests {
     }
 
     #[test]
+    fn readers_without_a_pause_keep_no_table_for_ever() {
+        let epochs = Epochs::new(2);
+        let (mut a, mut b) = (epochs.reader().unwrap(), epochs.reader().unwrap());
+        epochs.retire(TableId::new(1));
+        let first = a.pin();
+        assert!(epochs.collect().is_empty());
+        // The next one begins before the first one ends, and sees the epoch that the first one did not hold up.
+        let second = b.pin();
+        drop(first);
+        assert_eq!(epochs.collect(), [TableId::new(1)]);
+        drop(second);
+    }
+
+    #[test]
     fn a_place_is_free_again_after_its_reader() {
         let epochs = Epochs::new(1);
         drop(epochs.reader().unwrap());

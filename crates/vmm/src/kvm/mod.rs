@@ -27,5 +27,5 @@ pub(crate) use ring::Ring;
 pub(crate) use stats::Stats;
 pub(crate) use touch::TouchLayout;
 pub use translate::Translator;
-pub(crate) use translate::gigabyte_pages;
+pub(crate) use translate::{gigabyte_pages, guest_vendor};
 pub use vm::Vm;

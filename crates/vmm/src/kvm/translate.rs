@@ -160,6 +160,15 @@ pub(crate) fn gigabyte_pages(kvm: &Kvm) -> Result<GigabytePages, Errno> {
     })
 }
 
+/// Whose CPUID guests have that are given what is supported (`cpuid.c:guest_cpuid_is_amd_or_hygon`).
+pub(crate) fn guest_vendor(kvm: &Kvm) -> Result<GuestVendor, Errno> {
+    let name = supported(kvm, 0)?.map(|leaf| [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes));
+    Ok(match name.as_ref().map(|name| name.as_flattened()) {
+        Some(b"AuthenticAMD" | b"AMDisbetter!" | b"HygonGenuine") => GuestVendor::Amd,
+        _ => GuestVendor::Intel,
+    })
+}
+
 /// A CPUID with all that walks want.
 pub(super) fn cpuid(state: &CpuState) -> Result<CpuId, Errno> {
     CpuId::from_entries(&leaves(state)).map_err(|_| Errno::E2BIG)

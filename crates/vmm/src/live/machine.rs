@@ -11,7 +11,7 @@ use slat_mmu::spte::NxHugePages;
 use slat_mmu::tdp::Passes;
 
 use super::abilities::Abilities;
-use crate::kvm::{gigabyte_pages, probe};
+use crate::kvm::{gigabyte_pages, guest_vendor, probe};
 use crate::replay::Machine;
 use crate::walks::GigabytePages;
 
@@ -75,6 +75,7 @@ fn two_dimensional() -> Result<Machine, String> {
         nx_huge_pages,
         passes: passes(&capabilities.release),
         tdp_mmu,
+        guest_vendor: guest_vendor(&kvm).map_err(|errno| format!("CPUID: {errno}"))?,
         shadow_rules: shadow_rules(),
     })
 }
@@ -112,6 +113,7 @@ pub fn here_shadowed() -> Result<Machine, String> {
         nx_huge_pages,
         passes: passes(&capabilities.release),
         tdp_mmu: TdpMmu::Off,
+        guest_vendor: guest_vendor(&kvm).map_err(|errno| format!("CPUID: {errno}"))?,
         shadow_rules: shadow_rules(),
     })
 }

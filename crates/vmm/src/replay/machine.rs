@@ -6,6 +6,7 @@ use slat_mmu::roots::TdpMmu;
 use slat_mmu::shadow::ShadowRules;
 use slat_mmu::spte::NxHugePages;
 use slat_mmu::tdp::Passes;
+use slat_mmu::walk::GuestVendor;
 
 /// What a recording does not say about its machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub struct Machine {
     pub passes: Passes,
     /// `kvm.tdp_mmu`, or off for want of a second stage.
     pub tdp_mmu: TdpMmu,
+    /// Of the CPUID that its guests have (`KVM_GET_SUPPORTED_CPUID`).
+    pub guest_vendor: GuestVendor,
     /// Of its shadow MMU.
     pub shadow_rules: ShadowRules,
 }
@@ -67,7 +70,9 @@ impl Machine {
         };
         let profile = Profile::named("debian-6.12.117-sw-protected");
         let mut profile = profile.expect("a profile of slat-memslot");
+        let mut guest_vendor = GuestVendor::Amd;
         if name.starts_with("ept") {
+            guest_vendor = GuestVendor::Intel;
             profile.vendor.set(Vendor::Intel);
             profile.quirks_off_at_birth.set(Quirks::empty());
         }
@@ -87,6 +92,7 @@ impl Machine {
             nx_huge_pages: NxHugePages::Off,
             passes: Passes::LargestFirst,
             tdp_mmu,
+            guest_vendor,
             shadow_rules: ShadowRules::UPSTREAM,
         })
     }

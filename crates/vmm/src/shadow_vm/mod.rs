@@ -35,13 +35,14 @@ mod vcpu;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use slat_memslot::{AsId, Errno, Gfn, GmemId, Gpa, Memory, Pages, Profile, Slot, VmType};
+use slat_memslot::{AsId, Errno, Gfn, GmemId, Gpa, Memory, Pages, Profile, Slot, Vendor, VmType};
 use slat_mmu::fault::{Invalidation, Settings};
 use slat_mmu::host::Host;
 use slat_mmu::role::TdpHost;
 use slat_mmu::roots::TdpMmu;
 use slat_mmu::shadow::{ShadowMmu, ShadowRules};
 use slat_mmu::spte::{Format, NxHugePages};
+use slat_mmu::walk::GuestVendor;
 
 use crate::paged_vm::fault;
 use crate::tdp_vm::Sink;
@@ -64,6 +65,7 @@ pub struct ShadowVm<F: Format> {
     ram: Ram,
     invalidation: Invalidation,
     nx_huge_pages: NxHugePages,
+    guest_vendor: GuestVendor,
     /// What the running guest's writes leave in memory.
     written: Option<(u8, u64)>,
     /// Where the instruction is that runs.
@@ -76,6 +78,10 @@ impl<F: Format> ShadowVm<F> {
     pub fn new(profile: impl Into<Arc<Profile>>, vm_type: VmType, host: &Host) -> Self {
         let profile = profile.into();
         let host = &host.of_kernel(&profile);
+        let guest_vendor = match profile.vendor.get() {
+            Vendor::Amd => GuestVendor::Amd,
+            Vendor::Intel | Vendor::Paravirtual => GuestVendor::Intel,
+        };
         Self {
             memory: Memory::new(profile, vm_type),
             mmu: ShadowMmu::new(host, TdpMmu::Off),
@@ -85,6 +91,7 @@ impl<F: Format> ShadowVm<F> {
             ram: Ram::default(),
             invalidation: Invalidation::default(),
             nx_huge_pages: NxHugePages::Off,
+            guest_vendor,
             written: None,
             instruction: None,
             out: Sink::default(),
@@ -96,6 +103,16 @@ impl<F: Format> ShadowVm<F> {
     pub fn with_nx_huge_pages(self, nx_huge_pages: NxHugePages) -> Self {
         Self {
             nx_huge_pages,
+            ..self
+        }
+    }
+
+    /// With the CPUID of this vendor for its vCPUs. Without it they have that of the processors that the backend is for; a
+    /// paravirtual one is for any, and says nothing.
+    #[must_use]
+    pub fn with_guest_vendor(self, guest_vendor: GuestVendor) -> Self {
+        Self {
+            guest_vendor,
             ..self
         }
     }

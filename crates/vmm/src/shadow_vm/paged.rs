@@ -1,6 +1,6 @@
 //! Guests whose own tables are shadowed.
 
-use slat_memslot::{Errno, Gpa, Gva, Vendor};
+use slat_memslot::{Errno, Gpa, Gva};
 use slat_mmu::fault::{Env, Kind, NotTracked, Outcome, Present};
 use slat_mmu::role::Cr4;
 use slat_mmu::shadow::{
@@ -9,9 +9,7 @@ use slat_mmu::shadow::{
 use slat_mmu::spte::{Access as Rights, Format};
 use slat_mmu::tdp::HardwareAccess;
 use slat_mmu::walk::second::FaultPlace;
-use slat_mmu::walk::{
-    ErrorCode, GuestCpu, GuestPaging, GuestVendor, Mark, Pointers, Privilege, Unnested,
-};
+use slat_mmu::walk::{ErrorCode, GuestCpu, GuestPaging, Mark, Pointers, Privilege, Unnested};
 
 use super::ShadowVm;
 use super::execute::Access;
@@ -31,13 +29,8 @@ impl<F: Format> ShadowVm<F> {
 
     /// What a vCPU's CPUID says about its walks.
     pub(super) fn cpu_of(&self, vcpu: &Vcpu) -> GuestCpu {
-        let vendor = match self.memory.profile().vendor.get() {
-            // A paravirtual backend says nothing of the processor; guests of the ones seen have Intel's CPUID.
-            Vendor::Intel | Vendor::Paravirtual => GuestVendor::Intel,
-            Vendor::Amd => GuestVendor::Amd,
-        };
         GuestCpu {
-            vendor,
+            vendor: self.guest_vendor,
             // The host's own limit binds guests whose tables are shadowed.
             largest_page: self.mmu.codec().host().largest_page,
             ..GuestCpu::of(vcpu.state.phys_bits)

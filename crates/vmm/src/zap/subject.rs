@@ -6,6 +6,7 @@ use slat_mmu::roots::TdpMmu;
 use slat_mmu::shadow::ShadowRules;
 use slat_mmu::spte::NxHugePages;
 use slat_mmu::tdp::Passes;
+use slat_mmu::walk::GuestVendor;
 
 use super::guest::View;
 use super::scene::{Policy, Scene};
@@ -60,6 +61,7 @@ impl Subject {
             nx_huge_pages: NxHugePages::Off,
             passes: Passes::default(),
             tdp_mmu: TdpMmu::Off,
+            guest_vendor: GuestVendor::default(),
             shadow_rules: ShadowRules::UPSTREAM,
         };
         Self { machine }

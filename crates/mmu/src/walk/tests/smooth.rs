@@ -5,7 +5,7 @@ use std::cell::Cell;
 use slat_memslot::{Gpa, Gva};
 
 use crate::role::{Cr0, Cr4, Efer, VcpuState};
-use crate::walk::{ErrorCode, Exchange, GuestCpu, GuestPaging, TableMemory};
+use crate::walk::{ErrorCode, Exchange, GuestCpu, GuestPaging, Stage, TableMemory, Unnested};
 
 const MARKED: u64 = 0x67;
 const ACCESSED: u64 = 1 << 5;
@@ -123,4 +123,13 @@ fn a_marked_leaf_that_allows_the_access_ends_the_short_way() {
     assert_eq!(ends(ErrorCode::WRITE, MARKED & !DIRTY, MARKED), None);
     assert_eq!(ends(ErrorCode::WRITE, MARKED, MARKED & !2), None);
     assert_eq!(ends(ErrorCode::FETCH, MARKED, MARKED | NO_EXECUTE), None);
+}
+
+/// A stage that has nothing better asks for one address after the other.
+#[test]
+fn a_group_is_translated_one_by_one() {
+    let group = [Some(Gpa::new(0x1000)), None, Some(Gpa::new(0x3008))];
+    let mut to = [None; 3];
+    Unnested.translate_group(&group, ErrorCode::empty(), &mut to);
+    assert_eq!(to, group);
 }

@@ -164,7 +164,9 @@ impl<F: Format> ShadowVm<F> {
         self.spread_requests();
     }
 
-    /// KVM carries out an instruction whose access has faulted.
+    /// KVM carries out an instruction whose access has faulted. It fetches it by the guest's tables as they are now, which shadow
+    /// pages that are out of step may not follow; where no memory is there, an access to MMIO fails. A write to a watched table
+    /// would be tried again without shadow pages of it (`x86.c:kvm_unprotect_and_retry_on_failure`), which no run has come to.
     pub(in crate::shadow_vm) fn emulate_fault(&mut self, id: u32, access: &Access) -> Reached {
         if let Some(code) = access.code.filter(|_| access.step.kind != Kind::Execute) {
             let step = Step {
@@ -172,8 +174,12 @@ impl<F: Format> ShadowVm<F> {
                 address: code,
             };
             let fetch = Access { step, ..*access };
-            if self.emulated_walk(id, &fetch).is_err() {
+            let Ok(code) = self.emulated_walk(id, &fetch) else {
                 return Reached::Shutdown;
+            };
+            let space = self.memory.space(self.space_of(id));
+            if space.by_gfn(code.gfn()).is_none() && self.remembered_mmio(id, access).is_some() {
+                return Reached::NoInstruction;
             }
         }
         self.emulate_access(id, access)

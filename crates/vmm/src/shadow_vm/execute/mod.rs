@@ -2,6 +2,8 @@
 
 mod emulate;
 mod registers;
+#[cfg(test)]
+mod tests;
 
 use slat_memslot::{Errno, PAGE_SHIFT, Vendor};
 use slat_mmu::fault::Kind;
