@@ -177,7 +177,17 @@ impl Memory {
     /// The slots of an address space; one that the VM does not have is empty.
     #[inline]
     pub fn space(&self, as_id: AsId) -> &AddressSpace {
-        &self.spaces[as_id.index()]
+        // By a jump, not by an index: who foresees the jump searches the slots before it is known whose root asks for them.
+        match as_id {
+            AsId::NORMAL => &self.spaces[AsId::NORMAL.index()],
+            _ => self.smm_space(),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn smm_space(&self) -> &AddressSpace {
+        &self.spaces[AsId::SMM.index()]
     }
 
     /// The slot that an ioctl's 32-bit `slot` names.

@@ -291,7 +291,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
             (_, Some(size)) => size,
         };
         let first = page.pfn.raw() & !(span(size.level()) - 1);
-        let request = MapRequest {
+        let mut request = MapRequest {
             gfn: fault.gfn,
             size,
             access: fault.kind.access(),
@@ -314,7 +314,7 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
                 ..LeafRequest::new(Spte::from_raw(0), size, Pfn::new(first))
             }),
         };
-        match self.map_tracked(table, &request, nx, &env.shadow) {
+        match self.map_own(table, &mut request, nx, &env.shadow) {
             Ok(mapped) => Handled {
                 outcome: outcome_of(mapped.resolution),
                 mark_dirty: mapped.mark_dirty.then(|| (slot.key(), fault.gfn)),

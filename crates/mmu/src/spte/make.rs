@@ -198,6 +198,8 @@ impl<F: Format> Codec<F> {
     }
 
     /// Makes a leaf (`spte.c:make_spte`).
+    // Faults do not ask for the warning, which then is not looked for.
+    #[inline(always)]
     pub fn make_leaf(&self, request: &LeafRequest<F>) -> MadeLeaf<F> {
         let write_protected =
             self.asks_for_tracking(request) && request.tracking == Tracking::EveryWrite;

@@ -225,15 +225,29 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
         nx: NxFault,
         watch: &impl PageTrack,
     ) -> Result<Mapped, MapError> {
+        self.map_own(root, &mut { *request }, nx, watch)
+    }
+
+    /// The same with a request that nobody needs any more, for it changes on the way. It was written a moment ago by small
+    /// parts, and a processor that copies such parts by larger ones waits for them; the cursor stays where it is, too.
+    pub(crate) fn map_own(
+        &mut self,
+        root: TableId,
+        request: &mut MapRequest<S::Format>,
+        nx: NxFault,
+        watch: &impl PageTrack,
+    ) -> Result<Mapped, MapError> {
         self.check_request(root, request)?;
         debug_assert!(
             !self.tables().page(root).role().is_invalid(),
             "nobody faults on an invalid root"
         );
-        let mut request = *request;
-        self.report_request(&request);
-        let outcome = self.descend(root, &mut request, nx);
-        let outcome = outcome.and_then(|mut cursor| self.install(&mut cursor, &request, watch));
+        self.report_request(request);
+        let mut cursor = Cursor::start(self.tables(), root, Level::L1, request.gfn.raw());
+        let outcome = match self.descend(&mut cursor, request, nx) {
+            Ok(()) => self.install(&mut cursor, request, watch),
+            Err(stopped) => Err(stopped),
+        };
         match outcome {
             Ok(mapped) => {
                 self.audit_after_map(root, request.gfn);
@@ -305,27 +319,26 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
     /// Goes down to the entry of the wanted level, making what is missing on the way.
     fn descend(
         &mut self,
-        root: TableId,
+        cursor: &mut Cursor<S::Format>,
         request: &mut MapRequest<S::Format>,
         nx: NxFault,
-    ) -> Result<Cursor<S::Format>, Stopped> {
+    ) -> Result<(), Stopped> {
         let gfn = request.gfn.raw();
-        let mut cursor = Cursor::start(self.tables(), root, Level::L1, gfn);
         while cursor.is_before(gfn + 1) {
             if nx != NxFault::Off {
-                self.adjust_to_table(&cursor, request);
+                self.adjust_to_table(cursor, request);
             }
             let goal = request.size.level();
             if self.tables().codec.is_frozen(cursor.old) {
                 return Err(Stopped::Retry(Retry::Frozen));
             }
             if cursor.level() == goal {
-                return Ok(cursor);
+                return Ok(());
             }
             if cursor.enter(self.tables()) {
                 continue;
             }
-            let child = self.link_or_split(&mut cursor, request, nx)?;
+            let child = self.link_or_split(cursor, request, nx)?;
             if let NxFault::Disallowed(wanted) = nx {
                 self.track_nx(child, cursor.level(), wanted);
             }
@@ -369,7 +382,7 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
     fn install(
         &mut self,
         cursor: &mut Cursor<S::Format>,
-        request: &MapRequest<S::Format>,
+        request: &mut MapRequest<S::Format>,
         watch: &impl PageTrack,
     ) -> Result<Mapped, Stopped> {
         let role = self.tables().page(cursor.table()).role();
@@ -436,14 +449,14 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
         &mut self,
         cursor: &Cursor<S::Format>,
         role: PageRole,
-        request: &MapRequest<S::Format>,
+        request: &mut MapRequest<S::Format>,
         watch: &impl PageTrack,
     ) -> Result<Ready<S::Format>, Stopped> {
         let codec = &self.tables().codec;
-        let page = match request.target {
-            Target::Page(page) => page,
+        let leaf = match &mut request.target {
+            Target::Page(leaf) => leaf,
             Target::Mmio(generation) => {
-                let mmio = codec.make_mmio(Gfn::new(cursor.gfn()), role.access(), generation);
+                let mmio = codec.make_mmio(Gfn::new(cursor.gfn()), role.access(), *generation);
                 let no_entries = Stopped::Error(MapError::NoMmioEntries);
                 return mmio.ok_or(no_entries).map(|spte| Ready {
                     spte,
@@ -452,30 +465,27 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
                 });
             }
         };
-        if cursor.is_at_leaf() && codec.pfn(cursor.old) != page.pfn {
+        if cursor.is_at_leaf() && codec.pfn(cursor.old) != leaf.pfn {
             return Err(Stopped::Error(MapError::PfnChanged {
                 gfn: Gfn::new(cursor.gfn()),
                 old: codec.pfn(cursor.old),
-                new: page.pfn,
+                new: leaf.pfn,
             }));
         }
-        let mut leaf = LeafRequest {
-            old: cursor.old,
-            table: TableRole {
-                size: request.size,
-                access: role.access(),
-                ad: codec.ad_type_of_table(role),
-            },
-            ..page
+        leaf.old = cursor.old;
+        leaf.table = TableRole {
+            size: request.size,
+            access: role.access(),
+            ad: codec.ad_type_of_table(role),
         };
-        if codec.asks_for_tracking(&leaf) {
-            let asked = watch.try_to_unsync(Gfn::new(cursor.gfn()), page.fill);
+        if codec.asks_for_tracking(leaf) {
+            let asked = watch.try_to_unsync(Gfn::new(cursor.gfn()), leaf.fill);
             if asked.every_write {
                 leaf.tracking = Tracking::EveryWrite;
             }
             self.report_unsync(asked.unsynced);
         }
-        let made = self.tables().codec.make_leaf(&leaf);
+        let made = self.tables().codec.make_leaf(leaf);
         Ok(Ready {
             spte: made.spte,
             write_protected: made.write_protected,
