@@ -188,13 +188,18 @@ impl RootCache {
         pgd: Pgd,
         role: PageRole,
     ) -> Option<Found> {
-        if self.is_current(table, pgd, role) {
+        if self.is_at(0, table, pgd, role) {
             return Some(Found::Current);
+        }
+        // Kernel and user mode of a guest take turns: one jump, which is foreseen.
+        if matches!(self.current(), Root::Page(_)) && self.is_at(1, table, pgd, role) {
+            self.order = self.order.swap_first();
+            return Some(Found::Previous(0));
         }
         self.hit_previous(table, pgd, role)
     }
 
-    /// The same for the earlier roots. Apart, so that the root in use is found without a call.
+    /// The same for the earlier roots. Apart, so that the root in use and the latest one are found without a call.
     #[inline(never)]
     fn hit_previous<P: Payload>(
         &mut self,
@@ -217,10 +222,16 @@ impl RootCache {
         number
     }
 
-    /// Whether the root in use is the wanted one.
+    /// Whether the root in a place is the wanted one.
     #[inline]
-    fn is_current<P: Payload>(&self, table: &RootTable<P>, pgd: Pgd, role: PageRole) -> bool {
-        let slot = self.order.slot(0);
+    fn is_at<P: Payload>(
+        &self,
+        number: usize,
+        table: &RootTable<P>,
+        pgd: Pgd,
+        role: PageRole,
+    ) -> bool {
+        let slot = self.order.slot(number);
         let same_pgd = role.is_direct() | (self.pgds[slot] == pgd);
         same_pgd & (self.roles[slot] == role.bits()) && self.is_usable(table, slot, role)
     }

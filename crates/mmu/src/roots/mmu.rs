@@ -60,7 +60,9 @@ pub struct NewPgd<P> {
 }
 
 /// What follows when a root is used again.
+// As wide as the word that it is moved by: one byte of a word that was just written keeps the whole word waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u64)]
 pub enum Reused {
     /// The vCPU's MMIO cache is emptied.
     Direct,

@@ -48,6 +48,13 @@ impl Order {
         Self(self.0 & !moved | self.0 << 8 & moved | slot_bit.trailing_zeros())
     }
 
+    /// Puts number 1 in front, and number 0 behind it.
+    #[inline]
+    #[must_use]
+    pub(super) const fn swap_first(self) -> Self {
+        Self(self.0 & 0xffff_0000 | self.0 << 8 & 0xff00 | self.0 >> 8 & 0xff)
+    }
+
     /// Puts a number in front; those before it move back by one.
     #[must_use]
     pub(super) const fn bring_forward(self, number: usize) -> Self {
@@ -92,6 +99,7 @@ mod tests {
                     }
                 }
             }
+            assert_eq!(order.swap_first(), order.bring_forward(1));
             next += 1;
         }
         assert_eq!(seen.len(), 24);

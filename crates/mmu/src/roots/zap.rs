@@ -38,11 +38,20 @@ impl<P: Payload> RootTable<P> {
     /// and again.
     #[doc(hidden)]
     pub fn revive_all(&mut self) {
+        self.revive_each(|_, _| ());
+    }
+
+    /// The same, and tells what each root that is valid again points at and its role.
+    pub(crate) fn revive_each(&mut self, mut tell: impl FnMut(P, PageRole)) {
         let list = lock(&self.list);
-        for (root, _) in self.newest_first(&list) {
-            if let Some(place) = self.places.get(root.place()) {
-                if self.take_scheduled(root) {
-                    place.revive();
+        for (root, role) in self.newest_first(&list) {
+            let Some(place) = self.places.get(root.place()) else {
+                continue;
+            };
+            if self.take_scheduled(root) {
+                place.revive();
+                if let Some(payload) = self.payload(root) {
+                    tell(payload, role.without(RoleFlag::Invalid));
                 }
             }
         }

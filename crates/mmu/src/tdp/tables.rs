@@ -181,12 +181,9 @@ impl<F: Format, X, C> Tables<F, X, C> {
     /// again.
     #[doc(hidden)]
     pub fn revive_roots(&mut self) {
-        self.roots.revive_all();
-        for (root, role) in self.roots.iter() {
-            if let Some(table) = self.roots.payload(root) {
-                self.page(table).set_role(role);
-            }
-        }
+        let arena = &self.arena;
+        self.roots
+            .revive_each(|table, role| arena.meta(table).set_role(role));
     }
 
     /// The role of a table.
