@@ -307,6 +307,16 @@ impl<M> Arena<M> {
         set_value(word, others | u64::from(note & 0b11) << shift);
     }
 
+    /// Reads the notes of many tables.
+    #[inline]
+    pub(crate) fn notes(&self) -> NoteReader<'_, M> {
+        NoteReader {
+            arena: self,
+            group: None,
+            word: 0,
+        }
+    }
+
     /// Finds tables for one walk, which begins at this one.
     ///
     /// # Panics
@@ -362,6 +372,33 @@ impl<'a, M> Finder<'a, M> {
             (self.number, self.tables) = (number, &self.arena.chunk(id).tables);
         }
         &self.tables[(id.0 % CHUNK) as usize]
+    }
+}
+
+/// Reads the notes of one table after the other, for whoever has the arena to itself: tables whose numbers are near to each
+/// other share a word, which is read once.
+#[derive(Debug)]
+pub(crate) struct NoteReader<'a, M> {
+    arena: &'a Arena<M>,
+    /// The tables whose notes are in the word read last.
+    group: Option<u32>,
+    word: u64,
+}
+
+impl<M> NoteReader<'_, M> {
+    /// A table's note.
+    ///
+    /// # Panics
+    /// The number was never given out.
+    #[inline]
+    pub(crate) fn get(&mut self, id: TableId) -> u8 {
+        const GROUP: u32 = if CHUNK < NOTES { CHUNK } else { NOTES };
+        let (number, shift) = place_of_note(id);
+        if self.group != Some(id.0 / GROUP) {
+            let word = &self.arena.chunk(id).notes.0[number];
+            (self.group, self.word) = (Some(id.0 / GROUP), word.load(Ordering::Relaxed));
+        }
+        (self.word >> shift & 0b11) as u8
     }
 }
 

@@ -72,7 +72,7 @@ struct Discard {
 }
 
 impl Discard {
-    /// Notes the tables below one, and counts the leaves in it.
+    /// Notes the tables below one of level 2 or above, and counts the leaves in all of them.
     fn children<F: Format, X, C, O: Observer<F>>(
         &mut self,
         tables: &Tables<F, X, C>,
@@ -80,39 +80,63 @@ impl Discard {
         table: TableId,
         level: Level,
     ) {
-        let entries = tables.arena.table(table);
         let Some(below) = level.child() else {
-            let leaves = entries.iter().filter(|entry| is_leaf::<F>(entry, level));
-            self.leaves[0] += leaves.count() as i64;
             return;
         };
-        for entry in entries {
-            let spte = Spte::from_raw(entry.load(Ordering::Relaxed));
-            if let Some(child) = tables.child_of(spte, level) {
-                if O::EVENTS {
-                    let page = tables.page(child);
-                    observer.event(Event::PageZapped {
-                        table: child,
-                        gfn: page.gfn(),
-                        role: page.role(),
-                    });
-                }
-                if self.forgets {
-                    tables.forget_nx(child);
-                }
-                self.freed.push(child);
-                if below == Level::L1 && tables.knows(child, Leaves::All) {
-                    self.leaves[0] += ENTRIES as i64;
-                } else {
-                    self.children(tables, observer, child, below);
-                }
-            } else if spte.is_leaf(level) {
-                self.leaves[level as usize - 1] += 1;
+        let first = self.freed.len();
+        let entries = tables.arena.table(table).iter().map(entry);
+        let links = entries.filter_map(|spte| tables.child_of(spte, level));
+        self.freed.extend(links);
+        let found = first..self.freed.len();
+        if found.len() < ENTRIES {
+            self.leaves[level as usize - 1] += leaves_in(tables, table, level);
+        }
+        // Nothing is to be done about the tables of level 1, unless somebody wants to know of them.
+        if O::EVENTS || self.forgets || below != Level::L1 {
+            for number in found {
+                self.child(tables, observer, self.freed[number], below);
             }
         }
+        if below == Level::L1 {
+            self.count_small(tables, first);
+        }
+    }
+
+    /// Sees to a table that was found at a level.
+    fn child<F: Format, X, C, O: Observer<F>>(
+        &mut self,
+        tables: &Tables<F, X, C>,
+        observer: &mut O,
+        table: TableId,
+        level: Level,
+    ) {
+        if O::EVENTS {
+            let page = tables.page(table);
+            let (gfn, role) = (page.gfn(), page.role());
+            observer.event(Event::PageZapped { table, gfn, role });
+        }
+        if self.forgets {
+            tables.forget_nx(table);
+        }
+        self.children(tables, observer, table, level);
+    }
+
+    /// Counts the leaves in the tables of level 1 that were found from this one on, most of which are known to be full.
+    fn count_small<F: Format, X, C>(&mut self, tables: &Tables<F, X, C>, first: usize) {
+        let mut notes = tables.arena.notes();
+        let leaves_of = |table: &TableId| match notes.get(*table) == Leaves::All as u8 {
+            true => ENTRIES as i64,
+            false => leaves_in(tables, *table, Level::L1),
+        };
+        self.leaves[0] += self.freed[first..].iter().map(leaves_of).sum::<i64>();
     }
 }
 
-fn is_leaf<F>(entry: &AtomicU64, level: Level) -> bool {
-    Spte::<F>::from_raw(entry.load(Ordering::Relaxed)).is_leaf(level)
+fn entry<F>(entry: &AtomicU64) -> Spte<F> {
+    Spte::from_raw(entry.load(Ordering::Relaxed))
+}
+
+fn leaves_in<F, X, C>(tables: &Tables<F, X, C>, table: TableId, level: Level) -> i64 {
+    let entries = tables.arena.table(table).iter().map(entry::<F>);
+    entries.filter(|spte| spte.is_leaf(level)).count() as i64
 }
