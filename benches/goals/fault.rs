@@ -15,7 +15,7 @@ use slat_mmu::spte::{Ept, Pfn, PfnKind};
 use slat_mmu::table::{Epochs, Reader, TableId};
 use slat_mmu::tdp::{Tables, Unobserved};
 
-use crate::paired::{Bound, Side, Target};
+use crate::paired::{Bound, ROUNDS, Ratio, Side};
 use crate::race::{Beside, Part, Race};
 use crate::side::{Filling, GIB, Seen, pfn};
 use crate::slat::{Vm, seen};
@@ -25,6 +25,9 @@ use crate::tree::{Tree, index, linked};
 const SLOTS: u16 = 16;
 /// Frames of each.
 const SLOT: u64 = GIB / SLOTS as u64;
+/// Rounds with two processors that are enough to tell how threads do beside each other, and how long to wait for them.
+const ENOUGH_ROUNDS: usize = 61;
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// When the lock is taken for reading.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,20 +68,31 @@ pub(crate) fn one_gib() {
         .with(Part::Floor, side("floor", 2, each, Floor::new()))
         .report();
     let floors = [1, 2].map(|threads| side("floor", threads, once, Floor::new()));
-    scaling("7 (the floor's two threads beside one)", floors);
     let own = [1, 2].map(|threads| side("slat", threads, once, Own::new()));
-    scaling("7 fault path, two threads beside one", own);
+    scaling("7 fault path, two threads beside one", floors, own);
 }
 
-/// Two threads beside one.
-fn scaling(name: &'static str, [one, two]: [Side; 2]) {
-    Target {
-        name,
-        measured: two,
-        beside: one,
-        bound: Bound::AtLeast(1.8),
+/// Two threads beside one. A virtual machine may not have two processors all the time: only rounds count in which the floor's
+/// two threads came to what is wanted of slat's.
+fn scaling(name: &str, mut floors: [Side; 2], mut own: [Side; 2]) {
+    const WANTED: f64 = 1.8;
+    let (mut of_floor, mut of_own) = (Vec::new(), Vec::new());
+    let start = Instant::now();
+    while of_own.len() < ENOUGH_ROUNDS && start.elapsed() < PATIENCE {
+        let seconds = [0, 1].map(|two| [floors[two].seconds(2), own[two].seconds(1)]);
+        let [floor, own] = [0, 1].map(|side| seconds[0][side] / seconds[1][side]);
+        of_floor.push(floor);
+        if floor >= WANTED {
+            of_own.push(own);
+        }
     }
-    .report();
+    let (counting, rounds) = (of_own.len(), of_floor.len());
+    let floor = Ratio::of(of_floor);
+    println!("floor  {name:<44} {floor}, {counting} of which with {WANTED} or more");
+    match counting < *ROUNDS.start() {
+        true => println!("target {name:<44} {counting} of {rounds} rounds are too few  short"),
+        false => Bound::AtLeast(WANTED).report(name, &Ratio::of(of_own)),
+    }
 }
 
 /// Checks the results once, then makes a side of so many threads.
