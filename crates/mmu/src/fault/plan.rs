@@ -275,18 +275,15 @@ impl PrefaultPlan {
         }
     }
 
-    /// Adds frames that one leaf maps, to the last run if they continue it.
+    /// Adds the frames behind those before that one leaf maps, to the last run if its leaves are as large.
     fn add(&mut self, start: Gfn, end: Gfn, size: PageSize) {
-        let Some(frames) = GfnRange::between(start, end) else {
+        let last = self.runs.last().filter(|last| last.size == size);
+        let first = last.map_or(start, |last| last.frames.start());
+        let Some(frames) = GfnRange::between(first, end) else {
             return;
         };
-        if let Some(last) = self.runs.last_mut() {
-            let joined = GfnRange::between(last.frames.start(), end);
-            if let (true, Some(joined)) = (last.size == size && last.frames.end() == start, joined)
-            {
-                last.frames = joined;
-                return;
-            }
+        if last.is_some() {
+            self.runs.pop();
         }
         self.runs.push(PlannedRun { frames, size });
     }

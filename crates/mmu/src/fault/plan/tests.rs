@@ -4,13 +4,14 @@ use slat_memslot::{Profile, Region, SlotFlags, SlotKey, VmType};
 
 use super::*;
 
-/// 4 MiB at 2 MiB, logged 2 MiB behind a hole, on 6.12.
+/// 4 MiB at 2 MiB, two pages before them, logged 2 MiB behind a hole, on 6.12.
 fn memory() -> Memory {
     let mut memory = Memory::new(Profile::named("linux-6.12").unwrap(), VmType::Default);
     let ram = Region::new(SlotKey::normal(0), 0x20_0000, 4 << 20, 0x7f00_0020_0000);
     let logged = Region::new(SlotKey::normal(1), 0x80_0000, 2 << 20, 0x7f00_0080_0000)
         .with_flags(SlotFlags::LOG_DIRTY_PAGES);
-    for region in [ram, logged] {
+    let few = Region::new(SlotKey::normal(2), 0x1f_e000, 0x2000, 0x7f00_001f_e000);
+    for region in [ram, few, logged] {
         let _effects = memory.set_region(&region).unwrap();
     }
     memory
@@ -40,6 +41,20 @@ fn leaves_are_as_large_as_the_slot_allows() {
     assert_eq!(plan.runs, [PlannedRun { frames, size }]);
     assert_eq!((plan.faults(), plan.stop), (2, None));
     assert_eq!(plan.caveats, [Caveat::GoesWithAnySlot]);
+}
+
+#[test]
+fn leaves_of_another_size_are_another_run() {
+    let vcpu = VcpuState::default();
+    let plan = plan(&vcpu, PrefaultOutside::CurrentRoot, (0x1fe, 0x601)).unwrap();
+    let run = |start, end, size| {
+        let frames = GfnRange::between(Gfn::new(start), Gfn::new(end)).unwrap();
+        PlannedRun { frames, size }
+    };
+    let small = run(0x1fe, 0x200, PageSize::Size4K);
+    let huge = run(0x200, 0x600, PageSize::Size2M);
+    assert_eq!(plan.runs, [small, huge]);
+    assert_eq!((plan.faults(), plan.pages()), (4, Pages::new(0x402)));
 }
 
 #[test]
