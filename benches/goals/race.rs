@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::paired::{ALL_ROUNDS, Bound, PART, ROUNDS, Ratio, Side};
+use crate::paired::{Bound, PART, Ratio, Rounds, Side};
 
 /// Repetitions that the first one's caches show in.
 const FEW: u64 = 8;
@@ -95,11 +95,9 @@ impl Race {
         let times: Vec<u64> = self.sides.iter_mut().map(|(_, side)| often(side)).collect();
         let count = self.sides.len();
         let mut seconds = vec![Vec::new(); count];
-        let start = Instant::now();
-        for round in 0..=*ROUNDS.end() {
-            if round > *ROUNDS.start() && start.elapsed() >= ALL_ROUNDS {
-                break;
-            }
+        let mut rounds = Rounds::new();
+        let mut round = 0;
+        while round == 0 || rounds.begin() {
             for turn in 0..count {
                 let number = (round + turn) % count;
                 let side = &mut self.sides[number].1;
@@ -111,8 +109,12 @@ impl Race {
                     seconds[number].push(took);
                 }
             }
+            if round > 0 {
+                rounds.end();
+            }
+            round += 1;
         }
-        seconds
+        seconds.iter().map(|side| rounds.counting(side)).collect()
     }
 
     /// Runs the rounds; prints what floors and other projects take, then slat's line for each goal.

@@ -1,7 +1,11 @@
 //! Two ways to do the same work, timed in turn, so that noise of the machine falls on both alike.
 
+mod quiet;
+
 use std::fmt;
 use std::time::{Duration, Instant};
+
+use quiet::Processor;
 
 /// Does the work this often, and says how long that took; what is set up on the way does not count.
 pub(crate) type Work = Box<dyn FnMut(u64) -> Duration>;
@@ -103,16 +107,62 @@ pub(crate) const PART: Duration = Duration::from_millis(2);
 pub(crate) const ALL_ROUNDS: Duration = Duration::from_secs(2);
 /// The fewest and the most rounds.
 pub(crate) const ROUNDS: std::ops::RangeInclusive<usize> = 15..=301;
+/// How long to go on where the machine gives a whole processor for few of the rounds.
+const PATIENCE: Duration = Duration::from_secs(6);
+
+/// Counts rounds. Those count in which the machine gave a whole processor from begin to end, if there are enough of them.
+pub(crate) struct Rounds {
+    processor: Processor,
+    start: Instant,
+    was_whole: bool,
+    /// Whether each round counts.
+    whole: Vec<bool>,
+}
+
+impl Rounds {
+    pub(crate) fn new() -> Self {
+        Self {
+            processor: Processor::new(),
+            start: Instant::now(),
+            was_whole: false,
+            whole: Vec::new(),
+        }
+    }
+
+    /// Begins a round, if there is to be one more.
+    pub(crate) fn begin(&mut self) -> bool {
+        let counting = self.whole.iter().filter(|whole| **whole).count();
+        let took = self.start.elapsed();
+        let enough = counting >= *ROUNDS.start() && took >= ALL_ROUNDS;
+        let more = counting < *ROUNDS.end() && !enough;
+        self.was_whole = self.processor.is_whole();
+        more && (took < PATIENCE || self.whole.len() < *ROUNDS.start())
+    }
+
+    /// Ends it.
+    pub(crate) fn end(&mut self) {
+        let whole = self.processor.is_whole() && self.was_whole;
+        self.whole.push(whole);
+    }
+
+    /// What was measured in the rounds that count.
+    pub(crate) fn counting<T: Copy>(&self, measured: &[T]) -> Vec<T> {
+        let kept = measured.iter().zip(&self.whole);
+        let kept: Vec<T> = kept.filter(|(_, whole)| **whole).map(|(m, _)| *m).collect();
+        match kept.len() < *ROUNDS.start() {
+            true => measured.to_vec(),
+            false => kept,
+        }
+    }
+}
 
 impl Target {
     /// Runs rounds of one part per side, the sides taking turns to be first, until the time is up.
     pub(crate) fn run(&mut self) -> Ratio {
         let (times, times_beside) = (self.measured.repetitions(), self.beside.repetitions());
         let mut ratios = Vec::new();
-        let start = Instant::now();
-        while ratios.len() < *ROUNDS.start()
-            || ratios.len() < *ROUNDS.end() && start.elapsed() < ALL_ROUNDS
-        {
+        let mut rounds = Rounds::new();
+        while rounds.begin() {
             let (own, other) = if ratios.len() % 2 == 0 {
                 let own = self.measured.seconds(times);
                 (own, self.beside.seconds(times_beside))
@@ -121,8 +171,9 @@ impl Target {
                 (self.measured.seconds(times), other)
             };
             ratios.push(self.bound.ratio(own, other));
+            rounds.end();
         }
-        Ratio::of(ratios)
+        Ratio::of(rounds.counting(&ratios))
     }
 
     /// Runs the rounds and prints the line.
