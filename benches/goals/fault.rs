@@ -73,7 +73,8 @@ pub(crate) fn one_gib() {
 }
 
 /// Two threads beside one. A virtual machine may not have two processors all the time: only rounds count in which the floor's
-/// two threads came to what is wanted of slat's.
+/// two threads came to what is wanted of slat's. Rounds in which one thread was held up count as well, so that the figure may be
+/// a little too high.
 fn scaling(name: &str, mut floors: [Side; 2], mut own: [Side; 2]) {
     const WANTED: f64 = 1.8;
     let (mut of_floor, mut of_own) = (Vec::new(), Vec::new());

@@ -104,7 +104,7 @@ pub(crate) struct Target {
 /// The time that one side takes of a round, at the least.
 pub(crate) const PART: Duration = Duration::from_millis(2);
 /// The time for all rounds of a target.
-pub(crate) const ALL_ROUNDS: Duration = Duration::from_secs(2);
+const ALL_ROUNDS: Duration = Duration::from_secs(2);
 /// The fewest and the most rounds.
 pub(crate) const ROUNDS: std::ops::RangeInclusive<usize> = 15..=301;
 /// How long to go on where the machine gives a whole processor for few of the rounds.

@@ -35,7 +35,7 @@ impl Processor {
     }
 }
 
-/// Four chains of additions and multiplications, so that most of what a core can do at once is wanted.
+/// Four chains of multiplications and exclusive ors, so that most of what a core can do at once is wanted.
 fn work() -> Duration {
     let start = Instant::now();
     let mut chains = black_box([1_u64, 2, 3, 4]);

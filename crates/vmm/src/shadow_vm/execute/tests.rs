@@ -12,7 +12,7 @@ use crate::traces::{Control, Exit, Instruction, Predicted};
 const RAM: u64 = 0x2000_0000_0000;
 const PRESENT_WRITE_USER: u64 = 7;
 
-/// A guest of four levels from 0x1000 on, whose page at 0x1000 has the instructions of user mode.
+/// A guest with tables of four levels from 0xa000 on, whose page at 0x1000 has the instructions of user mode.
 struct Guest(ShadowVm<Npt>);
 
 impl Guest {
