@@ -11,7 +11,7 @@ use super::lock::{Locked, Shared};
 use super::tables::Tables;
 use crate::spte::{Access, Entry, Format, Mmio, Pfn, Spte};
 use crate::sync::Ordering;
-use crate::table::{TableId, index, span};
+use crate::table::{ENTRIES, TableId, index, span};
 
 /// Walks of a group that are under way together.
 const LANES: usize = 16;
@@ -239,8 +239,16 @@ impl<F: Format, X: External<F>, C: AccessCheck, O> Locked<Shared<'_, F, X, C>, O
         to: &mut [Option<Hpa>],
     ) {
         let tables = self.tables();
-        let mut lanes = [tables.at_root(root); LANES];
+        let Some((first, parting)) = parting(group) else {
+            to.fill(None);
+            return;
+        };
+        let together = tables.descend(tables.at_root(root), first, parting);
+        let mut lanes = [together; LANES];
         for level in [Level::L5, Level::L4, Level::L3, Level::L2] {
+            if level > together.level {
+                continue;
+            }
             for (at, gpa) in lanes.iter_mut().zip(group) {
                 if let Some(gpa) = gpa.filter(|_| at.level == level) {
                     let table = tables.arena.table(at.table);
@@ -343,6 +351,19 @@ impl<F: Format, X, C: AccessCheck> Tables<F, X, C> {
             became_dirty: false,
         })
     }
+}
+
+/// The first frame of a group, and the level of the table down to which all walks go the same way.
+#[inline]
+fn parting(group: &[Option<Gpa>]) -> Option<(u64, Level)> {
+    let mut frames = group.iter().flatten().map(|gpa| gpa.gfn().raw());
+    let first = frames.next()?;
+    let differ = frames.fold(0, |differ, gfn| differ | gfn ^ first);
+    let levels = [Level::L1, Level::L2, Level::L3, Level::L4];
+    let parting = levels
+        .into_iter()
+        .find(|level| differ / span(*level) < ENTRIES as u64);
+    Some((first, parting.unwrap_or(Level::L5)))
 }
 
 /// Where a walk is.

@@ -46,6 +46,7 @@ impl GuestPaging {
         }
         let mut places: [Option<Gpa>; LANES] = [None; LANES];
         let mut real: [Option<S::Address>; LANES] = [None; LANES];
+        let mut entries = [None; LANES];
         for level in (0..=top).rev() {
             for ((place, lane), address) in places.iter_mut().zip(&lanes).zip(group) {
                 *place = match lane {
@@ -54,9 +55,12 @@ impl GuestPaging {
                 };
             }
             stage.translate_group(&places, TABLE, &mut real);
-            for ((lane, real), address) in lanes.iter_mut().zip(real).zip(group) {
+            // All are read before any is looked at: a CPU has few instructions under way behind a load that waits.
+            for (entry, real) in entries.iter_mut().zip(real) {
+                *entry = real.and_then(|real| memory.read_u64(real));
+            }
+            for ((lane, entry), address) in lanes.iter_mut().zip(entries).zip(group) {
                 if let Lane::At { bits, .. } = *lane {
-                    let entry = real.and_then(|real| memory.read_u64(real));
                     *lane = self.next(entry, bits, level, (*address, access));
                 }
             }
