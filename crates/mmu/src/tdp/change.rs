@@ -16,7 +16,7 @@ use crate::table::{ENTRIES, TableId, span};
 
 /// An entry, as far as its consequences go.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct At {
+pub struct At {
     pub(super) as_id: AsId,
     pub(super) gfn: u64,
     pub(super) level: Level,
@@ -38,6 +38,16 @@ impl At {
     pub(super) const fn entry(self, index: usize) -> Self {
         Self {
             gfn: self.gfn + index as u64 * span(self.level),
+            ..self
+        }
+    }
+
+    /// An entry of the table of level 1 that an entry of level 2 links to.
+    #[inline]
+    pub(super) const fn child(self, index: usize) -> Self {
+        Self {
+            gfn: self.gfn + index as u64,
+            level: Level::L1,
             ..self
         }
     }

@@ -7,6 +7,7 @@ use core::ops::Range;
 
 use slat_memslot::Level;
 
+use super::descent::Reached;
 use super::page::Parent;
 use crate::spte::{Format, Spte};
 use crate::table::{ENTRIES, TableId, first, index, span};
@@ -40,17 +41,28 @@ impl<F: Format> Cursor<F> {
         min_level: Level,
         from: u64,
     ) -> Self {
-        let level = tables.page(root).role().level();
+        Self::start_below(tables, tables.at_root(root), min_level, from)
+    }
+
+    /// The same below a table, as if it were the root.
+    #[inline]
+    pub(super) fn start_below<X, C>(
+        tables: &Tables<F, X, C>,
+        at: Reached,
+        min_level: Level,
+        from: u64,
+    ) -> Self {
+        let Reached { table, level } = at;
         let gfn = first(from, level);
         Self {
-            path: [root; 5],
+            path: [table; 5],
             root_level: level,
             min_level,
             level,
             gfn,
             next: from,
             yielded: from,
-            old: tables.load(root, index(gfn, level)),
+            old: tables.load(table, index(gfn, level)),
             valid: true,
         }
     }

@@ -243,7 +243,10 @@ impl<S: Store, O: Observer<S::Format>> Locked<S, O> {
             "nobody faults on an invalid root"
         );
         self.report_request(request);
-        let mut cursor = Cursor::start(self.tables(), root, Level::L1, request.gfn.raw());
+        let (tables, gfn) = (self.tables(), request.gfn.raw());
+        // Most faults find all tables there.
+        let table = tables.descend(tables.at_root(root), gfn, request.size.level());
+        let mut cursor = Cursor::start_below(tables, table, Level::L1, gfn);
         let outcome = match self.descend(&mut cursor, request, nx) {
             Ok(()) => self.install(&mut cursor, request, watch),
             Err(stopped) => Err(stopped),

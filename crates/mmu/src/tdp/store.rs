@@ -13,10 +13,11 @@ use super::events::{Event, FlushReason, FlushScope, Observer};
 use super::hooks::{AccessCheck, Busy, EntryChange, External};
 use super::leaves::Leaves;
 use super::lock::{Exclusive, Locked, Shared, Side};
+use super::log::weakened;
 use super::page::Parent;
 use crate::spte::{Format, Spte};
 use crate::sync::{AtomicU64, Ordering, unfreeze};
-use crate::table::span;
+use crate::table::{TableId, span};
 
 /// How an entry is replaced on each side of the lock.
 pub trait Store: Side + Sized {
@@ -27,12 +28,13 @@ pub trait Store: Side + Sized {
         new: Spte<Self::Format>,
     ) -> Result<(), NotStored>;
 
-    /// Takes a bit from the leaves of a run of entries, from the cursor on, in a table of level 1 that is no mirror. Says
-    /// whether any had it.
+    /// Takes a bit from the leaves of a run of entries, the first of which is `at`, in a table of level 1 that is no mirror.
+    /// Says whether any had it.
     #[doc(hidden)]
     fn take_bit<O: Observer<Self::Format>>(
         locked: &mut Locked<Self, O>,
-        cursor: &Cursor<Self::Format>,
+        table: TableId,
+        at: At,
         run: Range<usize>,
         bit: u64,
     ) -> bool;
@@ -51,11 +53,12 @@ impl<F: Format, X: External<F>, C: AccessCheck> Store for Shared<'_, F, X, C> {
     #[inline]
     fn take_bit<O: Observer<F>>(
         locked: &mut Locked<Self, O>,
-        cursor: &Cursor<F>,
+        table: TableId,
+        at: At,
         run: Range<usize>,
         bit: u64,
     ) -> bool {
-        locked.take_bit_by_exchange(cursor, run, bit)
+        locked.take_bit_by_exchange(table, at, run, bit)
     }
 }
 
@@ -74,11 +77,12 @@ impl<F: Format, X: External<F>, C: AccessCheck> Store for Exclusive<'_, F, X, C>
     #[inline]
     fn take_bit<O: Observer<F>>(
         locked: &mut Locked<Self, O>,
-        cursor: &Cursor<F>,
+        table: TableId,
+        at: At,
         run: Range<usize>,
         bit: u64,
     ) -> bool {
-        locked.take_bit_plainly(cursor, run, bit)
+        locked.take_bit_telling(table, at, run, bit, weakened)
     }
 }
 

@@ -15,3 +15,4 @@ mod weaken;
 
 pub use masked::{ByWhat, ClearDirty};
 pub use weaken::Weaken;
+pub(super) use weaken::weakened;

@@ -9,7 +9,7 @@ use crate::role::PageRole;
 use crate::roots::RootSelect;
 use crate::spte::{AdType, Codec, Format, Spte};
 use crate::sync::{AtomicU64, Ordering, set_value, value};
-use crate::table::TableId;
+use crate::table::{ENTRIES, TableId};
 use crate::tdp::change::{At, harvest_change, report};
 use crate::tdp::cursor::Cursor;
 use crate::tdp::events::{Harvesting, Observer};
@@ -79,15 +79,25 @@ impl Weaken {
                 What::Write => Loss::Write,
                 What::Dirty => locked.loss_of(root),
             };
+            let bit = lost.bit(&locked.tables().codec);
             let mut cursor = Cursor::start(locked.tables(), root, self.min_level, from);
             while cursor.is_before(self.walk.end()) {
                 if self.walk.gives_way(&cursor, resched) {
                     return Progress::Paused;
                 }
-                if !R::ENABLED && cursor.level() == Level::L1 && !locked.is_mirror(cursor.table()) {
-                    let run = cursor.run(self.walk.end());
-                    let bit = lost.bit(&locked.tables().codec);
-                    self.changed |= S::take_bit(locked, &cursor, run.clone(), bit);
+                let many = !R::ENABLED && !locked.is_mirror(cursor.table());
+                if many && cursor.level() == Level::L2 && self.min_level == Level::L1 {
+                    let run = self.weaken_children(locked, &cursor, bit);
+                    if !run.is_empty() {
+                        cursor.finish(&run);
+                        cursor.pass(locked.tables());
+                        continue;
+                    }
+                }
+                if many && cursor.level() == Level::L1 {
+                    let (table, run) = (cursor.table(), cursor.run(self.walk.end()));
+                    let at = locked.at(&cursor);
+                    self.changed |= S::take_bit(locked, table, at, run.clone(), bit);
                     cursor.finish(&run);
                 } else if self.visit(locked, &mut cursor, lost) == Err(NotStored::Lost) {
                     continue;
@@ -97,6 +107,35 @@ impl Weaken {
             self.walk.next_root();
         }
         Progress::Done
+    }
+
+    /// Takes a bit from the tables of level 1 that a run of entries links to, or from the parts of them that lie in the range,
+    /// from the cursor on up to a huge leaf. Gives the run.
+    fn weaken_children<S: Store, O: Observer<S::Format>>(
+        &mut self,
+        locked: &mut Locked<S, O>,
+        cursor: &Cursor<S::Format>,
+        bit: u64,
+    ) -> Range<usize> {
+        let (at, end) = (locked.at(cursor), self.walk.end());
+        let run = cursor.run(end);
+        for index in run.clone() {
+            let spte = locked.tables().load(cursor.table(), index);
+            let Some(child) = locked.tables().child_of(spte, Level::L2) else {
+                if spte.is_leaf(Level::L2) {
+                    return run.start..index;
+                }
+                continue;
+            };
+            let part = cursor.part_of_child(index, end);
+            let at = at.entry(index - run.start).child(part.start);
+            self.changed |= match part.len() {
+                // Most are whole, and a loop whose length is known is the faster one.
+                ENTRIES => S::take_bit(locked, child, at, 0..ENTRIES, bit),
+                _ => S::take_bit(locked, child, at, part, bit),
+            };
+        }
+        run
     }
 
     fn visit<S: Store, O: Observer<S::Format>>(
@@ -160,13 +199,13 @@ impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Shared<'_
     /// Takes a bit from each leaf of a run. One that changes meanwhile is looked at again.
     pub(in crate::tdp) fn take_bit_by_exchange(
         &mut self,
-        cursor: &Cursor<F>,
+        table: TableId,
+        mut at: At,
         run: Range<usize>,
         bit: u64,
     ) -> bool {
-        let (mut at, mut changed) = (self.at(cursor), false);
-        let tables = self.side.tables;
-        for entry in &tables.arena.table(cursor.table())[run] {
+        let (tables, mut changed) = (self.side.tables, false);
+        for entry in &tables.arena.table(table)[run] {
             if let Some(old) = take_bit::<F>(entry, bit) {
                 changed = true;
                 let new = Spte::from_raw(old.raw() & !bit);
@@ -193,20 +232,10 @@ fn take_bit<F: Format>(entry: &AtomicU64, bit: u64) -> Option<Spte<F>> {
 }
 
 impl<F: Format, X: External<F>, C: AccessCheck, O: Observer<F>> Locked<Exclusive<'_, F, X, C>, O> {
-    /// The same by plain stores.
-    pub(in crate::tdp) fn take_bit_plainly(
-        &mut self,
-        cursor: &Cursor<F>,
-        run: Range<usize>,
-        bit: u64,
-    ) -> bool {
-        let at = self.at(cursor);
-        self.take_bit_telling(cursor.table(), at, run, bit, weakened)
-    }
-
-    /// The same; `at` is the first entry of the run, and `tell` tells the observer of each change. Where nobody is to be
-    /// told, nothing branches on an entry.
-    pub(super) fn take_bit_telling(
+    /// The same by plain stores; `tell` tells the observer of each change. Where nobody is to be told, nothing branches on an
+    /// entry.
+    #[inline]
+    pub(in crate::tdp) fn take_bit_telling(
         &mut self,
         table: TableId,
         at: At,
@@ -268,7 +297,7 @@ fn take_from_leaves(entries: &mut [AtomicU64], bit: u64) -> bool {
 
 /// Reports a leaf that is a leaf still, and passes on the mark that it has lost.
 #[inline]
-fn weakened<F: Format, O: Observer<F>>(
+pub(in crate::tdp) fn weakened<F: Format, O: Observer<F>>(
     observer: &mut O,
     codec: &Codec<F>,
     at: At,
