@@ -25,6 +25,8 @@ use crate::tree::{Tree, index, linked};
 const SLOTS: u16 = 16;
 /// Frames of each.
 const SLOT: u64 = GIB / SLOTS as u64;
+/// Frames whose faults are timed together by one thread.
+const SHARE: u64 = GIB / 64;
 /// Rounds with two processors that are enough to tell how threads do beside each other, and how long to wait for them.
 const ENOUGH_ROUNDS: usize = 61;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -53,14 +55,14 @@ trait Faults: Sync {
 pub(crate) fn one_gib() {
     let (each, once) = (Locking::EachFault, Locking::Throughout);
     let label = "lock, pin, slot, walk, exchange";
-    Race::new("7 fault path, 1 GiB", GIB)
-        .with_slat(side("slat", 1, each, Own::new()))
-        .with(Part::Floor, side(label, 1, each, Floor::new()))
+    Race::new("7 fault path, 1 GiB", SHARE)
+        .with_slat(by_shares("slat", each, Own::new()))
+        .with(Part::Floor, by_shares(label, each, Floor::new()))
         .goal("floor", Beside::Floor, Bound::AtMost(3.0))
         .report();
-    Race::new("7 fault path, lock held throughout", GIB)
-        .with_slat(side("slat", 1, once, Own::new()))
-        .with(Part::Floor, side("floor", 1, once, Floor::new()))
+    Race::new("7 fault path, lock held throughout", SHARE)
+        .with_slat(by_shares("slat", once, Own::new()))
+        .with(Part::Floor, by_shares("floor", once, Floor::new()))
         .report();
     // Two threads that take one lock for each fault wait for its line most of the time, the floor more than slat.
     Race::new("7 fault path, two threads", GIB)
@@ -96,21 +98,48 @@ fn scaling(name: &str, mut floors: [Side; 2], mut own: [Side; 2]) {
     }
 }
 
-/// Checks the results once, then makes a side of so many threads.
-fn side(label: &str, threads: u32, locking: Locking, mut faults: impl Faults + 'static) -> Side {
+/// Checks the results twice, the second time with tables that were used before.
+fn check(label: &str, threads: u32, locking: Locking, faults: &mut impl Faults) {
     for _ in 0..2 {
         faults.prepare();
         assert_eq!(faults.seen(0), Seen::Absent, "{label}: an empty root");
-        run(&faults, threads, locking);
+        run(faults, threads, locking);
         for gfn in 0..GIB {
             assert_eq!(faults.seen(gfn), Filling::Full.at(gfn), "{label}: {gfn:#x}");
         }
     }
+}
+
+/// A side of so many threads, that handles all faults at a time.
+fn side(label: &str, threads: u32, locking: Locking, mut faults: impl Faults + 'static) -> Side {
+    check(label, threads, locking, &mut faults);
     Side::timed(label, move |times| {
         let mut total = Duration::ZERO;
         for _ in 0..times {
             faults.prepare();
             total += run(&faults, threads, locking);
+        }
+        total
+    })
+}
+
+/// A side of one thread, that handles the faults by shares, one after the other.
+fn by_shares(label: &str, locking: Locking, mut faults: impl Faults + 'static) -> Side {
+    check(label, 1, locking, &mut faults);
+    let mut shares = (0..GIB / SHARE).map(|share| share * SHARE).cycle();
+    Side::timed(label, move |times| {
+        let mut total = Duration::ZERO;
+        for first in shares
+            .by_ref()
+            .take(usize::try_from(times).unwrap_or(usize::MAX))
+        {
+            if first == 0 {
+                faults.prepare();
+            }
+            let mut vcpu = faults.vcpu();
+            let start = Instant::now();
+            faults.fault(&mut vcpu, first..first + SHARE, locking);
+            total += start.elapsed();
         }
         total
     })

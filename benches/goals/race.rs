@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::paired::{Bound, PART, Ratio, Rounds, Side};
+use crate::paired::{Bound, PART, Rounds, Side, Took, part, ratio};
 
 /// Repetitions that the first one's caches show in.
 const FEW: u64 = 8;
@@ -87,43 +87,43 @@ impl Race {
         self
     }
 
-    /// Seconds of each side in each round. Every round starts with another side; the first one does not count.
+    /// What each side took in each round. Every round starts with another side; the first one does not count.
     ///
     /// Work that is done only a few times in a round is done once more before, so that no side finds the caches full of
     /// another's tables.
-    fn run(&mut self) -> Vec<Vec<f64>> {
+    fn run(&mut self) -> Vec<Vec<Took>> {
         let times: Vec<u64> = self.sides.iter_mut().map(|(_, side)| often(side)).collect();
         let count = self.sides.len();
-        let mut seconds = vec![Vec::new(); count];
+        let mut took = vec![Vec::new(); count];
         let mut rounds = Rounds::new();
         let mut round = 0;
-        while round == 0 || rounds.begin() {
+        while rounds.go_on() {
             for turn in 0..count {
                 let number = (round + turn) % count;
-                let side = &mut self.sides[number].1;
-                if times[number] <= FEW {
-                    let _took = side.seconds(1);
-                }
-                let took = side.seconds(times[number]);
+                let few = times[number] <= FEW;
+                let one = part(&mut self.sides[number].1, times[number], |side| {
+                    if few {
+                        let _took = side.seconds(1);
+                    }
+                });
                 if round > 0 {
-                    seconds[number].push(took);
+                    took[number].push(one);
                 }
             }
             if round > 0 {
-                rounds.end();
+                let sides = self.sides.iter().zip(&took);
+                let matter = sides.filter(|((part, _), _)| *part != Part::Peer);
+                rounds.count(matter.filter_map(|(_, took)| took.last()));
             }
             round += 1;
         }
-        seconds.iter().map(|side| rounds.counting(side)).collect()
+        took
     }
 
     /// Runs the rounds; prints what floors and other projects take, then slat's line for each goal.
     pub(crate) fn report(mut self) {
-        let seconds = self.run();
-        let medians: Vec<f64> = seconds
-            .iter()
-            .map(|s| Ratio::of(s.clone()).median)
-            .collect();
+        let took = self.run();
+        let medians: Vec<f64> = took.iter().map(|side| median(side)).collect();
         let floor = self.fastest(Part::Floor, &medians);
         for (number, (part, side)) in self.sides.iter().enumerate() {
             let words = match part {
@@ -136,7 +136,7 @@ impl Race {
             print!("{words:<6} {name:<72} {each:9.3} ns per {}", self.unit.0);
             match floor {
                 Some(floor) if floor != number => {
-                    let ratio = ratios(Bound::AtMost(f64::MAX), &seconds[number], &seconds[floor]);
+                    let ratio = ratio(Bound::AtMost(f64::MAX), &took[number], &took[floor]);
                     println!("  {ratio}, times the floor");
                 }
                 _ => println!(),
@@ -152,7 +152,7 @@ impl Race {
                     }
                 };
                 let beside = beside.expect("a goal names a side that runs");
-                let ratio = ratios(goal.bound, &seconds[own], &seconds[beside]);
+                let ratio = ratio(goal.bound, &took[own], &took[beside]);
                 let name = format!("{}, {}", self.name, goal.words);
                 goal.bound.report(&name, &ratio);
             }
@@ -167,14 +167,13 @@ impl Race {
     }
 }
 
-/// The ratio that `bound` is about, round by round.
-fn ratios(bound: Bound, measured: &[f64], beside: &[f64]) -> Ratio {
-    let pairs = measured.iter().zip(beside);
-    Ratio::of(
-        pairs
-            .map(|(own, other)| bound.ratio(*own, *other))
-            .collect(),
-    )
+/// The median of what one side took, by the same choice of rounds.
+fn median(took: &[Took]) -> f64 {
+    let one = Took {
+        seconds: 1.0,
+        whole: true,
+    };
+    ratio(Bound::AtMost(f64::MAX), took, &vec![one; took.len()]).median
 }
 
 /// How often the work fits into one part of a round, what is set up for it included.

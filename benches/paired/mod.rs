@@ -5,8 +5,6 @@ mod quiet;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use quiet::Processor;
-
 /// Does the work this often, and says how long that took; what is set up on the way does not count.
 pub(crate) type Work = Box<dyn FnMut(u64) -> Duration>;
 
@@ -101,58 +99,89 @@ pub(crate) struct Target {
     pub(crate) bound: Bound,
 }
 
-/// The time that one side takes of a round, at the least.
-pub(crate) const PART: Duration = Duration::from_millis(2);
+/// The time that one side takes of a round, at the least: short, so that it fits between two neighbours of the machine.
+pub(crate) const PART: Duration = Duration::from_micros(250);
 /// The time for all rounds of a target.
 const ALL_ROUNDS: Duration = Duration::from_secs(2);
 /// The fewest and the most rounds.
 pub(crate) const ROUNDS: std::ops::RangeInclusive<usize> = 15..=301;
 /// How long to go on where the machine gives a whole processor for few of the rounds.
-const PATIENCE: Duration = Duration::from_secs(6);
+const PATIENCE: Duration = Duration::from_secs(8);
+/// How long one part of a round is timed again until the machine gives a whole processor for it.
+const TRIES: Duration = Duration::from_millis(20);
 
-/// Counts rounds. Those count in which the machine gave a whole processor from begin to end, if there are enough of them.
+/// What one part of a round took.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Took {
+    /// Seconds for one repetition.
+    pub(crate) seconds: f64,
+    /// Whether the machine gave a whole processor, before it and after it.
+    pub(crate) whole: bool,
+}
+
+/// Times one part of a round, again if the machine did not give a whole processor for it. `warm_up` is done before each time.
+pub(crate) fn part(side: &mut Side, times: u64, mut warm_up: impl FnMut(&mut Side)) -> Took {
+    let start = Instant::now();
+    loop {
+        quiet::wait(TRIES.saturating_sub(start.elapsed()));
+        warm_up(side);
+        let was_whole = quiet::is_whole();
+        if was_whole || start.elapsed() >= TRIES {
+            let seconds = side.seconds(times);
+            let whole = was_whole && quiet::is_whole();
+            if whole || start.elapsed() >= TRIES {
+                return Took { seconds, whole };
+            }
+        }
+    }
+}
+
+/// Counts rounds.
 pub(crate) struct Rounds {
-    processor: Processor,
     start: Instant,
-    was_whole: bool,
-    /// Whether each round counts.
-    whole: Vec<bool>,
+    all: usize,
+    whole: usize,
 }
 
 impl Rounds {
     pub(crate) fn new() -> Self {
+        quiet::look_around();
         Self {
-            processor: Processor::new(),
             start: Instant::now(),
-            was_whole: false,
-            whole: Vec::new(),
+            all: 0,
+            whole: 0,
         }
     }
 
-    /// Begins a round, if there is to be one more.
-    pub(crate) fn begin(&mut self) -> bool {
-        let counting = self.whole.iter().filter(|whole| **whole).count();
+    /// Whether there is to be one more.
+    pub(crate) fn go_on(&self) -> bool {
         let took = self.start.elapsed();
-        let enough = counting >= *ROUNDS.start() && took >= ALL_ROUNDS;
-        let more = counting < *ROUNDS.end() && !enough;
-        self.was_whole = self.processor.is_whole();
-        more && (took < PATIENCE || self.whole.len() < *ROUNDS.start())
-    }
-
-    /// Ends it.
-    pub(crate) fn end(&mut self) {
-        let whole = self.processor.is_whole() && self.was_whole;
-        self.whole.push(whole);
-    }
-
-    /// What was measured in the rounds that count.
-    pub(crate) fn counting<T: Copy>(&self, measured: &[T]) -> Vec<T> {
-        let kept = measured.iter().zip(&self.whole);
-        let kept: Vec<T> = kept.filter(|(_, whole)| **whole).map(|(m, _)| *m).collect();
-        match kept.len() < *ROUNDS.start() {
-            true => measured.to_vec(),
-            false => kept,
+        if self.whole < *ROUNDS.start() {
+            return took < PATIENCE || self.all < *ROUNDS.start();
         }
+        self.whole < *ROUNDS.end() && took < ALL_ROUNDS
+    }
+
+    /// Counts one, with the parts that matter most.
+    pub(crate) fn count<'t>(&mut self, parts: impl IntoIterator<Item = &'t Took>) {
+        self.all += 1;
+        self.whole += usize::from(parts.into_iter().all(|took| took.whole));
+    }
+}
+
+/// The ratios that `bound` is about, round by round. Those rounds count for which the machine gave a whole processor, if there
+/// are enough of them.
+pub(crate) fn ratio(bound: Bound, measured: &[Took], beside: &[Took]) -> Ratio {
+    let pairs = || measured.iter().zip(beside);
+    let of = |(own, other): (&Took, &Took)| bound.ratio(own.seconds, other.seconds);
+    let whole = pairs().filter(|(own, other)| own.whole && other.whole);
+    let whole: Vec<f64> = whole.map(of).collect();
+    match whole.len() < *ROUNDS.start() {
+        true => Ratio::of(pairs().map(of).collect()),
+        false => Ratio {
+            all: measured.len(),
+            ..Ratio::of(whole)
+        },
     }
 }
 
@@ -160,20 +189,21 @@ impl Target {
     /// Runs rounds of one part per side, the sides taking turns to be first, until the time is up.
     pub(crate) fn run(&mut self) -> Ratio {
         let (times, times_beside) = (self.measured.repetitions(), self.beside.repetitions());
-        let mut ratios = Vec::new();
+        let (mut measured, mut beside) = (Vec::new(), Vec::new());
         let mut rounds = Rounds::new();
-        while rounds.begin() {
-            let (own, other) = if ratios.len() % 2 == 0 {
-                let own = self.measured.seconds(times);
-                (own, self.beside.seconds(times_beside))
+        while rounds.go_on() {
+            let (own, other) = if measured.len() % 2 == 0 {
+                let own = part(&mut self.measured, times, |_| {});
+                (own, part(&mut self.beside, times_beside, |_| {}))
             } else {
-                let other = self.beside.seconds(times_beside);
-                (self.measured.seconds(times), other)
+                let other = part(&mut self.beside, times_beside, |_| {});
+                (part(&mut self.measured, times, |_| {}), other)
             };
-            ratios.push(self.bound.ratio(own, other));
-            rounds.end();
+            rounds.count([&own, &other]);
+            measured.push(own);
+            beside.push(other);
         }
-        Ratio::of(rounds.counting(&ratios))
+        ratio(self.bound, &measured, &beside)
     }
 
     /// Runs the rounds and prints the line.
@@ -190,8 +220,10 @@ pub(crate) struct Ratio {
     pub(crate) median: f64,
     /// The 95 % confidence interval of the median, by order statistics: no distribution is assumed.
     pub(crate) interval: (f64, f64),
-    /// How many rounds.
+    /// How many rounds count.
     pub(crate) rounds: usize,
+    /// How many there were.
+    all: usize,
 }
 
 impl Ratio {
@@ -211,6 +243,7 @@ impl Ratio {
             median: ratios[middle],
             interval: (ratios[low], ratios[high]),
             rounds,
+            all: rounds,
         }
     }
 }
@@ -218,10 +251,10 @@ impl Ratio {
 impl fmt::Display for Ratio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (low, high) = self.interval;
-        write!(
-            f,
-            "{:7.2}  [{low:.2}, {high:.2}] in {} rounds",
-            self.median, self.rounds
-        )
+        write!(f, "{:7.2}  [{low:.2}, {high:.2}] in ", self.median)?;
+        if self.rounds < self.all {
+            write!(f, "{} of ", self.rounds)?;
+        }
+        write!(f, "{} rounds", self.all)
     }
 }
