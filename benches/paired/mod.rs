@@ -104,9 +104,9 @@ pub(crate) const PART: Duration = Duration::from_micros(250);
 /// The time for all rounds of a target.
 const ALL_ROUNDS: Duration = Duration::from_secs(2);
 /// The fewest and the most rounds.
-pub(crate) const ROUNDS: std::ops::RangeInclusive<usize> = 15..=301;
+pub(crate) const ROUNDS: std::ops::RangeInclusive<usize> = 25..=301;
 /// How long to go on where the machine gives a whole processor for few of the rounds.
-const PATIENCE: Duration = Duration::from_secs(8);
+const PATIENCE: Duration = Duration::from_secs(12);
 /// How long one part of a round is timed again until the machine gives a whole processor for it.
 const TRIES: Duration = Duration::from_millis(20);
 
