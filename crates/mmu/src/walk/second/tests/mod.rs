@@ -1,6 +1,7 @@
 //! Walks in two and three dimensions against a naive composition: where they go, whose fault it is, and what is marked.
 #![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
+mod groups;
 pub(in crate::walk) mod naive;
 mod random;
 
