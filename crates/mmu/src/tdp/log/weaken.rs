@@ -85,8 +85,8 @@ impl Weaken {
                 if self.walk.gives_way(&cursor, resched) {
                     return Progress::Paused;
                 }
-                let many = !R::ENABLED && !locked.is_mirror(cursor.table());
-                if many && cursor.level() == Level::L2 && self.min_level == Level::L1 {
+                let many = !R::ENABLED && self.min_level == Level::L1;
+                if many && cursor.level() == Level::L2 && !locked.is_mirror(cursor.table()) {
                     let run = self.weaken_children(locked, &cursor, bit);
                     if !run.is_empty() {
                         cursor.finish(&run);
@@ -94,12 +94,7 @@ impl Weaken {
                         continue;
                     }
                 }
-                if many && cursor.level() == Level::L1 {
-                    let (table, run) = (cursor.table(), cursor.run(self.walk.end()));
-                    let at = locked.at(&cursor);
-                    self.changed |= S::take_bit(locked, table, at, run.clone(), bit);
-                    cursor.finish(&run);
-                } else if self.visit(locked, &mut cursor, lost) == Err(NotStored::Lost) {
+                if self.visit(locked, &mut cursor, lost) == Err(NotStored::Lost) {
                     continue;
                 }
                 cursor.advance(locked.tables());

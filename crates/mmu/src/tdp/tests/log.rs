@@ -77,7 +77,7 @@ fn same_stories(first: u64, write: bool) -> Vec<String> {
         Way::Exclusive(Some(7)),
         Way::Shared(None),
         Way::Shared(Some(1)),
-        Way::Shared(Some(10)),
+        Way::Shared(Some(100)),
     ];
     let mut stories = ways.map(|way| {
         let mut world = world();
