@@ -170,14 +170,23 @@ impl<F> Pages<F> {
 
     /// Active pages, the newest first.
     pub(super) fn newest_first(&self) -> impl Iterator<Item = PageId> + '_ {
-        let older = |id: &PageId| self.get(*id).older;
-        core::iter::successors(self.newest, older)
+        self.follow(self.newest, |page| page.older)
     }
 
     /// Active pages, the oldest first.
     pub(super) fn oldest_first(&self) -> impl Iterator<Item = PageId> + '_ {
-        let newer = |id: &PageId| self.get(*id).newer;
-        core::iter::successors(self.oldest, newer)
+        self.follow(self.oldest, |page| page.newer)
+    }
+
+    /// A list of pages. One that is corrupt ends at a page that is gone, or is longer than there are pages, for the audit
+    /// to say so.
+    fn follow(
+        &self,
+        first: Option<PageId>,
+        next: impl Fn(&Page<F>) -> Option<PageId>,
+    ) -> impl Iterator<Item = PageId> {
+        let next = move |id: &PageId| next(self.try_get(*id)?);
+        core::iter::successors(first, next).take(self.all.len() + 1)
     }
 
     /// The newest page in the bucket of a frame.

@@ -210,14 +210,18 @@ impl Lists {
     }
 
     /// All entries in the order of a walk: the youngest block first, and in a block the oldest entry first.
+    ///
+    /// A corrupt list, which comes back to a block, ends when it has been through as many blocks as there are.
     pub(super) fn iter(&self, head: ListHead) -> impl Iterator<Item = SpteRef> + '_ {
         let (one, mut at) = match head.form() {
             Form::Empty => (None, None),
             Form::One(entry) => (Some(entry), None),
             Form::Blocks(at) => (None, Some(at)),
         };
+        let mut left = self.blocks.len();
         let blocks = core::iter::from_fn(move || {
             let block = &self.blocks[at? as usize];
+            left = left.checked_sub(1)?;
             at = block.older;
             Some(block.entries.iter().copied())
         });
@@ -268,6 +272,19 @@ mod tests {
         let walked = [14, 15, 0, 1, 2, 16, 4];
         assert_eq!(numbers(&lists, head)[..7], walked);
         assert!(!lists.remove(&mut head, entry(3)));
+    }
+
+    /// A block that is its own older one, as one that is freed twice may become.
+    #[test]
+    fn a_circle_of_blocks_ends() {
+        let (mut lists, mut head) = (Lists::default(), ListHead::EMPTY);
+        for number in 0..30 {
+            lists.add(&mut head, entry(number));
+        }
+        lists.blocks[0].older = Some(2);
+        let walked = numbers(&lists, head);
+        assert_eq!(walked[..3], [28, 29, 14]);
+        assert_eq!(walked.len(), 30);
     }
 
     /// Against a plain vector in the order of arrival, in which a removal moves the last entry.

@@ -252,7 +252,8 @@ impl<'a, F: Format> Audit<'a, F> {
         let as_set: BTreeSet<PageId> = active.iter().copied().collect();
         let valid = mmu.pages.iter().filter(|(_, page)| !page.role.is_invalid());
         let valid: BTreeSet<PageId> = valid.map(|(id, _)| id).collect();
-        let same = active == back && as_set == valid;
+        let once = active.len() == as_set.len();
+        let same = once && active == back && as_set == valid;
         self.expect(same, ShadowCode::ActivePages, ShadowPlace::Everything);
         let mut seen: BTreeSet<(Gfn, PageRole)> = BTreeSet::new();
         for id in valid.into_iter().filter(|id| !mmu.is_obsolete(*id)) {

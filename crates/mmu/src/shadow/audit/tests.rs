@@ -168,6 +168,35 @@ fn every_fault_is_found() {
     }
 }
 
+fn finds_active_pages(world: &World<Npt>) {
+    let active = |one: &super::ShadowViolation| one.code == Code::ActivePages;
+    assert!(world.audit().iter().any(active), "{:?}", world.audit());
+}
+
+/// A list that comes back to a page, from its end and from its middle, is found and does not hold the audit up.
+#[test]
+fn a_circle_of_active_pages_is_found() {
+    let count = world().mmu.active().count();
+    for place in [1, count / 2, count - 1] {
+        let mut world = world();
+        let pages: Vec<PageId> = world.mmu.active().map(|page| page.page).collect();
+        world.mmu.pages.get_mut(pages[place]).older = Some(pages[0]);
+        finds_active_pages(&world);
+        let mut world = self::world();
+        world.mmu.pages.get_mut(pages[count - 1 - place]).newer = Some(pages[count - 1]);
+        finds_active_pages(&world);
+    }
+}
+
+/// A list that leads to a page that is gone is found, too.
+#[test]
+fn an_active_page_that_is_gone_is_found() {
+    let mut world = world();
+    let id = last_level_in_step(&world.mmu);
+    world.mmu.pages.remove(id);
+    finds_active_pages(&world);
+}
+
 /// Codes are numbered in order, and the page has each with its rule.
 #[test]
 fn the_documentation_has_every_code() {

@@ -120,10 +120,11 @@ fn faults_against_notifiers() {
     run(RandomScheduler::new(schedules()), Paging::Off, NOTIFIER, 6);
 }
 
-/// Here an invalidation may well begin and end between two steps of a fault.
+/// Here an invalidation may well begin and end between two steps of a fault: in one schedule of a thousand.
 #[test]
 fn faults_against_notifiers_with_few_changes() {
-    run(PctScheduler::new(3, schedules()), Paging::Off, NOTIFIER, 6);
+    let many = 10 * schedules();
+    run(PctScheduler::new(3, many), Paging::Off, NOTIFIER, 6);
 }
 
 #[test]
