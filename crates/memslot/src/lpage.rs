@@ -24,9 +24,12 @@ use crate::{Gfn, GfnRange, Hva, PAGE_SHIFT, PageSize};
 pub struct LpageInfo {
     range: GfnRange,
     hva: Hva,
-    /// Words that deviate, by size and huge frame number: the counts above the alignment's, and bit 31.
-    overrides: [BTreeMap<u64, u32>; 2],
+    /// Most slots have none, and are smaller so.
+    overrides: Option<Box<Overrides>>,
 }
+
+/// Words that deviate, by size and huge frame number: the counts above the alignment's, and bit 31.
+type Overrides = [BTreeMap<u64, u32>; 2];
 
 /// Where a size's overrides are; 4 KiB pages have none.
 fn slot_of(size: PageSize) -> Option<usize> {
@@ -49,13 +52,18 @@ impl LpageInfo {
         Self {
             range,
             hva,
-            overrides: [BTreeMap::new(), BTreeMap::new()],
+            overrides: None,
         }
     }
 
     /// The slot's frames.
     pub const fn range(&self) -> GfnRange {
         self.range
+    }
+
+    /// The host address of the slot's first byte.
+    pub const fn hva(&self) -> Hva {
+        self.hva
     }
 
     /// How many pages of this size touch the slot, also partly: the length of KVM's array.
@@ -71,7 +79,7 @@ impl LpageInfo {
             return 1;
         }
         let deviation = slot_of(size)
-            .and_then(|at| self.overrides[at].get(&huge_frame(size, gfn)))
+            .and_then(|at| self.overrides.as_ref()?[at].get(&huge_frame(size, gfn)))
             .copied()
             .unwrap_or(0);
         deviation + u32::from(self.is_misaligned(size, gfn))
@@ -94,7 +102,7 @@ impl LpageInfo {
     pub fn track(&mut self, gfn: Gfn) -> bool {
         let inside = self.range.contains(gfn);
         if inside {
-            for (size, words) in PageSize::HUGE.into_iter().zip(&mut self.overrides) {
+            for (size, words) in PageSize::HUGE.into_iter().zip(self.overrides()) {
                 let word = words.entry(huge_frame(size, gfn)).or_insert(0);
                 // One below the flag, so that the count and the alignment's reason never reach it.
                 if *word & !Self::MIXED < Self::MIXED - 2 {
@@ -112,10 +120,10 @@ impl LpageInfo {
             let word = words.get(&huge_frame(size, gfn));
             word.is_some_and(|word| word & !Self::MIXED != 0)
         };
-        let found = self.range.contains(gfn)
-            && PageSize::HUGE.into_iter().zip(&self.overrides).all(counted);
+        let all = |words: &Overrides| PageSize::HUGE.into_iter().zip(words).all(counted);
+        let found = self.range.contains(gfn) && self.overrides.as_deref().is_some_and(all);
         if found {
-            for (size, words) in PageSize::HUGE.into_iter().zip(&mut self.overrides) {
+            for (size, words) in PageSize::HUGE.into_iter().zip(self.overrides()) {
                 change(words, huge_frame(size, gfn), |word| word - 1);
             }
         }
@@ -128,10 +136,16 @@ impl LpageInfo {
             return false;
         };
         let bit = if mixed { Self::MIXED } else { 0 };
-        change(&mut self.overrides[at], huge_frame(size, gfn), |word| {
-            word & !Self::MIXED | bit
-        });
+        if mixed || self.overrides.is_some() {
+            change(&mut self.overrides()[at], huge_frame(size, gfn), |word| {
+                word & !Self::MIXED | bit
+            });
+        }
         true
+    }
+
+    fn overrides(&mut self) -> &mut Overrides {
+        self.overrides.get_or_insert_default()
     }
 
     /// Whether the slot has a word for the page around `gfn`.

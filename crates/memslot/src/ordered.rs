@@ -13,7 +13,7 @@ mod tests;
 
 /// The most entries of a chunk; found by measurement, small enough that an insertion costs about as much as in a
 /// list of a few entries.
-const CHUNK: usize = 64;
+const CHUNK: usize = 32;
 /// A chunk below this size is joined with a neighbour that has room.
 const SPARSE: usize = CHUNK / 4;
 /// The most entries of a chunk after joining two, so that the next insertion does not cut it again.

@@ -37,17 +37,22 @@ pub enum Intent {
 }
 
 /// A memory slot (`struct kvm_memory_slot`): guest frames backed by a range of host addresses.
+///
+/// What calls and faults look at first is in its first cache line.
 #[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub struct Slot {
+    /// Knows the slot's frames and host address.
+    pub(crate) lpage: LpageInfo,
     pub(crate) key: SlotKey,
-    pub(crate) range: GfnRange,
-    pub(crate) hva: Hva,
     pub(crate) flags: SlotFlags,
+    pub(crate) invalid: bool,
     pub(crate) binding: Option<Binding>,
     pub(crate) dirty: Option<DirtyBitmap>,
-    pub(crate) lpage: LpageInfo,
-    pub(crate) invalid: bool,
 }
+
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(size_of::<Slot>() == 128, "two cache lines");
 
 impl Slot {
     /// Address space and id.
@@ -57,17 +62,17 @@ impl Slot {
 
     /// The guest frames it holds.
     pub fn range(&self) -> GfnRange {
-        self.range
+        self.lpage.range()
     }
 
     /// How many pages it holds.
     pub fn pages(&self) -> Pages {
-        self.range.pages()
+        self.range().pages()
     }
 
     /// The host address of its first byte.
     pub fn hva(&self) -> Hva {
-        self.hva
+        self.lpage.hva()
     }
 
     /// Its flags.
@@ -107,17 +112,17 @@ impl Slot {
 
     /// The host address of a frame that the slot holds, else `None` (`__gfn_to_hva_memslot`).
     pub fn hva_of(&self, gfn: Gfn) -> Option<Hva> {
-        let offset = gfn.raw().checked_sub(self.range.start().raw())?;
-        self.range
+        let offset = gfn.raw().checked_sub(self.range().start().raw())?;
+        self.range()
             .contains(gfn)
-            .then(|| Hva::new(self.hva.raw() + (offset << PAGE_SHIFT)))
+            .then(|| Hva::new(self.hva().raw() + (offset << PAGE_SHIFT)))
     }
 
     /// The slot, with all that it owns; what stays behind owns nothing.
     pub(crate) fn take(&mut self) -> Self {
         let empty = Self {
             dirty: None,
-            lpage: LpageInfo::new(self.range, self.hva),
+            lpage: LpageInfo::new(self.range(), self.hva()),
             ..*self
         };
         core::mem::replace(self, empty)
@@ -125,6 +130,6 @@ impl Slot {
 
     /// The host addresses it holds, as `[start, end)`.
     pub(crate) fn hva_range(&self) -> (u64, u64) {
-        (self.hva.raw(), self.hva.raw() + self.pages().bytes())
+        (self.hva().raw(), self.hva().raw() + self.pages().bytes())
     }
 }

@@ -142,7 +142,7 @@ impl AddressSpace {
 
     /// Adds a slot whose id is free and whose frames are free.
     pub(crate) fn insert(&mut self, slot: Slot) {
-        let (range, id) = (slot.range, usize::from(slot.key.id.raw()));
+        let (range, id) = (slot.range(), usize::from(slot.key.id.raw()));
         let index = match self.free.pop() {
             Some(index) => {
                 self.slots[index as usize] = slot;
@@ -199,7 +199,7 @@ impl AddressSpace {
         self.unlist_by_hva(index);
         let slot = self.slots.get_mut(index as usize)?.take();
         self.by_id[usize::from(id.raw())] = 0;
-        self.by_gfn.remove(slot.range.start().raw(), index);
+        self.by_gfn.remove(slot.range().start().raw(), index);
         self.free.push(index);
         Some(slot)
     }
@@ -210,7 +210,7 @@ fn frames_in(slot: &Slot, start: Hva, end: Hva) -> Option<GfnRange> {
     let (first, last) = slot.hva_range();
     let from = start.raw().max(first) - first;
     let to = end.raw().min(last).checked_sub(first)?;
-    let base = slot.range.start().raw();
+    let base = slot.range().start().raw();
     let begin = base + (from >> crate::PAGE_SHIFT);
     GfnRange::between(
         Gfn::new(begin),

@@ -73,7 +73,12 @@ fn tracking_counts_and_leaves_no_trace() {
     assert!(slot.untrack(gfn) && slot.untrack(gfn) && !slot.untrack(gfn));
     assert_eq!(slot.disallow(PageSize::Size2M, gfn), LpageInfo::MIXED);
     assert!(slot.set_mixed(PageSize::Size2M, gfn, false));
-    assert!(slot.overrides.iter().all(BTreeMap::is_empty));
+    assert!(
+        slot.overrides
+            .iter()
+            .flat_map(|both| &**both)
+            .all(BTreeMap::is_empty)
+    );
     assert!(!slot.track(Gfn::new(0x40000)) && !slot.set_mixed(PageSize::Size4K, gfn, true));
 }
 

@@ -118,8 +118,6 @@ impl Memory {
         let request = &change.request;
         let slot = Slot {
             key: change.slot,
-            range,
-            hva: Hva::new(request.hva),
             flags: SlotFlags::from_bits_truncate(request.flags),
             binding: self.bind(request, change.slot, range),
             dirty: self.new_bitmap(change.log, range),
@@ -185,9 +183,8 @@ impl Memory {
         let Some(mut slot) = space.remove(change.slot.id) else {
             return;
         };
-        slot.range = range;
         slot.invalid = false;
-        slot.lpage = LpageInfo::new(range, slot.hva);
+        slot.lpage = LpageInfo::new(range, slot.hva());
         slot.take_flags(change, bitmap);
         space.insert(slot);
         self.count_logged(change.log);

@@ -134,8 +134,6 @@ impl Memory {
         space.generation = space.generation.after(1, address_spaces);
         space.insert(Slot {
             key,
-            range,
-            hva,
             flags: SlotFlags::empty(),
             binding: None,
             dirty: None,
