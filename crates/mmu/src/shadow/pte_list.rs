@@ -274,7 +274,7 @@ mod tests {
         assert!(!lists.remove(&mut head, entry(3)));
     }
 
-    /// A block that is its own older one, as one that is freed twice may become.
+    /// The oldest block leads to the youngest, as where a block was freed and taken again while a list held it.
     #[test]
     fn a_circle_of_blocks_ends() {
         let (mut lists, mut head) = (Lists::default(), ListHead::EMPTY);
