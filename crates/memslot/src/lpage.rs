@@ -102,7 +102,7 @@ impl LpageInfo {
     pub fn track(&mut self, gfn: Gfn) -> bool {
         let inside = self.range.contains(gfn);
         if inside {
-            for (size, words) in PageSize::HUGE.into_iter().zip(self.overrides()) {
+            for (size, words) in PageSize::HUGE.into_iter().zip(self.overrides_mut()) {
                 let word = words.entry(huge_frame(size, gfn)).or_insert(0);
                 // One below the flag, so that the count and the alignment's reason never reach it.
                 if *word & !Self::MIXED < Self::MIXED - 2 {
@@ -123,7 +123,7 @@ impl LpageInfo {
         let all = |words: &Overrides| PageSize::HUGE.into_iter().zip(words).all(counted);
         let found = self.range.contains(gfn) && self.overrides.as_deref().is_some_and(all);
         if found {
-            for (size, words) in PageSize::HUGE.into_iter().zip(self.overrides()) {
+            for (size, words) in PageSize::HUGE.into_iter().zip(self.overrides_mut()) {
                 change(words, huge_frame(size, gfn), |word| word - 1);
             }
         }
@@ -137,14 +137,17 @@ impl LpageInfo {
         };
         let bit = if mixed { Self::MIXED } else { 0 };
         if mixed || self.overrides.is_some() {
-            change(&mut self.overrides()[at], huge_frame(size, gfn), |word| {
-                word & !Self::MIXED | bit
-            });
+            change(
+                &mut self.overrides_mut()[at],
+                huge_frame(size, gfn),
+                |word| word & !Self::MIXED | bit,
+            );
         }
         true
     }
 
-    fn overrides(&mut self) -> &mut Overrides {
+    /// The overrides, made if there are none.
+    fn overrides_mut(&mut self) -> &mut Overrides {
         self.overrides.get_or_insert_default()
     }
 
